@@ -1,0 +1,38 @@
+# Everything runs in .venv, which the first target that needs it sets up from requirements.lock.
+# SYSTEM_PYTHON: the interpreter to start from, 3.11 or later.
+SYSTEM_PYTHON ?= python3
+BIN := .venv/bin
+# Idle threads sleep instead of spinning: with more workers than cores, spinning ones starve the rest.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test check format lock clean
+
+demo: .venv/ready
+	$(BIN)/proxygml demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/ready: requirements.lock pyproject.toml
+	$(SYSTEM_PYTHON) -c 'import sys; sys.exit("proxygml needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
+	$(SYSTEM_PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+lock: .venv/ready
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
+		--python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
