@@ -1,0 +1,41 @@
+"""The mistakes a user can make, one type for each kind.
+
+Every message names the thing, what was found, what was expected and the mend. Commands print it without a traceback
+and exit with 2; anything else that escapes is a bug.
+"""
+
+
+class UserError(ValueError):
+    """The base of all: something in the input is wrong, and the message says what and how to mend it."""
+
+
+class CatalogError(UserError):
+    """A catalog that cannot be read, or that cannot be trained on or judged."""
+
+
+class DatasetError(UserError):
+    """A download that is incomplete, unsafe to unpack, or not of the stated data set."""
+
+
+class ImageError(UserError):
+    """A file that is no image, or an image that cannot be decoded whole."""
+
+
+class RecipeError(UserError):
+    """An unknown key, a wrong type or an impossible value in a recipe."""
+
+
+class WeightsError(UserError):
+    """Weights that are missing or that do not fit the network."""
+
+
+class RunError(UserError):
+    """A run folder that is missing, incomplete or of another model."""
+
+
+class OverwriteError(UserError):
+    """Something is already there, and nobody said that it may go."""
+
+
+class DivergedError(UserError):
+    """Training produced a loss that is not a number."""

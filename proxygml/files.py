@@ -1,0 +1,32 @@
+"""Files that are written whole or not at all."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from proxygml.errors import OverwriteError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Hand out a temporary path beside `path`; when the block ends well, it takes the place of `path` in one step.
+
+    When the block raises, or the process dies, `path` is as it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    """Raise OverwriteError when `path` is there already and `force` was not given."""
+    if path.exists() and not force:
+        raise OverwriteError(f"{path} is already there: choose another name, or give --force to replace it")
