@@ -1,0 +1,63 @@
+"""What every test may use."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from proxygml.catalog import Catalog
+from proxygml.embedder import EmbedderSettings
+from proxygml.images import ImageSettings
+from proxygml.recipe import LossSettings, Recipe
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def shared_file(name: str) -> Path:
+    """The real file of that name, or a skip that says which one is missing."""
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"the real data file {name} is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalog of 12 training and 6 test classes, 8 images each: a grating of its own angle, in any colour."""
+    folder = tmp_path_factory.mktemp("small")
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:24, :24] / 24
+    rows = []
+    for number in range(18):
+        angle = np.pi * number / 18
+        for image in range(8):
+            colour = random.uniform(80, 175, 3)
+            phase = random.uniform(0, 2 * np.pi)
+            wave = np.sin(2 * np.pi * 3 * (x * np.cos(angle) + y * np.sin(angle)) + phase)
+            pixels = colour + 60 * wave[..., None] + random.normal(0, 20, (24, 24, 3))
+            name = f"{number:02d}_{image}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+            rows.append((name, f"class {number:02d}", "train" if number < 12 else "test"))
+    Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), folder).write(folder / "small.parquet")
+    return folder / "small.parquet"
+
+
+@pytest.fixture
+def small_recipe(small_catalog: Path) -> Recipe:
+    """A recipe that trains on the small catalog in seconds."""
+    return Recipe(
+        catalog=str(small_catalog),
+        embedder=EmbedderSettings(backbone="conv4", weights="none", embedding_size=16),
+        images=ImageSettings(size=16, resize=16, crop_scale=(0.6, 1.0), horizontal_flip=False),
+        loss=LossSettings(proxies_per_class=2, neighbor_ratio=0.5, scale=4.0),
+        epochs=3,
+        warmup_epochs=1,
+        batch_size=16,
+        backbone_lr=1e-3,
+        embedding_lr=1e-3,
+        batch_norm="trained",
+        workers=0,
+        tracker="none",
+    )
