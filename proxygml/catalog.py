@@ -1,0 +1,383 @@
+"""The catalog: one table of images, labels and splits that every command reads.
+
+It reads, checks, splits and writes the table. It opens no image: that is prepare.py's work.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from proxygml.errors import CatalogError
+from proxygml.files import refuse_overwrite, written_whole
+
+SPLITS = ("train", "val", "test")
+TEXT_COLUMNS = ("path", "label", "split")
+BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
+ROLE_COLUMNS = ("is_query", "is_gallery")
+SUFFIXES = (".csv", ".parquet")
+
+
+class Count(NamedTuple):
+    """How much a part of a catalog holds."""
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Images with their labels and splits, in open-metric-learning's column names.
+
+    Attributes:
+        table: One row an image, index 0..n-1. `path` (str, relative to `folder` with forward slashes, or absolute),
+            `label` (str), `split` (one of SPLITS); optionally `x_1 y_1 x_2 y_2` (nullable integers, pixels of the
+            upright image, the right and lower edge not included; all four or none) and `is_query is_gallery` (bool,
+            both or none). Other columns are kept as they are.
+        folder: What the relative paths are relative to.
+
+    Raises:
+        CatalogError: The table has other columns, values or types than these. Boxes without an area pass here:
+            `Catalog.read` refuses them, `prepare` reports them.
+    """
+
+    table: pd.DataFrame
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", _normalised(self.table))
+
+    @classmethod
+    def read(cls, path: Path | str, check_boxes: bool = True) -> "Catalog":
+        """Read a CSV or Parquet table, ours or one made for open-metric-learning.
+
+        There `validation` is `test` where the table has no test rows, and `val` where it has.
+
+        Args:
+            path: The table; its relative paths are relative to its folder.
+            check_boxes: False lets boxes without an area pass, for a caller who reports them all.
+
+        Raises:
+            CatalogError: The file is missing or no table, or the table is wrong (see the class).
+        """
+        path = Path(path)
+        check_suffix(path)
+        try:
+            catalog = cls(_load(path), path.parent)
+            if check_boxes:
+                _check_box_areas(catalog.table)
+        except CatalogError as error:
+            raise CatalogError(f"{path}: {error}") from error
+        return catalog
+
+    def write(self, path: Path | str, force: bool = False) -> None:
+        """Write CSV or Parquet, by suffix, whole or not at all; relative paths become relative to its folder.
+
+        Raises:
+            OverwriteError: Something is at `path` already and `force` is False.
+            CatalogError: The suffix is neither .csv nor .parquet.
+        """
+        path = Path(path)
+        check_suffix(path)
+        refuse_overwrite(path, force)
+        table = self.table.assign(path=_rebased(self.table["path"], self.folder, path.parent))
+        with written_whole(path) as temporary:
+            if path.suffix.lower() == ".csv":
+                table.to_csv(temporary, index=False)
+            else:
+                table.to_parquet(temporary, index=False)
+
+    def split(self, name: str) -> "Catalog":
+        """The rows of one split.
+
+        Raises:
+            CatalogError: The catalog has no such rows.
+        """
+        rows = self.table[self.table["split"] == name]
+        if rows.empty:
+            there = ", ".join(split for split in SPLITS if (self.table["split"] == split).any()) or "none"
+            raise CatalogError(f"the catalog in {self.folder} has no split {name!r}; the splits that it has: {there}")
+        return Catalog(rows, self.folder)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the images are, `folder` included."""
+        return [self.folder / path for path in self.table["path"]]
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each row."""
+        return [str(label) for label in self.table["label"]]
+
+    @property
+    def boxes(self) -> npt.NDArray[np.int64] | None:
+        """(n, 4) int64, x_1 y_1 x_2 y_2 in pixels; zeros stand for the whole image. None without box columns."""
+        if BOX_COLUMNS[0] not in self.table:
+            return None
+        boxes: npt.NDArray[np.int64] = self.table[list(BOX_COLUMNS)].fillna(0).to_numpy(dtype=np.int64)
+        return boxes
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels that occur, sorted."""
+        return sorted(set(self.labels))
+
+    @property
+    def counts(self) -> dict[str, Count]:
+        """Images and classes of each split that has rows; of `query` and `gallery` too where the catalog has them."""
+        parts = {name: self.table["split"] == name for name in SPLITS}
+        if ROLE_COLUMNS[0] in self.table:
+            parts |= {
+                role.removeprefix("is_"): self.table[role] & (self.table["split"] == "test") for role in ROLE_COLUMNS
+            }
+        return {
+            name: Count(int(rows.sum()), int(self.table.loc[rows, "label"].nunique()))
+            for name, rows in parts.items()
+            if rows.any()
+        }
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise CatalogError when a catalog cannot be written or read under that name."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
+
+
+def check_splits(catalog: Catalog) -> list[str]:
+    """Check that the splits are class-disjoint and that each serves its purpose.
+
+    Returns:
+        What to tell the user although the catalog can be used.
+
+    Raises:
+        CatalogError: Two splits share classes, the training split has one class only, or nothing can be retrieved
+            in a validation or test split.
+    """
+    parts = {name: catalog.split(name) for name in SPLITS if (catalog.table["split"] == name).any()}
+    if not parts:
+        raise CatalogError(f"the catalog in {catalog.folder} has no rows")
+    for (one, ones), (other, others) in combinations(parts.items(), 2):
+        if shared := sorted(set(ones.labels) & set(others.labels)):
+            raise CatalogError(
+                f"{len(shared)} classes are in both {one} and {other} ({_some(shared)}): retrieval is judged on "
+                "classes never seen in training, so every class belongs whole to one split"
+            )
+    warnings = [
+        f"the catalog has no {name} split: it can be {use}"
+        for name, use in (("train", "evaluated, but not trained on"), ("test", "trained on, but not evaluated"))
+        if name not in parts
+    ]
+    if "train" in parts and len(parts["train"].classes) < 2:
+        raise CatalogError(
+            f"the train split has one class only ({parts['train'].classes[0]!r}): at least 2 are needed to tell apart"
+        )
+    for name in ("val", "test"):
+        if name in parts:
+            warnings += _check_retrieval(parts[name], name)
+    return warnings
+
+
+def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
+    """Move whole training classes to the validation split, at random.
+
+    At least 2 classes are moved and at least 2 stay. Where the catalog has queries and a gallery, every image that is
+    moved is both: each queries all the others.
+
+    Args:
+        catalog: Has no validation split yet.
+        fraction: Of the training classes, in (0, 1).
+        seed: Of the choice; the same seed and classes give the same choice.
+
+    Raises:
+        CatalogError: The fraction is out of range, a validation split exists already, or classes are too few.
+    """
+    if not 0 < fraction < 1:
+        raise CatalogError(f"the fraction of classes to hold out is {fraction}: it must be between 0 and 1")
+    if (catalog.table["split"] == "val").any():
+        raise CatalogError("classes cannot be held out: the catalog has a val split already, which serves as it is")
+    classes = catalog.split("train").classes
+    if len(classes) < 4:
+        raise CatalogError(
+            f"the train split has {len(classes)} classes: at least 4 are needed to hold 2 out and keep 2"
+        )
+    held_count = min(max(round(fraction * len(classes)), 2), len(classes) - 2)
+    held = np.random.default_rng(seed).choice(np.array(classes, dtype=object), held_count, replace=False)
+    moved = (catalog.table["split"] == "train") & catalog.table["label"].isin(list(held))
+    table = catalog.table.copy()
+    table.loc[moved, "split"] = "val"
+    for role in ROLE_COLUMNS:
+        if role in table:
+            table.loc[moved, role] = True
+    return Catalog(table, catalog.folder)
+
+
+def _load(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise CatalogError("there is no such file; `proxygml prepare` makes a catalog")
+    try:
+        return _load_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+        raise CatalogError(f"cannot be read as {path.suffix.lower()[1:]}: {error}") from error
+
+
+def _load_csv(path: Path) -> pd.DataFrame:
+    """Text stays text: a class may be called 007, NA or null."""
+    columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+    missing = {column: ["", "None", "nan", "NaN", "NA", "<NA>"] for column in columns if column not in TEXT_COLUMNS}
+    return pd.read_csv(
+        path,
+        encoding="utf-8-sig",
+        dtype=dict.fromkeys(TEXT_COLUMNS, str),
+        keep_default_na=False,
+        na_values=missing,
+        low_memory=False,
+    )
+
+
+def _normalised(table: pd.DataFrame) -> pd.DataFrame:
+    _check_columns(table)
+    table = table.reset_index(drop=True)
+    for column in TEXT_COLUMNS:
+        table[column] = _as_text(table[column])
+    table["split"] = _as_splits(table["split"])
+    if BOX_COLUMNS[0] in table:
+        table[list(BOX_COLUMNS)] = _as_boxes(table[list(BOX_COLUMNS)])
+    if ROLE_COLUMNS[0] in table:
+        for role in ROLE_COLUMNS:
+            table[role] = _as_flags(table[role], table["split"])
+    return table
+
+
+def _check_columns(table: pd.DataFrame) -> None:
+    columns = [str(column) for column in table.columns]
+    for group in (BOX_COLUMNS, ROLE_COLUMNS):
+        there = [column for column in group if column in columns]
+        if there and len(there) < len(group):
+            absent = ", ".join(column for column in group if column not in columns)
+            raise CatalogError(
+                f"has the column {', '.join(there)} but not {absent}: all of {', '.join(group)}, or none"
+            )
+    for column in TEXT_COLUMNS:
+        if column not in columns:
+            nearest = get_close_matches(column, columns, n=1, cutoff=0.5)
+            hint = f"; rename {nearest[0]!r}?" if nearest else ""
+            raise CatalogError(f"has no column {column!r}; its columns are {', '.join(columns) or 'none'}{hint}")
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    """Text as it is; whole numbers without a fraction, also where a missing value made them floats."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    text = column.astype("string").astype(object)
+    empty = text.isna() | (text.str.strip() == "")
+    if empty.any():
+        raise CatalogError(f"has no {column.name} in {_rows(empty)}: every image needs one")
+    return text.astype("str")
+
+
+def _as_splits(column: pd.Series) -> pd.Series:
+    validation = "val" if (column == "test").any() else "test"
+    splits = column.replace("validation", validation)
+    unknown = ~splits.isin(SPLITS)
+    if unknown.any():
+        found = str(splits[unknown].iloc[0])
+        nearest = get_close_matches(found.lower(), [*SPLITS, "validation"], n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}; the splits are {', '.join(SPLITS)}{hint}")
+    return splits
+
+
+def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:
+    """Whole pixels, rounded outwards, so that nothing of the box is lost."""
+    try:
+        boxes = columns.apply(pd.to_numeric).astype("Float64").astype("float64")
+    except (ValueError, TypeError) as error:
+        raise CatalogError(f"has a box ({', '.join(BOX_COLUMNS)}) that is no number: {error}") from error
+    given = boxes.notna().sum(axis=1)
+    if (partial := (given > 0) & (given < len(BOX_COLUMNS))).any():
+        raise CatalogError(f"has a part of a box in {_rows(partial)}: all of {', '.join(BOX_COLUMNS)}, or none")
+    if (boundless := np.isinf(boxes).any(axis=1)).any():
+        raise CatalogError(f"has an infinite box in {_rows(boundless)}")
+    lower, upper = list(BOX_COLUMNS[:2]), list(BOX_COLUMNS[2:])
+    boxes[lower] = np.floor(boxes[lower])
+    boxes[upper] = np.ceil(boxes[upper])
+    return boxes.astype("Int64")
+
+
+def _as_flags(column: pd.Series, splits: pd.Series) -> pd.Series:
+    """True and False, however the file spells them; training rows may leave it out, and are neither."""
+    spelled = column.map(lambda value: value.strip().lower() if isinstance(value, str) else value)
+    flags = spelled.map({True: True, False: False, "true": True, "false": False, "1": True, "0": False})
+    wrong = flags.isna() & ~((splits == "train") & column.isna())
+    if wrong.any():
+        found = column[wrong].iloc[0]
+        raise CatalogError(
+            f"has {column.name} {str(found)!r} in {_rows(wrong)}: True or False in every val and test row"
+        )
+    return flags.eq(True).astype(bool)
+
+
+def _check_box_areas(table: pd.DataFrame) -> None:
+    if BOX_COLUMNS[0] not in table:
+        return
+    x_1, y_1, x_2, y_2 = (table[column] for column in BOX_COLUMNS)
+    wrong = ((x_1 >= x_2) | (y_1 >= y_2) | (x_1 < 0) | (y_1 < 0)).fillna(False).astype(bool)
+    if wrong.any():
+        box = tuple(int(value) for value in table.loc[wrong, list(BOX_COLUMNS)].iloc[0])
+        raise CatalogError(
+            f"has the box {box} in {_rows(wrong)}: expected 0 <= x_1 < x_2 and 0 <= y_1 < y_2, in pixels"
+        )
+
+
+def _check_retrieval(part: Catalog, name: str) -> list[str]:
+    """Warnings about one validation or test split; CatalogError when no query can find anything."""
+    table = part.table
+    is_query, is_gallery = (
+        (table[role] if role in table else pd.Series(True, index=table.index)) for role in ROLE_COLUMNS
+    )
+    if not is_query.any() or not is_gallery.any():
+        raise CatalogError(
+            f"the {name} split has {is_query.sum()} queries and {is_gallery.sum()} gallery images: both needed"
+        )
+    in_gallery = table["label"].map(table.loc[is_gallery, "label"].value_counts()).fillna(0)
+    # A query that is in the gallery too does not count as found by itself.
+    has_positive = in_gallery - (is_query & is_gallery) > 0
+    if not has_positive[is_query].any():
+        raise CatalogError(f"no query of the {name} split has another image of its class: nothing can be retrieved")
+    findable = set(table.loc[is_query & has_positive, "label"])
+    lost = sorted(set(table.loc[is_query, "label"]) - findable)
+    if not lost:
+        return []
+    reason = "a query but no gallery image" if "is_query" in table else "one image"
+    if len(lost) == 1:
+        return [f"{name} class {lost[0]!r} has {reason} and cannot be retrieved"]
+    return [f"{len(lost)} {name} classes have {reason} each and cannot be retrieved: {_some(lost)}"]
+
+
+def _rebased(paths: Iterable[str], old: Path, new: Path) -> list[str]:
+    """Relative paths, relative to another folder; absolute ones as they are."""
+    # Resolved on both sides, because `..` after a symbolic link goes somewhere else.
+    prefix = Path(os.path.relpath(old.resolve(), new.resolve())).as_posix()
+    return [path if Path(path).is_absolute() else posixpath.normpath(posixpath.join(prefix, path)) for path in paths]
+
+
+def _rows(mask: pd.Series) -> str:
+    numbers = [str(row) for row in np.flatnonzero(mask)]
+    return f"row{'s' if len(numbers) > 1 else ''} {_some(numbers)}"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
