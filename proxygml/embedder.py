@@ -1,0 +1,302 @@
+"""The embedder: backbone, pooling, linear layer, L2 norm; from RGB images to unit vectors.
+
+It is saved as two files that need nothing else: model.safetensors (tensors) and model.json (what they mean).
+Backbones and their weights are backbones.py's, training is training.py's.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from proxygml.backbones import InputSpace, build_backbone
+from proxygml.console import track
+from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
+from proxygml.files import written_whole
+from proxygml.images import ImageDataset, ImageSettings, test_transform
+
+Pooling = Literal["avg", "max", "avg+max", "gem"]
+FORMAT = 1
+
+ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image
+
+
+@dataclass(frozen=True)
+class EmbedderSettings:
+    """What the embedder is made of: the `embedder` section of a recipe.
+
+    Raises:
+        RecipeError: a value is impossible; the message names the key.
+    """
+
+    backbone: str = "bn_inception"
+    """`bn_inception` (the paper's), `conv4` (small, for characters) or the name of any timm model."""
+
+    weights: str = "pretrained"
+    """`pretrained` (downloaded), `none` (random), or the path of a .safetensors or .pth file."""
+
+    pooling: Pooling = "avg"
+    """How the backbone's feature map becomes one vector: avg, max, avg+max (their sum) or gem (generalised mean)."""
+
+    embedding_size: int = 512
+    """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(Pooling):
+            allowed = ", ".join(get_args(Pooling))
+            raise RecipeError(f"embedder.pooling is {self.pooling!r}, but must be one of {allowed}")
+        if self.embedding_size < 0:
+            raise RecipeError(f"embedder.embedding_size is {self.embedding_size}, but must be 0 or more")
+
+
+class Pool(nn.Module):
+    """A feature map, (M, F, positions), to one vector an image, (M, F)."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+        if pooling == "gem":
+            self.power = nn.Parameter(torch.tensor(3.0))  # the value of Radenovic et al. 2018, from which it is learned
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.pooling == "avg":
+            return features.mean(dim=-1)
+        if self.pooling == "max":
+            return features.amax(dim=-1)
+        if self.pooling == "avg+max":
+            return features.mean(dim=-1) + features.amax(dim=-1)
+        return features.float().clamp_min(1e-6).pow(self.power).mean(dim=-1).pow(1 / self.power)
+
+
+class Head(nn.Module):
+    """Pooled features (M, F) to embeddings (M, D): the linear layer, then the L2 norm, in float32 at least."""
+
+    def __init__(self, num_features: int, embedding_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, embedding_size) if embedding_size else nn.Identity()
+
+    def forward(self, features: Tensor) -> Tensor:
+        vectors: Tensor = self.linear(features)
+        return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+
+
+class Embedder(nn.Module):
+    """Images to L2-normalised embeddings.
+
+    Args:
+        settings: backbone, weights, pooling and size.
+        images: how images are cut and scaled before they come here.
+        classes: the training classes in the order of their numbers; kept with the model.
+
+    Raises:
+        RecipeError, WeightsError: see build_backbone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: EmbedderSettings, images: ImageSettings, classes: Sequence[str] = ()) -> None:
+        super().__init__()
+        backbone, space = build_backbone(settings.backbone, settings.weights, images.size)
+        self._assemble(backbone, space, settings, images, classes)
+
+    def _assemble(
+        self,
+        backbone: nn.Module,
+        space: InputSpace,
+        settings: EmbedderSettings,
+        images: ImageSettings,
+        classes: Sequence[str],
+    ) -> None:
+        self.settings = settings
+        self.images = images
+        self.classes = tuple(classes)
+        self.space = space
+        self.num_features: int = backbone.num_features  # type: ignore[assignment]
+        self.embedding_size = settings.embedding_size or self.num_features
+        self.backbone = backbone
+        self.pool = Pool(settings.pooling)
+        self.head = Head(self.num_features, settings.embedding_size)
+        self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(space.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB images (M, 3, H, W), uint8 in 0..255 or float in 0..1 -> (M, embedding_size), L2-normalised."""
+        embeddings: Tensor = self.head(self.features(images))
+        return embeddings
+
+    def features(self, images: Tensor) -> Tensor:
+        """RGB images (M, 3, H, W), uint8 in 0..255 or float in 0..1 -> pooled features (M, num_features)."""
+        features = self.backbone.forward_features(self._normalise(images))  # type: ignore[operator]
+        pooled: Tensor = self.pool(self._positions_last(features))
+        return pooled
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            images = images / 255
+        images = (images - self.mean) / self.std
+        return images.flip(1) if self.space.bgr else images
+
+    def _positions_last(self, features: Tensor) -> Tensor:
+        """(M, F, h, w), (M, h, w, F), (M, tokens, F) or (M, F), as timm's families have it, to (M, F, positions)."""
+        if features.dim() == 4 and features.shape[1] == self.num_features:
+            return features.flatten(2)
+        if features.dim() == 4:
+            return features.flatten(1, 2).transpose(1, 2)
+        if features.dim() == 3:
+            # Class and register tokens come first; pooling is over the patches.
+            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
+        return features[:, :, None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        images: Tensor | Sequence[ImageLike],
+        *,
+        boxes: npt.NDArray[np.int64] | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Embed any number of images, in batches, on the device where the embedder is.
+
+        Args:
+            images: paths; or RGB images of any size as uint8 tensors (3, H, W), uint8 arrays (H, W, 3) or Pillow
+                images; or one uint8 tensor (n, 3, H, W).
+            boxes: integer (n, 4), the part of each file to embed, x_1 y_1 x_2 y_2 in pixels; paths only.
+            batch_size: images at a time.
+            workers: processes that decode files; 0 decodes in this one.
+            progress: show a progress bar.
+
+        Returns:
+            float32 (n, embedding_size) on the CPU, L2-normalised, in the order of the images.
+
+        Raises:
+            ImageError: an image that cannot be decoded, or that is none.
+        """
+        if isinstance(images, (str, Path)):
+            raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
+        if len(images) == 0:
+            return torch.empty(0, self.embedding_size)
+        was_training = self.training
+        self.eval()
+        try:
+            batches = self._batches(images, boxes, batch_size, workers)
+            total = -(-len(images) // batch_size)
+            embedded = [
+                self(batch.to(self.device, non_blocking=True)).float().cpu()
+                for batch in track(batches, "embedding", total, disable=not progress)
+            ]
+        finally:
+            self.train(was_training)
+        return torch.cat(embedded)
+
+    def _batches(
+        self, images: Tensor | Sequence[ImageLike], boxes: npt.NDArray[np.int64] | None, batch_size: int, workers: int
+    ) -> Iterator[Tensor]:
+        if not isinstance(images, Tensor) and isinstance(images[0], (str, Path)):
+            paths = [path for path in images if isinstance(path, (str, Path))]
+            if len(paths) != len(images):
+                raise ImageError("embed takes paths or decoded images, but got both in one list: embed them apart")
+            dataset = ImageDataset(paths, boxes, self.images, training=False)
+            for batch, _ in torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers):
+                yield batch
+            return
+        transform = test_transform(self.images)
+        for start in range(0, len(images), batch_size):
+            yield torch.stack([transform(_as_tensor(image)) for image in images[start : start + batch_size]])
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors and model.json, each whole or not at all."""
+        description = {
+            "format": FORMAT,
+            "embedder": asdict(self.settings),
+            "images": asdict(self.images),
+            "input": asdict(self.space),
+            "classes": list(self.classes),
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with written_whole(folder / "model.safetensors") as path:
+            save_file(tensors, path)
+        with written_whole(folder / "model.json") as path:
+            path.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, run_folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
+        """The embedder of a run folder, ready to embed.
+
+        Args:
+            run_folder: the folder that holds model.safetensors and model.json.
+            device: where to put it.
+
+        Raises:
+            RunError: a file is missing, unreadable or of another format.
+            WeightsError: the tensors do not fit the description.
+        """
+        folder = Path(run_folder)
+        description = _read_description(folder)
+        try:
+            settings = EmbedderSettings(**description["embedder"])
+            images = ImageSettings(**{key: _tuple(value) for key, value in description["images"].items()})
+            space = InputSpace(**{key: _tuple(value) for key, value in description["input"].items()})
+            classes = description["classes"]
+        except (KeyError, TypeError, AttributeError, RecipeError) as error:
+            raise RunError(f"{folder / 'model.json'} does not describe an embedder: {error}") from error
+        backbone, _ = build_backbone(settings.backbone, "none", images.size)
+        embedder = cls.__new__(cls)
+        nn.Module.__init__(embedder)
+        embedder._assemble(backbone, space, settings, images, classes)
+        try:
+            embedder.load_state_dict(load_file(folder / "model.safetensors"))
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
+        except RuntimeError as error:
+            raise WeightsError(f"{folder / 'model.safetensors'} does not fit its model.json: {error}") from error
+        return embedder.to(device).eval()
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no model.json: give a run folder in which training has finished")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise RunError(f"{path} has format {found!r}, but this version of proxygml reads format {FORMAT}")
+    return dict(description)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_tensor(image: ImageLike) -> Tensor:
+    """An RGB image in memory as uint8 (3, H, W)."""
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(f"an array has shape {image.shape}, {image.dtype}: expected (H, W, 3) uint8, RGB")
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if not isinstance(image, Tensor):
+        raise ImageError(f"an image is a {type(image).__name__}: expected a path, tensor, array or Pillow image")
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise ImageError(f"a tensor has shape {tuple(image.shape)}, {image.dtype}: expected (3, H, W) uint8, RGB")
+    return image
