@@ -1,0 +1,259 @@
+"""The recipe: everything that decides a training run, typed; the YAML file and the command line's options alike.
+
+It holds and checks the values. What they do is in the rooms that they are named after.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, get_args
+
+import yaml
+
+from proxygml.embedder import EmbedderSettings
+from proxygml.errors import RecipeError
+from proxygml.files import written_whole
+from proxygml.images import ImageSettings
+
+# Inside an installed package, and beside it in a checkout.
+SHIPPED = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
+
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["steps", "cosine"]
+Precision = Literal["fp32", "bf16", "fp16"]
+BatchNorm = Literal["frozen", "trained"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss: the `loss` section of a recipe, the arguments of ProxyGMLLoss that are chosen and not derived.
+
+    Raises:
+        RecipeError: a value is impossible; the message names the key.
+    """
+
+    proxies_per_class: int = 12
+    """N: how many proxies each training class owns."""
+
+    neighbor_ratio: float = 0.05
+    """The paper's r, in (0, 1]: the share of all proxies that a sample keeps as its sub-graph."""
+
+    proxy_weight: float = 0.3
+    """The paper's lambda, 0 or more: weight of the regulariser that classifies the proxies themselves."""
+
+    scale: float = 1.0
+    """Factor on the class scores before the softmax, above 0. With one proxy a class, 1 is far too flat: use 20."""
+
+    def __post_init__(self) -> None:
+        for key, holds, expected in (
+            ("proxies_per_class", self.proxies_per_class >= 1, "1 or more"),
+            ("neighbor_ratio", 0 < self.neighbor_ratio <= 1, "above 0 and at most 1"),
+            ("proxy_weight", 0 <= self.proxy_weight < math.inf, "0 or more"),
+            ("scale", 0 < self.scale < math.inf, "above 0"),
+        ):
+            _require(holds, f"loss.{key}", getattr(self, key), expected)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment. The defaults are the paper's settings for CUB-200-2011 and Cars196.
+
+    Raises:
+        RecipeError: a value is impossible; the message names the key.
+    """
+
+    catalog: str = ""
+    """The table of images, labels and splits to train on (.parquet or .csv)."""
+
+    embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
+    """The network."""
+
+    images: ImageSettings = field(default_factory=ImageSettings)
+    """How images are cut, scaled and varied."""
+
+    loss: LossSettings = field(default_factory=LossSettings)
+    """The loss."""
+
+    epochs: int = 50
+    """Passes over the training images. 0 trains nothing: the network as it starts is the model."""
+
+    warmup_epochs: int = 1
+    """First epochs, counted among `epochs`, in which only the embedding layer and the proxies train."""
+
+    batch_size: int = 32
+    """Images a step, over all processes together."""
+
+    images_per_class: int = 0
+    """Images of a class that come together in a batch; 0 shuffles plainly, as published."""
+
+    optimizer: Optimizer = "adam"
+    """adam, or adamw (weight decay apart from the gradient)."""
+
+    backbone_lr: float = 1e-4
+    """Learning rate of the backbone; 0 freezes it, batch norm included."""
+
+    embedding_lr: float = 1e-4
+    """Learning rate of the embedding layer (and of gem pooling)."""
+
+    proxy_lr: float = 0.03
+    """Learning rate of the proxies."""
+
+    weight_decay: float = 1e-4
+    """Weight decay of everything that trains, proxies included."""
+
+    eps: float = 0.01
+    """Added to the denominator of Adam; the published value is far above Adam's default."""
+
+    schedule: Schedule = "steps"
+    """steps: all learning rates times `decay` at each of the `milestones`; cosine: from full to 0 over all epochs."""
+
+    milestones: tuple[int, ...] = (20, 40)
+    """For schedule steps: number of finished epochs after which the learning rates fall."""
+
+    decay: float = 0.1
+    """For schedule steps: the factor at each milestone."""
+
+    batch_norm: BatchNorm = "frozen"
+    """frozen: the backbone's batch-norm layers keep statistics and weights; trained: they learn as usual."""
+
+    precision: Precision = "fp32"
+    """Arithmetic of the network: fp32, bf16, or fp16 with loss scaling. The loss itself always computes in fp32."""
+
+    validation_classes: float = 0.0
+    """Fraction of the training classes held out whole, 0 to below 1; the epoch best on them by MAP@R is kept.
+    With 0, and no val split in the catalog, the last epoch is kept. The test classes never choose anything."""
+
+    cache_features: bool = False
+    """With backbone_lr 0: compute the backbone's features once, keep them on disk, train the head on them.
+    Training images are then cut like test images: no random crops."""
+
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    """The K of the Recall@K that are reported."""
+
+    seed: int = 0
+    """Fixes the start, the order of the images and their crops. Two CPU runs of one recipe give the same numbers."""
+
+    workers: int = 2
+    """Processes that decode images, for each training process; 0 decodes in the training process itself."""
+
+    tracker: Tracker = "tensorboard"
+    """Where the course of training goes beside metrics.csv: tensorboard, wandb, mlflow or none."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
+        for key in ("backbone_lr", "embedding_lr", "proxy_lr", "weight_decay"):
+            value = getattr(self, key)
+            _require(value >= 0 and math.isfinite(value), key, value, "a number of 0 or more")
+        _require(self.eps > 0, "eps", self.eps, "above 0")
+        _require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
+        _require(0 <= self.validation_classes < 1, "validation_classes", self.validation_classes, "0 to below 1")
+        for key, choices in (
+            ("optimizer", Optimizer),
+            ("schedule", Schedule),
+            ("batch_norm", BatchNorm),
+            ("precision", Precision),
+            ("tracker", Tracker),
+        ):
+            allowed = get_args(choices)
+            _require(getattr(self, key) in allowed, key, getattr(self, key), f"one of {', '.join(allowed)}")
+        _require(bool(self.recall_at) and min(self.recall_at) >= 1, "recall_at", self.recall_at, "numbers of 1 or more")
+        if self.images_per_class and self.batch_size % self.images_per_class:
+            raise RecipeError(
+                f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
+            )
+        if self.cache_features and self.backbone_lr > 0:
+            raise RecipeError(
+                f"cache_features needs a frozen backbone, but backbone_lr is {self.backbone_lr}: set it to 0"
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the recipe, every key, as YAML."""
+        with written_whole(path) as temporary:
+            temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Recipe":
+        """Read a recipe from YAML; keys that are left out keep their defaults.
+
+        Raises:
+            RecipeError: the file is missing or no YAML, a key is unknown or a value is impossible.
+        """
+        from jsonargparse import ArgumentError, ArgumentParser  # noqa: PLC0415
+
+        check_keys(path)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, "recipe")
+        try:
+            parsed = parser.parse_object({"recipe": yaml.safe_load(path.read_text(encoding="utf-8")) or {}})
+            recipe: Recipe = parser.instantiate(parsed).recipe
+        except ArgumentError as error:
+            raise RecipeError(f"{path}: {error.message}") from error
+        return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """The file of that path, or of that name among the recipes that come with proxygml (`cub200`, `sop`, ...).
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    shipped = {path.stem: path for folder in SHIPPED for path in sorted(folder.rglob("*.yaml"))}
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.stem in shipped and path.name in (path.stem, f"{path.stem}.yaml"):
+        return shipped[path.stem]
+    raise RecipeError(f"the recipe {name} is not there: give a YAML file or one of {', '.join(shipped)}")
+
+
+def check_keys(path: Path) -> None:
+    """Raise RecipeError when the file is no recipe, naming an unknown key and the nearest right one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise RecipeError(f"the recipe {path} holds {type(content).__name__}, but must hold keys and values")
+    known = recipe_keys()
+    for key in _flat_keys(content or {}):
+        if key not in known:
+            nearest = nearest_key(key, known)
+            raise RecipeError(
+                f"{path}: a recipe has no key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
+            )
+
+
+def recipe_keys() -> list[str]:
+    """Every key of a recipe, dotted: `epochs`, `loss`, `loss.scale`, ..."""
+    return _flat_keys(asdict(Recipe()))
+
+
+def nearest_key(key: str, known: list[str]) -> str | None:
+    """The known key that is spelt most like another, or that ends the same."""
+    ending = [name for name in known if name.rsplit(".", maxsplit=1)[-1] == key.rsplit(".", maxsplit=1)[-1]]
+    return next(iter(get_close_matches(key, known, n=1, cutoff=0.6) or ending), None)
+
+
+def _flat_keys(content: dict[str, object]) -> list[str]:
+    keys = []
+    for key, value in content.items():
+        keys.append(str(key))
+        if isinstance(value, dict):
+            keys += [f"{key}.{inner}" for inner in _flat_keys(value)]
+    return keys
+
+
+def _require(holds: bool, key: str, found: object, expected: str) -> None:
+    if not holds:
+        raise RecipeError(f"{key} is {found!r}, but must be {expected}")
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, which YAML knows."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value

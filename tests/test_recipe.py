@@ -1,0 +1,68 @@
+"""Recipes: read, checked, written; the published settings."""
+
+from pathlib import Path
+
+import pytest
+
+from proxygml.errors import RecipeError
+from proxygml.recipe import Recipe, find_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_read(path: Path) -> None:
+    assert Recipe.read(path).epochs > 0
+    assert find_recipe(path.stem) == path
+
+
+def test_published_settings() -> None:
+    cub, cars, sop = (Recipe.read(find_recipe(name)) for name in ("cub200", "cars196", "sop"))
+    assert cub == cars == Recipe()  # the defaults are the paper's for CUB and Cars
+    assert (sop.loss.proxies_per_class, sop.loss.proxy_weight, sop.loss.scale) == (1, 0.0, 20.0)
+    assert (sop.proxy_lr, sop.batch_norm, sop.recall_at) == (0.3, "trained", (1, 10, 100, 1000))
+
+
+def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
+    recipe = Recipe.read(find_recipe("sop"))
+    recipe.write(tmp_path / "recipe.yaml")
+    assert Recipe.read(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch: 3", "no key 'epoch'; did you mean 'epochs'"),
+        ("loss: {proxies_per_clas: 3}", "no key 'loss.proxies_per_clas'; did you mean 'loss.proxies_per_class'"),
+        ("scale: 3", "no key 'scale'; did you mean 'loss.scale'"),
+        ("epochs: many", "epochs"),
+        ("images: {size: big}", "images.size"),
+        ("images: {size: -2}", "images.size is -2"),
+        ("- 1", "holds list"),
+        ("a: [", "cannot be read"),
+        ("batch_size: 1", "batch_size is 1"),
+        ("epochs: -1", "epochs is -1"),
+        ("backbone_lr: -0.1", "backbone_lr is -0.1"),
+        ("proxy_lr: .nan", "proxy_lr is nan"),
+        ("eps: 0", "eps is 0"),
+        ("decay: 2", "decay is 2"),
+        ("validation_classes: 1", "validation_classes is 1"),
+        ("optimizer: sgd", "optimizer"),
+        ("schedule: linear", "schedule"),
+        ("recall_at: [0]", "recall_at"),
+        ("{batch_size: 32, images_per_class: 5}", "no multiple of images_per_class"),
+        ("cache_features: true", "cache_features needs a frozen backbone, but backbone_lr is 0.0001"),
+        ("loss: {scale: -1}", "loss.scale is -1"),
+        ("loss: {neighbor_ratio: 2}", "loss.neighbor_ratio is 2"),
+    ],
+)
+def test_wrong_recipes_are_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.read(path)
+
+
+def test_missing_recipe_names_ours() -> None:
+    with pytest.raises(RecipeError, match="cub200"):
+        find_recipe("no_such")
