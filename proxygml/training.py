@@ -1,0 +1,504 @@
+"""Training: the method as a loop. Optimiser groups, warm-up, batch-norm policy, honest selection, checkpoints.
+
+It reads a recipe and a catalog and fills a run folder with a model. The test classes are not looked at here.
+"""
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.nn.functional as distributed
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from proxygml.batches import Batches
+from proxygml.catalog import Catalog, check_splits, hold_out_classes
+from proxygml.console import console, progress_bar
+from proxygml.embedder import Embedder
+from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
+from proxygml.evaluation import score_queries
+from proxygml.features import cached_features, embed_catalog
+from proxygml.files import written_whole
+from proxygml.images import ImageDataset
+from proxygml.loss import ProxyGMLLoss
+from proxygml.recipe import Recipe
+from proxygml.run_folder import RunFolder
+
+LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
+COLLAPSED = 0.9  # mean cosine of a batch above which hardly any direction is left to tell images apart
+
+Row = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds beside the tensors."""
+
+    epoch: int = 0
+    history: list[Row] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+class Training:
+    """One run in the making: the network, the loss, the optimiser and the data, on every process alike."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.accelerator = make_accelerator(recipe, run.path)
+        set_seed(recipe.seed)
+        self.train_images, self.validation_images = split_for_training(recipe)
+        classes = self.train_images.classes
+        self.embedder = Embedder(recipe.embedder, recipe.images, classes).to(self.accelerator.device)
+        self.criterion: ProxyGMLLoss = ProxyGMLLoss(
+            len(classes), self.embedder.embedding_size, **asdict(recipe.loss)
+        ).to(self.accelerator.device)
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(recipe, self.embedder, self.criterion))
+        numbers = {label: number for number, label in enumerate(classes)}
+        self.labels = torch.tensor([numbers[label] for label in self.train_images.labels])
+        self.batches = Batches(
+            self.labels.numpy(),
+            recipe.batch_size,
+            recipe.images_per_class,
+            recipe.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.progress = Progress()
+        self.collapse = CollapseWatch()
+
+    # The method, from top to bottom -----------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train all epochs that are left, keep the model that the protocol says, and write it."""
+        data = self._data()
+        for epoch in range(self.progress.epoch + 1, self.recipe.epochs + 1):
+            row = self._train_epoch(epoch, data)
+            if self.validation_images is not None:
+                row |= self._validate()
+            self._finish_epoch(epoch, row)
+        self._write_model()
+        self.accelerator.end_training()
+
+    def _train_epoch(self, epoch: int, data: "TrainingData") -> Row:
+        set_seed(self.recipe.seed * 100_003 + epoch)  # for dropout and the like; images and batches have their own
+        self.batches.set_epoch(epoch)
+        data.set_epoch(epoch)
+        self._freeze(backbone=epoch <= self.recipe.warmup_epochs or self.recipe.backbone_lr == 0)
+        rates = set_learning_rates(self.optimizer, self.recipe, epoch)
+        network = self._distributed(self.embedder.head if self.recipe.cache_features else self.embedder)
+        criterion = self._distributed(self.criterion)
+        meter, kept = Meter(), ProxyCounter(self.criterion)
+        for step, (inputs, indices, size) in enumerate(self._steps(epoch, data, meter), start=1):
+            embeddings = network(inputs.to(self.accelerator.device, non_blocking=True))
+            labels = self.labels[indices].to(self.accelerator.device, non_blocking=True)
+            embeddings, labels = self._gather(embeddings, labels, size)
+            self._look(meter, embeddings, epoch, step)
+            loss = criterion(embeddings, labels)
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            meter.add(loss, embeddings)
+            if epoch == self.recipe.epochs:
+                kept.add(embeddings, labels)
+        self._require_finite(meter.last_loss, epoch, step)
+        if epoch == self.recipe.epochs and self.accelerator.is_main_process:
+            kept.write(self.run.proxies, self.embedder.classes)
+        return {"epoch": epoch, **meter.means(), **rates}
+
+    def _freeze(self, backbone: bool) -> None:
+        """Choose what learns: in the warm-up the embedding layer and the proxies alone."""
+        self.embedder.train()
+        self.embedder.backbone.requires_grad_(not backbone)
+        self.embedder.backbone.train(not backbone)
+        if self.recipe.batch_norm == "frozen":
+            for layer in self.embedder.backbone.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+                    layer.requires_grad_(False)
+
+    def _validate(self) -> Row:
+        assert self.validation_images is not None
+        scores = score_queries(self._embed(self.validation_images), self.validation_images.labels)
+        return {
+            "val_recall_at_1": float((scores.first_positive < 1).mean()),
+            "val_map_at_r": float(scores.average_precision.mean()),
+        }
+
+    # Data -------------------------------------------------------------------------------------------------------------
+
+    def _data(self) -> "TrainingData":
+        if self.recipe.cache_features:
+            features = cached_features(self.embedder, self.train_images, self.accelerator, workers=self.recipe.workers)
+            return FeatureDataset(features)
+        images = self.train_images
+        return ImageDataset(images.paths, images.boxes, self.recipe.images, training=True, seed=self.recipe.seed)
+
+    def _steps(self, epoch: int, data: "TrainingData", meter: "Meter") -> Iterator[tuple[Tensor, Tensor, int]]:
+        """This process's inputs, their indices and the size of the global batch, with a progress bar."""
+        workers = 0 if self.recipe.cache_features else self.recipe.workers
+        loader = DataLoader(
+            data, batch_sampler=self.batches, num_workers=workers, pin_memory=self.accelerator.device.type == "cuda"
+        )
+        with progress_bar(disable=not self.accelerator.is_main_process) as bar:
+            task = bar.add_task(f"epoch {epoch}/{self.recipe.epochs}", total=len(loader), note="")
+            for (inputs, indices), size in zip(loader, self.batches.sizes, strict=True):
+                yield inputs, indices, size
+                bar.update(task, advance=1, note=meter.note)
+
+    def _embed(self, catalog: Catalog) -> Tensor:
+        cached = self.recipe.cache_features
+        return embed_catalog(self.embedder, catalog, self.accelerator, workers=self.recipe.workers, cached=cached)
+
+    # Several processes ------------------------------------------------------------------------------------------------
+
+    def _distributed(self, module: nn.Module) -> nn.Module:
+        """The module as Accelerate wraps it for this epoch's set of learning parameters.
+
+        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges.
+        """
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return module
+        self.accelerator.free_memory()
+        module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        prepared: nn.Module = self.accelerator.prepare_model(module)
+        return prepared
+
+    def _gather(self, embeddings: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The global batch in its own order, on every process, with a graph; so every loss sees all its samples.
+
+        The gather's backward adds the processes' gradients and data parallelism averages them, which together leave
+        the gradient of one process with the same batch.
+        """
+        if self.accelerator.num_processes == 1:
+            return embeddings, labels
+        parts = distributed.all_gather(embeddings)  # type: ignore[no-untyped-call]
+        gathered = self.accelerator.gather(labels).view(self.accelerator.num_processes, -1)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:size], gathered.T.flatten()[:size]
+
+    # Watching ---------------------------------------------------------------------------------------------------------
+
+    def _look(self, meter: "Meter", embeddings: Tensor, epoch: int, step: int) -> None:
+        """Now and then: is the loss a number, are the embeddings still apart, where do we stand?"""
+        on_cpu = embeddings.device.type == "cpu"
+        if not on_cpu and step % LOG_EVERY:
+            return
+        cosine = float(mean_cosine(embeddings.detach()))
+        self._require_finite(meter.last_loss, epoch, step)
+        if not math.isfinite(cosine):
+            self._diverged("the embeddings hold NaN or infinite values", epoch, step)
+        if step % LOG_EVERY == 0:
+            seen = (epoch - 1) * len(self.batches) + step
+            self.accelerator.log({"batch/loss": float(meter.last_loss), "batch/mean_cosine": cosine}, step=seen)
+            meter.describe(cosine)
+        if self.collapse.begins(cosine) and self.accelerator.is_main_process:
+            console.print(collapse_message(cosine, epoch, step, self.recipe), style="yellow", markup=False)
+
+    def _require_finite(self, loss: Tensor, epoch: int, step: int) -> None:
+        if not math.isfinite(loss):
+            self._diverged(f"the loss became {float(loss)}", epoch, step)
+
+    def _diverged(self, what: str, epoch: int, step: int) -> None:
+        kept = (
+            f"the last good state, after epoch {self.progress.epoch}, is kept in {self.run.checkpoint}"
+            if self.progress.epoch
+            else "no epoch had finished"
+        )
+        raise DivergedError(
+            f"{what} in epoch {epoch}, step {step}; {kept}. Try a lower backbone_lr ({self.recipe.backbone_lr:g}) or "
+            f"proxy_lr ({self.recipe.proxy_lr:g}), warmup_epochs of 1 or more ({self.recipe.warmup_epochs}), or "
+            f"precision bf16 or fp32 ({self.recipe.precision})"
+        )
+
+    # What is kept -----------------------------------------------------------------------------------------------------
+
+    def _finish_epoch(self, epoch: int, row: Row) -> None:
+        progress = self.progress
+        best_before = max((past["val_map_at_r"] for past in progress.history if "val_map_at_r" in past), default=-1.0)
+        progress.epoch = epoch
+        progress.history.append(row)
+        self.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=epoch * len(self.batches))
+        if not self.accelerator.is_main_process:
+            return
+        if row.get("val_map_at_r", -1.0) > best_before:
+            progress.best_epoch = epoch
+            self.embedder.save(self.run.best)
+        # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
+        self._save_checkpoint()
+        self._write_metrics()
+
+    def _save_checkpoint(self) -> None:
+        scaler = self.accelerator.scaler
+        with written_whole(self.run.checkpoint) as temporary:
+            torch.save(
+                {
+                    "progress": asdict(self.progress),
+                    "data": self._fingerprint(),
+                    "embedder": self.embedder.state_dict(),
+                    "criterion": self.criterion.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                },
+                temporary,
+            )
+
+    def resume(self) -> None:
+        """Go back to the last finished epoch; to the start where there is none.
+
+        Raises:
+            RunError: the checkpoint cannot be read, or the training images are not those that it was made with.
+        """
+        if not self.run.checkpoint.exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(self.run.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise RunError(f"{self.run.checkpoint} cannot be read: {error}") from error
+        if state["data"] != self._fingerprint():
+            raise RunError(
+                f"{self.recipe.catalog} has {self._fingerprint()}, but {self.run.path} was trained on {state['data']}: "
+                "put the old catalog back, or start another run"
+            )
+        self.embedder.load_state_dict(state["embedder"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+
+    def _fingerprint(self) -> str:
+        return f"{len(self.train_images)} training images of {len(self.embedder.classes)} classes"
+
+    def _write_metrics(self) -> None:
+        with written_whole(self.run.metrics) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.progress.history[0]))
+            writer.writeheader()
+            writer.writerows(self.progress.history)
+
+    def _write_model(self) -> None:
+        """The last epoch's model, or the one that the validation classes chose."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        chosen = Embedder.load(self.run.best) if self.progress.best_epoch else self.embedder
+        chosen.save(self.run.path)
+
+
+def fit(recipe: Recipe, run: RunFolder) -> None:
+    """Start a run: write its recipe, train, and leave model, checkpoint and metrics in its folder.
+
+    Raises:
+        UserError: see the kinds in errors.py; a run that cannot start leaves no folder behind.
+    """
+    training = Training(recipe, run)
+    if training.accelerator.is_main_process:
+        run.start(recipe)
+    training.accelerator.init_trackers("proxygml")
+    training.fit()
+
+
+def resume(run: RunFolder) -> None:
+    """Go on with a run where it stopped; the result is that of a run that did not stop."""
+    training = Training(run.read_recipe(), run)
+    training.resume()
+    training.accelerator.init_trackers("proxygml")
+    training.fit()
+
+
+def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
+    """Accelerate as the recipe wants it.
+
+    Raises:
+        RecipeError: a precision that this machine does not have.
+    """
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
+    logs = (
+        None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
+    )
+    # Accelerate remembers the first precision of a process for good; a second run may want another.
+    AcceleratorState._reset_state()
+    try:
+        return Accelerator(
+            mixed_precision=precision, log_with=None if logs is None else recipe.tracker, project_config=logs
+        )
+    except ValueError as error:
+        raise RecipeError(f"precision {recipe.precision} cannot be had here: {error}") from error
+
+
+def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
+    """The training images, and those of the classes that choose the epoch.
+
+    Raises:
+        CatalogError: the catalog is missing or of no use.
+        RecipeError: it brings a validation split of its own and the recipe asks for another.
+    """
+    if not recipe.catalog:
+        raise CatalogError("no catalog is given: name the table of images with --catalog")
+    catalog = Catalog.read(recipe.catalog)
+    check_splits(catalog)
+    has_validation = bool((catalog.table["split"] == "val").any())
+    if recipe.validation_classes and has_validation:
+        raise RecipeError(
+            f"validation_classes is {recipe.validation_classes}, but {recipe.catalog} has a val split already: "
+            "set validation_classes to 0 to use it"
+        )
+    if recipe.validation_classes:
+        catalog, has_validation = hold_out_classes(catalog, recipe.validation_classes, recipe.seed), True
+    return catalog.split("train"), catalog.split("val") if has_validation else None
+
+
+def make_optimizer(recipe: Recipe, embedder: Embedder, criterion: nn.Module) -> torch.optim.Optimizer:
+    """Adam over three groups, each with its own learning rate; see set_learning_rates."""
+    groups = {
+        "backbone": list(embedder.backbone.parameters()),
+        "embedding": [*embedder.pool.parameters(), *embedder.head.parameters()],
+        "proxy": list(criterion.parameters()),
+    }
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer: torch.optim.Optimizer = kind(
+        [{"params": parameters, "name": name} for name, parameters in groups.items()],
+        lr=0.0,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+    )
+    return optimizer
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> Row:
+    """Set and return each group's learning rate for an epoch, counted from 1."""
+    factor = schedule_factor(recipe, epoch)
+    bases = {"backbone": recipe.backbone_lr, "embedding": recipe.embedding_lr, "proxy": recipe.proxy_lr}
+    for group in optimizer.param_groups:
+        group["lr"] = bases[group["name"]] * factor
+    return {f"{name}_lr": base * factor for name, base in bases.items()}
+
+
+def schedule_factor(recipe: Recipe, epoch: int) -> float:
+    """What the learning rates are multiplied by in an epoch, counted from 1."""
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs))
+    return recipe.decay ** sum(epoch > milestone for milestone in recipe.milestones)
+
+
+def mean_cosine(embeddings: Tensor) -> Tensor:
+    """Mean cosine between two different rows of L2-normalised (M, D): near 1 when all point the same way."""
+    count = len(embeddings)
+    return (embeddings.sum(dim=0).square().sum() - count) / max(count * (count - 1), 1)
+
+
+class CollapseWatch:
+    """Says once when the embeddings of the batches start to gather in one direction.
+
+    A network may start that way and spread; so only a rise after some spread counts, smoothed over some 20 batches.
+    """
+
+    def __init__(self) -> None:
+        self.smoothed: float | None = None
+        self.least = math.inf
+        self.named = False
+
+    def begins(self, cosine: float) -> bool:
+        """Take the mean cosine of a batch; True at the first sign of a collapse."""
+        self.smoothed = cosine if self.smoothed is None else 0.95 * self.smoothed + 0.05 * cosine
+        self.least = min(self.least, self.smoothed)
+        collapsing = self.smoothed > COLLAPSED and self.smoothed > self.least + 0.1
+        first = collapsing and not self.named
+        self.named = self.named or collapsing
+        return first
+
+
+def collapse_message(cosine: float, epoch: int, step: int, recipe: Recipe) -> str:
+    """What to say of a collapse, and what to try."""
+    return (
+        f"collapse: in epoch {epoch}, step {step}, the mean cosine between the embeddings of a batch has risen to "
+        f"{cosine:.2f}; they hardly differ any more, even where the loss looks healthy. Try warmup_epochs of 1 or more "
+        f"({recipe.warmup_epochs}), a lower backbone_lr ({recipe.backbone_lr:g}) or a higher proxy_lr "
+        f"({recipe.proxy_lr:g})"
+    )
+
+
+class Meter:
+    """Means over an epoch, kept on the device so that counting does not wait for it."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.images = 0
+        self.steps = 0
+        self.last_loss = torch.zeros(())
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.cosine = torch.zeros((), dtype=torch.float64)
+        self.note = ""
+
+    def add(self, loss: Tensor, embeddings: Tensor) -> None:
+        """Count a step."""
+        self.last_loss = loss.detach()
+        self.loss = self.loss.to(loss.device) + self.last_loss
+        self.cosine = self.cosine.to(loss.device) + mean_cosine(embeddings.detach())
+        self.images += len(embeddings)
+        self.steps += 1
+
+    def describe(self, cosine: float) -> None:
+        """Renew the note beside the progress bar."""
+        self.note = f"loss {float(self.last_loss):.3f}, mean cosine {cosine:.2f}, {self.images_per_second:.0f} images/s"
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / (time.perf_counter() - self.start)
+
+    def means(self) -> Row:
+        """The epoch's loss, mean cosine, seconds and images per second."""
+        return {
+            "loss": float(self.loss) / self.steps,
+            "mean_cosine": float(self.cosine) / self.steps,
+            "seconds": round(time.perf_counter() - self.start, 3),
+            "images_per_second": round(self.images_per_second, 1),
+        }
+
+
+class ProxyCounter:
+    """Counts how often each proxy is kept in the sub-graph of a sample of another class."""
+
+    def __init__(self, criterion: ProxyGMLLoss) -> None:
+        self.criterion = criterion
+        self.counts = torch.zeros(len(criterion.proxies), dtype=torch.int64, device=criterion.proxies.device)
+
+    def add(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Count the sub-graphs of a batch."""
+        kept = self.criterion.select(embeddings.detach(), labels)[:, self.criterion.proxies_per_class :].flatten()
+        self.counts.index_add_(0, kept, torch.ones_like(kept))
+
+    def write(self, path: Path, classes: tuple[str, ...]) -> None:
+        """Write a row a proxy: its class, its number within the class, how often it was kept."""
+        per_class = self.criterion.proxies_per_class
+        with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["label", "proxy", "kept"])
+            for row, count in enumerate(self.counts.tolist()):
+                writer.writerow([classes[row // per_class], row % per_class, count])
+
+
+class FeatureDataset(Dataset[tuple[Tensor, int]]):
+    """Cached features in place of images: item i is (float32 (F,), i)."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing varies from epoch to epoch."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.features[index], index
+
+
+TrainingData = ImageDataset | FeatureDataset

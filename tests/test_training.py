@@ -1,0 +1,281 @@
+"""Training: the method's schedule, repeatable, resumable, the same on several processes."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from proxygml import Embedder
+from proxygml.catalog import Catalog
+from proxygml.embedder import EmbedderSettings
+from proxygml.errors import CatalogError, DivergedError, OverwriteError, RecipeError, RunError
+from proxygml.evaluation import score_queries
+from proxygml.protocol import evaluate_run
+from proxygml.recipe import Recipe
+from proxygml.run_folder import RunFolder
+from proxygml.training import CollapseWatch, Training, fit, mean_cosine, resume, schedule_factor
+
+TIMES = ["seconds", "images_per_second"]
+
+
+def metrics(run: RunFolder) -> pd.DataFrame:
+    return pd.read_csv(run.metrics).drop(columns=TIMES)
+
+
+def train(recipe: Recipe, folder: Path) -> RunFolder:
+    run = RunFolder(folder)
+    fit(recipe, run)
+    return run
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    pd.testing.assert_frame_equal(metrics(one), metrics(other), check_exact=True)
+    expected = load_file(other.model)
+    for name, tensor in load_file(one.model).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_training_learns_and_leaves_a_whole_run_folder(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=8), tmp_path / "run")
+    evaluation = evaluate_run(run, before=True)
+    assert evaluation is not None
+    content = json.loads(run.evaluation.read_text())
+    assert content["recall"]["1"]["value"] == evaluation.recall[1].value
+    assert content["recall"]["1"]["value"] > content["before_training"]["recall"]["1"]["value"]
+    assert content["protocol"]["selection"] == "the last epoch"
+    history = metrics(run)
+    assert history["epoch"].tolist() == list(range(1, 9))
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert history["mean_cosine"].between(-1, 1).all()
+    for path in (run.recipe, run.checkpoint, run.model, run.report, run.proxies, run.path / "model.json"):
+        assert path.stat().st_size > 0
+    assert len(pd.read_csv(run.proxies)) == 12 * 2
+    assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
+    embeddings = Embedder.load(run.path).embed(Catalog.read(small_recipe.catalog).split("test").paths)
+    assert embeddings.shape == (48, 16)
+
+
+def test_two_runs_of_a_recipe_give_the_same_numbers(small_recipe: Recipe, tmp_path: Path) -> None:
+    one, other = (train(replace(small_recipe, workers=workers), tmp_path / str(workers)) for workers in (0, 2))
+    assert_same_run(one, other)
+
+
+def test_another_seed_gives_other_numbers(small_recipe: Recipe, tmp_path: Path) -> None:
+    one, other = (train(replace(small_recipe, epochs=1, seed=seed), tmp_path / str(seed)) for seed in (0, 1))
+    assert metrics(one)["loss"][0] != metrics(other)["loss"][0]
+
+
+def test_killed_and_resumed_run_ends_like_one_that_was_not(small_recipe: Recipe, tmp_path: Path) -> None:
+    """A real kill -9 of a real process, in the middle of whatever it does after its first epochs."""
+    recipe = replace(small_recipe, epochs=12, validation_classes=0.25, images_per_class=2)
+    whole = train(recipe, tmp_path / "whole")
+    recipe.write(tmp_path / "recipe.yaml")
+    run = RunFolder(tmp_path / "killed")
+    command = [sys.executable, "-m", "proxygml", "train", "--recipe", tmp_path / "recipe.yaml", "--run", run.path]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (run.metrics.exists() and len(metrics(run)) >= 2) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not run.model.exists(), "the run had finished before it was killed"
+    resume(run)
+    assert_same_run(run, whole)
+    resume(run)  # a finished run is left as it is
+    assert_same_run(run, whole)
+
+
+def test_resume_refuses_another_catalog(small_recipe: Recipe, small_catalog: Path, tmp_path: Path) -> None:
+    catalog = Catalog.read(small_catalog)
+    catalog.write(tmp_path / "catalog.parquet")
+    run = train(replace(small_recipe, catalog=str(tmp_path / "catalog.parquet"), epochs=1), tmp_path / "run")
+    fewer = catalog.table[catalog.table["label"] != "class 03"]
+    Catalog(fewer, catalog.folder).write(tmp_path / "catalog.parquet", force=True)
+    with pytest.raises(RunError, match="88 training images of 11 classes.*96 training images of 12 classes"):
+        resume(run)
+
+
+def test_damaged_checkpoint_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=1), tmp_path / "run")
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"last\.ckpt cannot be read"):
+        resume(run)
+
+
+def test_warm_up_trains_the_embedding_layer_and_the_proxies_alone(small_recipe: Recipe, tmp_path: Path) -> None:
+    start = train(replace(small_recipe, epochs=0), tmp_path / "start")
+    warm = train(replace(small_recipe, epochs=1, warmup_epochs=1), tmp_path / "warm")
+    before, after = load_file(start.model), load_file(warm.model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.linear.weight", "head.linear.bias"}
+    full = load_file(train(replace(small_recipe, epochs=2, warmup_epochs=1), tmp_path / "full").model)
+    assert any(not torch.equal(before[name], full[name]) for name in before if name.startswith("backbone"))
+
+
+def test_frozen_batch_norm_keeps_statistics_and_weights(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, warmup_epochs=0, batch_norm="frozen")
+    before = load_file(train(replace(recipe, epochs=0), tmp_path / "start").model)
+    after = load_file(train(replace(recipe, epochs=1), tmp_path / "run").model)
+    norms = [name for name in before if re.match(r"backbone\.blocks\.\d\.1\.", name)]
+    assert norms
+    assert all(torch.equal(before[name], after[name]) for name in norms)
+    assert not torch.equal(before["backbone.blocks.0.0.weight"], after["backbone.blocks.0.0.weight"])
+
+
+def test_learning_rates_follow_the_schedule() -> None:
+    steps = Recipe(milestones=(20, 40), decay=0.1)
+    assert [schedule_factor(steps, epoch) for epoch in (1, 20, 21, 40, 41)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    cosine = Recipe(schedule="cosine", epochs=10)
+    factors = [schedule_factor(cosine, epoch) for epoch in range(1, 11)]
+    assert factors[0] == 1
+    assert factors == sorted(factors, reverse=True)
+    assert factors[5] == pytest.approx(0.5)
+
+
+def test_each_group_has_its_own_learning_rate(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, epochs=1, backbone_lr=0.1, embedding_lr=0.2, proxy_lr=0.3, milestones=())
+    history = metrics(train(recipe, tmp_path / "run"))
+    assert history[["backbone_lr", "embedding_lr", "proxy_lr"]].iloc[0].tolist() == [0.1, 0.2, 0.3]
+
+
+def test_best_epoch_on_validation_classes_is_kept(small_recipe: Recipe, tmp_path: Path) -> None:
+    """The model is that of the epoch with the best MAP@R on classes held out whole; test classes choose nothing."""
+    recipe = replace(small_recipe, epochs=4, validation_classes=0.25, backbone_lr=0.02)
+    training = Training(recipe, RunFolder(tmp_path / "unused"))
+    assert training.validation_images is not None
+    assert not set(training.validation_images.classes) & set(training.train_images.classes)
+    assert len(training.validation_images.classes) == 3
+    run = train(recipe, tmp_path / "run")
+    history = metrics(run)
+    embeddings = Embedder.load(run.path).embed(training.validation_images.paths)
+    kept = score_queries(embeddings, training.validation_images.labels).average_precision.mean()
+    assert kept == pytest.approx(history["val_map_at_r"].max(), abs=1e-6)
+    evaluate_run(run)
+    protocol = json.loads(run.evaluation.read_text())["protocol"]
+    assert "validation classes" in protocol["selection"]
+    assert protocol["epoch"] == history["epoch"][history["val_map_at_r"].idxmax()]
+
+
+def test_validation_split_of_the_catalog_is_used(small_recipe: Recipe, small_catalog: Path, tmp_path: Path) -> None:
+    catalog = Catalog.read(small_catalog)
+    held = catalog.table["label"].isin(["class 00", "class 01"])
+    table = catalog.table.assign(split=catalog.table["split"].mask(held, "val"))
+    Catalog(table, catalog.folder).write(tmp_path / "catalog.parquet")
+    recipe = replace(small_recipe, catalog=str(tmp_path / "catalog.parquet"), epochs=1)
+    assert "val_map_at_r" in metrics(train(recipe, tmp_path / "run"))
+    with pytest.raises(RecipeError, match="has a val split already"):
+        fit(replace(recipe, validation_classes=0.2), RunFolder(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=1), tmp_path / "run")
+    good = run.checkpoint.read_bytes()
+    replace(small_recipe, epochs=3, backbone_lr=1e30, embedding_lr=1e30, warmup_epochs=0).write(run.recipe)
+    with pytest.raises(DivergedError, match=r"in epoch 2, step \d+; the last good state, after epoch 1.*backbone_lr"):
+        resume(run)
+    assert run.checkpoint.read_bytes() == good
+
+
+def test_collapse_is_named_once_when_it_starts() -> None:
+    watch = CollapseWatch()
+    assert not any(watch.begins(0.99) for _ in range(50)), "a network that starts in a cone has not collapsed"
+    assert not any(watch.begins(0.2) for _ in range(200))
+    alarms = [watch.begins(0.99) for _ in range(200)]
+    assert sum(alarms) == 1
+    assert alarms.index(True) < 60
+
+
+def test_mean_cosine_is_that_of_all_pairs() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(9, 5), dim=1)
+    pairs = (vectors @ vectors.T)[~torch.eye(9, dtype=torch.bool)]
+    assert float(mean_cosine(vectors)) == pytest.approx(float(pairs.mean()), abs=1e-6)
+
+
+def test_cached_features_train_the_head_alone(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = replace(small_recipe, backbone_lr=0.0, cache_features=True, epochs=2, batch_norm="frozen")
+    run = train(recipe, tmp_path / "run")
+    evaluate_run(run)
+    cached = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(cached) == 2  # training and test images
+    changed = [path.stat().st_mtime_ns for path in cached]
+    train(replace(recipe, seed=0, embedding_lr=0.01), tmp_path / "other")
+    assert [path.stat().st_mtime_ns for path in cached] == changed, "the same features were computed again"
+    train(replace(recipe, seed=1), tmp_path / "another")  # other random weights, other features
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+    embeddings = Embedder.load(run.path).embed(Catalog.read(recipe.catalog).split("test").paths)
+    scores = score_queries(embeddings, Catalog.read(recipe.catalog).split("test").labels)
+    stated = json.loads(run.evaluation.read_text())["recall"]["1"]["value"]
+    assert (scores.first_positive < 1).mean() == pytest.approx(stated, abs=0.03)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_resumes(small_recipe: Recipe, tmp_path: Path, precision: str) -> None:
+    recipe = replace(small_recipe, precision=precision, epochs=2)  # type: ignore[arg-type]
+    run = train(recipe, tmp_path / "run")
+    assert np.isfinite(metrics(run)["loss"]).all()
+    replace(recipe, epochs=3).write(run.recipe)
+    resume(run)
+    assert np.isfinite(metrics(run)["loss"]).all()
+    assert len(metrics(run)) == 3
+
+
+def test_a_run_is_never_overwritten(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=0), tmp_path / "run")
+    with pytest.raises(OverwriteError, match="--resume"):
+        fit(small_recipe, run)
+
+
+def test_missing_catalog_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="no catalog is given"):
+        fit(replace(small_recipe, catalog=""), RunFolder(tmp_path / "run"))
+    with pytest.raises(RunError, match="no run folder"):
+        resume(RunFolder(tmp_path / "nowhere"))
+
+
+def test_tensorboard_gets_the_course_of_training(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=1, tracker="tensorboard"), tmp_path / "run")
+    assert list((run.path / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_embedding_by_the_pooled_features_themselves(small_recipe: Recipe, tmp_path: Path) -> None:
+    settings = EmbedderSettings(backbone="conv4", weights="none", embedding_size=0)
+    run = train(replace(small_recipe, embedder=settings, epochs=0), tmp_path / "run")
+    assert Embedder.load(run.path).embedding_size == 256
+
+
+def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path) -> None:
+    """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15."""
+    recipe = replace(small_recipe, epochs=3, batch_size=15, batch_norm="frozen", validation_classes=0.25, eps=0.01)
+    recipe.write(tmp_path / "recipe.yaml")
+    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    arguments = ["-m", "proxygml", "train", "--recipe", str(tmp_path / "recipe.yaml"), "--run"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in ([*arguments, str(one.path)], [*launch, *arguments, str(two.path)]):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    expected, found = metrics(one), metrics(two)
+    assert math.isfinite(expected["loss"].iloc[-1])
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-4, atol=1e-6)
+    weights = load_file(one.model)
+    for name, tensor in load_file(two.model).items():
+        assert torch.allclose(tensor, weights[name], rtol=1e-3, atol=1e-5), name
+    figures = [json.loads(run.evaluation.read_text())["map_at_r"]["value"] for run in (one, two)]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-3)
