@@ -1,0 +1,5 @@
+"""`python -m proxygml`, and `accelerate launch -m proxygml train ...` for several processes."""
+
+from proxygml.cli import main
+
+main()

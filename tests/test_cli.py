@@ -1,0 +1,132 @@
+"""The commands, as a person types them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from proxygml.cli import main
+from proxygml.recipe import Recipe
+
+
+def run(*arguments: object) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a wrong command prints: one message, no traceback, exit status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def test_prepare_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way on small data of our own: glyphs, two epochs, figures and a report."""
+    catalog, folder = tmp_path / "glyphs.parquet", tmp_path / "run"
+    run("prepare", "glyphs", "--out", catalog, "--images-per-class", 2, "--size", 32)
+    run(
+        "train",
+        "--recipe",
+        "glyphs",
+        "--catalog",
+        catalog,
+        "--run",
+        folder,
+        "--epochs",
+        1,
+        "--loss.proxies_per_class=2",
+    )
+    recipe = Recipe.read(folder / "recipe.yaml")
+    assert (recipe.epochs, recipe.loss.proxies_per_class, recipe.embedder.backbone) == (1, 2, "conv4")
+    assert (folder / "report.html").is_file()
+    capsys.readouterr()
+    (folder / "evaluation.json").unlink()
+    run("train", "--resume", folder)
+    run("evaluate", folder, "--catalog", catalog)
+    printed = capsys.readouterr().out
+    assert "Recall@1" in printed
+    assert str(folder / "report.html") in printed.replace("\n", "")
+    assert 0 < json.loads((folder / "evaluation.json").read_text())["recall"]["1"]["value"] <= 1
+    message = refused(capsys, "train", "--recipe", "glyphs", "--catalog", catalog, "--run", folder)
+    assert f"--resume {folder}" in message.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no command 'trian': did you mean train?"),
+        (["prepare", "cub"], "'cub' is none of the data sets that can be prepared: did you mean cub200?"),
+        (["prepare", "folder", "--out", "a.parquet"], "root"),
+        (["prepare", "folder", "--root", "nowhere", "--out", "a.parquet"], "there is no nowhere"),
+        (
+            ["prepare", "folder", "--root", ".", "--out", "a.parquet", "--on-bad", "keep"],
+            "--on_bad: Expected a Literal['fail', 'drop']. Got value: keep",
+        ),
+        (["prepare", "folder", "--rot", "x"], "did you mean --root?"),
+        (["train", "--run", "x", "--loss.scal", "3"], "no option --loss.scal; did you mean --loss.scale?"),
+        (["train", "--run", "x", "--scale", "3"], "did you mean --loss.scale?"),
+        (["train", "--run", "x", "--epochs", "many"], "epochs"),
+        (["train", "--run", "x", "--images.size", "-3"], "images.size is -3"),
+        (["train", "--run", "x"], "no catalog is given"),
+        (["train", "--run", "x", "--catalog", "nowhere.csv"], "nowhere.csv: there is no such file"),
+        (["train", "--catalog", "a.csv"], "no run folder is given"),
+        (["train", "--recipe", "cub2000", "--run", "x"], "the recipe cub2000 is not there"),
+        (["train", "--resume", "nowhere"], "nowhere is no run folder"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "--resume takes no other option"),
+        (["evaluate", "nowhere"], "nowhere is no run folder"),
+        (["evaluate"], "run"),
+    ],
+)
+def test_mistakes_get_one_message(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_evaluating_an_unfinished_run_is_refused(
+    small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(small_recipe, epochs=1).write(tmp_path / "recipe.yaml")
+    assert "training has finished" in refused(capsys, "evaluate", tmp_path)
+
+
+def test_unknown_key_in_a_recipe_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("loss: {proxies_per_clas: 3}")
+    message = refused(capsys, "train", "--recipe", tmp_path / "mine.yaml", "--run", tmp_path / "run")
+    assert "did you mean 'loss.proxies_per_class'?" in message
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["prepare"], ["prepare", "--help"]])
+def test_help_lists_the_choices(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run(*command)
+    printed = capsys.readouterr().out
+    assert ("cub200" if "prepare" in command else "evaluate") in printed
+
+
+def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("train", "--help")
+    assert stopped.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in ("how many proxies each training class owns", "Learning rate of the proxies", "generalised mean"):
+        assert words in printed
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    """Somebody's own loop pays for torch alone; so does --help of all commands."""
+    code = "import sys, proxygml, proxygml.cli; print([name for name in sys.argv[1:] if name in sys.modules])"
+    heavy = ["accelerate", "faiss", "matplotlib", "pandas", "sklearn", "scipy", "timm", "fastapi", "gradio"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
