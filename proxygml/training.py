@@ -58,6 +58,8 @@ class Training:
         self.train_images, self.validation_images = split_for_training(recipe)
         classes = self.train_images.classes
         self.embedder = Embedder(recipe.embedder, recipe.images, classes).to(self.accelerator.device)
+        if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
+            self._share_statistics()
         self.criterion: ProxyGMLLoss = ProxyGMLLoss(
             len(classes), self.embedder.embedding_size, **asdict(recipe.loss)
         ).to(self.accelerator.device)
@@ -86,6 +88,7 @@ class Training:
                 row |= self._validate()
             self._finish_epoch(epoch, row)
         self._write_model()
+        self._name_unspread()
         self.accelerator.end_training()
 
     def _train_epoch(self, epoch: int, data: "TrainingData") -> Row:
@@ -132,6 +135,18 @@ class Training:
             "val_recall_at_1": float((scores.first_positive < 1).mean()),
             "val_map_at_r": float(scores.average_precision.mean()),
         }
+
+    def _share_statistics(self) -> None:
+        """Let batch norm see the global batch, as one process would; PyTorch has that for GPUs alone."""
+        if self.accelerator.device.type == "cuda":
+            backbone = self.embedder.backbone
+            self.embedder.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)  # type: ignore[no-untyped-call]
+        elif self.accelerator.is_main_process:
+            console.print(
+                "batch_norm is trained: on CPUs each process normalises by its own share of the batch, so the result "
+                "differs from that of one process (with batch_norm frozen it does not)",
+                style="yellow",
+            )
 
     # Data -------------------------------------------------------------------------------------------------------------
 
@@ -201,6 +216,14 @@ class Training:
             meter.describe(cosine)
         if self.collapse.begins(cosine) and self.accelerator.is_main_process:
             console.print(collapse_message(cosine, epoch, step, self.recipe), style="yellow", markup=False)
+
+    def _name_unspread(self) -> None:
+        """A network that starts in a narrow cone may need time to spread; one that ends there has failed."""
+        history = self.progress.history
+        if history and history[-1]["mean_cosine"] > COLLAPSED and self.accelerator.is_main_process:
+            epoch, steps = self.progress.epoch, len(self.batches)
+            message = collapse_message(history[-1]["mean_cosine"], epoch, steps, self.recipe)
+            console.print(message, style="yellow", markup=False)
 
     def _require_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not math.isfinite(loss):
@@ -418,8 +441,8 @@ class CollapseWatch:
 def collapse_message(cosine: float, epoch: int, step: int, recipe: Recipe) -> str:
     """What to say of a collapse, and what to try."""
     return (
-        f"collapse: in epoch {epoch}, step {step}, the mean cosine between the embeddings of a batch has risen to "
-        f"{cosine:.2f}; they hardly differ any more, even where the loss looks healthy. Try warmup_epochs of 1 or more "
+        f"collapse: in epoch {epoch}, step {step}, the mean cosine between the embeddings of a batch is {cosine:.2f}; "
+        f"they hardly differ any more, even where the loss looks healthy. Try warmup_epochs of 1 or more "
         f"({recipe.warmup_epochs}), a lower backbone_lr ({recipe.backbone_lr:g}) or a higher proxy_lr "
         f"({recipe.proxy_lr:g})"
     )
