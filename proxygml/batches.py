@@ -18,7 +18,7 @@ class Batches(Sampler[list[int]]):
     """The batches of an epoch, as lists of image indices; with several processes, the part of one of them.
 
     Process r of W takes every W-th image of a global batch, from r on. Where the batch does not divide, the last
-    process repeats an image; whoever gathers the parts in turn cuts them to `sizes` again.
+    processes repeat an image each; whoever gathers the parts in turn cuts them to `sizes` again.
 
     Args:
         class_numbers: (n,) the class of each image, 0..C-1.
@@ -46,17 +46,20 @@ class Batches(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.epoch = -1
         num_classes = len(np.unique(self.class_numbers))
         if images_per_class and num_classes * images_per_class < batch_size:
             raise RecipeError(
                 f"a batch of {batch_size} with images_per_class {images_per_class} needs "
                 f"{batch_size // images_per_class} classes, but there are {num_classes} to train on"
             )
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.batches = self._deal()
 
     def order(self) -> Indices:
         """The images of the epoch in the order in which they are dealt into batches."""
@@ -65,14 +68,14 @@ class Batches(Sampler[list[int]]):
             return generator.permutation(len(self.class_numbers))
         return _grouped_order(self.class_numbers, self.batch_size, self.images_per_class, generator)
 
-    def global_batches(self) -> list[Indices]:
+    def _deal(self) -> list[Indices]:
         """The epoch's batches over all processes. A last batch of a single image is left out: it has no statistics."""
         order = self.order()
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.global_batches():
+        for batch in self.batches:
             share = -(-len(batch) // self.world_size)
             padded = np.resize(batch, share * self.world_size)
             yield padded[self.rank :: self.world_size].tolist()
@@ -80,10 +83,10 @@ class Batches(Sampler[list[int]]):
     @property
     def sizes(self) -> list[int]:
         """How many images each global batch holds."""
-        return [len(batch) for batch in self.global_batches()]
+        return [len(batch) for batch in self.batches]
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.batches)
 
 
 def _grouped_order(classes: Indices, batch_size: int, group_size: int, generator: np.random.Generator) -> Indices:

@@ -126,6 +126,16 @@ class Catalog:
         return boxes
 
     @property
+    def is_query(self) -> npt.NDArray[np.bool_] | None:
+        """(n,) bool, which images are queries; None where every image is one."""
+        return self.table["is_query"].to_numpy(dtype=bool) if "is_query" in self.table else None
+
+    @property
+    def is_gallery(self) -> npt.NDArray[np.bool_] | None:
+        """(n,) bool, which images are searched; None where every image is."""
+        return self.table["is_gallery"].to_numpy(dtype=bool) if "is_gallery" in self.table else None
+
+    @property
     def classes(self) -> list[str]:
         """The labels that occur, sorted."""
         return sorted(set(self.labels))

@@ -51,17 +51,23 @@ def cached_features(
     The key covers the backbone's weights, pooling, the test transform and the files (path, box, size, time of change).
     """
     path = cache_folder() / f"{_key(embedder, catalog)}.safetensors"
-    accelerator.wait_for_everyone()
-    if path.exists():
-        try:
-            return load_file(path)["features"]
-        except (SafetensorError, KeyError):
-            accelerator.print(f"{path} is damaged: computing its features anew")
+    kept = _read_cache(path)
+    # Decided together, since machines may not share the folder: all compute, or none.
+    found = int(accelerator.reduce(torch.tensor(int(kept is not None), device=accelerator.device)))
+    if kept is not None and found == accelerator.num_processes:
+        return kept
     features = _compute(embedder, embedder.features, catalog, accelerator, workers, batch_size)
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:
         with written_whole(path) as temporary:
             save_file({"features": features}, temporary)
     return features
+
+
+def _read_cache(path: Path) -> Tensor | None:
+    try:
+        return load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None  # not there, or damaged: to be computed
 
 
 def cache_folder() -> Path:

@@ -4,6 +4,7 @@ evaluation.py computes the figures, report.py draws the page; here they are put 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def evaluate_run(run: RunFolder, catalog: Path | None = None, *, before: bool = 
         UserError: the run is unfinished, or the catalog is missing or of no use.
     """
     recipe = run.read_recipe()
-    accelerator = make_accelerator(recipe)
+    accelerator = make_accelerator(replace(recipe, precision="fp32"))
     table = catalog or Path(recipe.catalog)
     whole = Catalog.read(table)
     test = whole.split("test")
@@ -59,7 +60,7 @@ def evaluate_run(run: RunFolder, catalog: Path | None = None, *, before: bool = 
         console.print(warning, style="yellow", markup=False)
     evaluation = _judge(embeddings, test, recipe)
     earlier = None if untrained is None else _judge(untrained, test, recipe)
-    protocol = _describe(run, recipe, table, test, len(seen))
+    protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
     _write(run.evaluation, evaluation, earlier, protocol)
     _report(run, recipe, test, embeddings, evaluation, earlier, protocol)
     return evaluation
@@ -76,19 +77,20 @@ def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accel
 
 
 def _judge(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
-    roles = test.table if "is_query" in test.table else None
     return evaluate(
         embeddings,
         test.labels,
         recipe.recall_at,
-        is_query=None if roles is None else roles["is_query"].to_numpy(dtype=bool),
-        is_gallery=None if roles is None else roles["is_gallery"].to_numpy(dtype=bool),
+        is_query=test.is_query,
+        is_gallery=test.is_gallery,
         seed=recipe.seed,
         progress=True,
     )
 
 
-def _describe(run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int) -> Protocol:
+def _describe(
+    run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int, num_processes: int
+) -> Protocol:
     """What a reader must know to believe the figures."""
     history = pd.read_csv(run.metrics) if run.metrics.exists() else pd.DataFrame()
     if "val_map_at_r" in history:
@@ -102,7 +104,7 @@ def _describe(run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_se
         "epoch": epoch,
         "queries": (
             "the test split's queries search its gallery"
-            if "is_query" in test.table
+            if test.is_query is not None
             else "every test image searches all other test images"
         ),
         "test_classes_seen_in_training": num_seen,
@@ -111,6 +113,7 @@ def _describe(run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_se
         "embedding_size": recipe.embedder.embedding_size,
         "image_size": recipe.images.size,
         "seed": recipe.seed,
+        "processes": num_processes,
     }
 
 

@@ -23,10 +23,9 @@ class RunFolder:
         """Everything that training needs to go on after its last finished epoch."""
         return self.path / "checkpoints" / "last.ckpt"
 
-    @property
-    def best(self) -> Path:
-        """The folder of the model that was best on the validation classes so far."""
-        return self.path / "checkpoints" / "best"
+    def best(self, epoch: int) -> Path:
+        """The folder of the model of an epoch that was the best so far on the validation classes."""
+        return self.path / "checkpoints" / f"best-{epoch:04d}"
 
     @property
     def model(self) -> Path:
@@ -53,16 +52,15 @@ class RunFolder:
         """report.html; its pictures are in figures/ too."""
         return self.path / "report.html"
 
-    def start(self, recipe: Recipe) -> None:
-        """Make the folder and write the recipe.
-
-        Raises:
-            OverwriteError: a run is there already.
-        """
+    def refuse_second_start(self) -> None:
+        """Raise OverwriteError when a run is there already."""
         if self.recipe.exists():
             raise OverwriteError(
                 f"{self.path} holds a run already: go on with it by --resume {self.path}, or choose another --run"
             )
+
+    def start(self, recipe: Recipe) -> None:
+        """Make the folder and write the recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         recipe.write(self.recipe)
 

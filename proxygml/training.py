@@ -4,23 +4,27 @@ It reads a recipe and a catalog and fills a run folder with a model. The test cl
 """
 
 import csv
+import hashlib
 import math
+import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed.nn.functional as distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from proxygml.batches import Batches
-from proxygml.catalog import Catalog, check_splits, hold_out_classes
+from proxygml.catalog import BOX_COLUMNS, Catalog, check_splits, hold_out_classes
 from proxygml.console import console, progress_bar
 from proxygml.embedder import Embedder
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
@@ -35,6 +39,8 @@ from proxygml.run_folder import RunFolder
 LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
 COLLAPSED = 0.9  # mean cosine of a batch above which hardly any direction is left to tell images apart
 
+UNSPREAD_EPOCHS = 5  # after the warm-up, in which a network that starts in a narrow cone may still spread
+
 Row = dict[str, float]
 
 
@@ -44,7 +50,9 @@ class Progress:
 
     epoch: int = 0
     history: list[Row] = field(default_factory=list)
+    steps: int = 0
     best_epoch: int = 0
+    collapse_named: bool = False
 
 
 class Training:
@@ -57,7 +65,7 @@ class Training:
         set_seed(recipe.seed)
         self.train_images, self.validation_images = split_for_training(recipe)
         classes = self.train_images.classes
-        self.embedder = Embedder(recipe.embedder, recipe.images, classes).to(self.accelerator.device)
+        self.embedder = self._start_embedder(classes)
         if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
             self._share_statistics()
         self.criterion: ProxyGMLLoss = ProxyGMLLoss(
@@ -77,6 +85,15 @@ class Training:
         self.progress = Progress()
         self.collapse = CollapseWatch()
 
+    def _start_embedder(self, classes: list[str]) -> Embedder:
+        """The network with the weights that it starts from, or without any where a checkpoint holds them all."""
+        settings = self.recipe.embedder
+        if self.run.checkpoint.exists():
+            settings = replace(settings, weights="none")
+        embedder = Embedder(settings, self.recipe.images, classes)
+        embedder.settings = self.recipe.embedder
+        return embedder.to(self.accelerator.device)
+
     # The method, from top to bottom -----------------------------------------------------------------------------------
 
     def fit(self) -> None:
@@ -88,11 +105,12 @@ class Training:
                 row |= self._validate()
             self._finish_epoch(epoch, row)
         self._write_model()
-        self._name_unspread()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
+            tracker.finish()
 
     def _train_epoch(self, epoch: int, data: "TrainingData") -> Row:
-        set_seed(self.recipe.seed * 100_003 + epoch)  # for dropout and the like; images and batches have their own
+        # For dropout and the like; images and batches have their own.
+        set_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
         self.batches.set_epoch(epoch)
         data.set_epoch(epoch)
         self._freeze(backbone=epoch <= self.recipe.warmup_epochs or self.recipe.backbone_lr == 0)
@@ -109,10 +127,14 @@ class Training:
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            self.progress.steps += 1
             meter.add(loss, embeddings)
             if epoch == self.recipe.epochs:
                 kept.add(embeddings, labels)
+        # What follows, validation first, sees the network as it will be saved: without mixed precision around it.
+        self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         self._require_finite(meter.last_loss, epoch, step)
+        self._require_sound(inputs, epoch, step)
         if epoch == self.recipe.epochs and self.accelerator.is_main_process:
             kept.write(self.run.proxies, self.embedder.classes)
         return {"epoch": epoch, **meter.means(), **rates}
@@ -130,7 +152,10 @@ class Training:
 
     def _validate(self) -> Row:
         assert self.validation_images is not None
-        scores = score_queries(self._embed(self.validation_images), self.validation_images.labels)
+        images = self.validation_images
+        scores = score_queries(
+            self._embed(images), images.labels, is_query=images.is_query, is_gallery=images.is_gallery
+        )
         return {
             "val_recall_at_1": float((scores.first_positive < 1).mean()),
             "val_map_at_r": float(scores.average_precision.mean()),
@@ -139,8 +164,8 @@ class Training:
     def _share_statistics(self) -> None:
         """Let batch norm see the global batch, as one process would; PyTorch has that for GPUs alone."""
         if self.accelerator.device.type == "cuda":
-            backbone = self.embedder.backbone
-            self.embedder.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)  # type: ignore[no-untyped-call]
+            # timm's own, because PyTorch's would drop the activations that timm's batch-norm layers hold.
+            self.embedder.backbone = convert_sync_batchnorm(self.embedder.backbone)  # type: ignore[no-untyped-call]
         elif self.accelerator.is_main_process:
             console.print(
                 "batch_norm is trained: on CPUs each process normalises by its own share of the batch, so the result "
@@ -203,31 +228,43 @@ class Training:
 
     def _look(self, meter: "Meter", embeddings: Tensor, epoch: int, step: int) -> None:
         """Now and then: is the loss a number, are the embeddings still apart, where do we stand?"""
-        on_cpu = embeddings.device.type == "cpu"
-        if not on_cpu and step % LOG_EVERY:
+        now = self.progress.steps % LOG_EVERY == 0
+        if embeddings.device.type != "cpu" and not now:
             return
         cosine = float(mean_cosine(embeddings.detach()))
         self._require_finite(meter.last_loss, epoch, step)
         if not math.isfinite(cosine):
             self._diverged("the embeddings hold NaN or infinite values", epoch, step)
-        if step % LOG_EVERY == 0:
-            seen = (epoch - 1) * len(self.batches) + step
-            self.accelerator.log({"batch/loss": float(meter.last_loss), "batch/mean_cosine": cosine}, step=seen)
+        if now:
+            losses = {"batch/loss": float(meter.last_loss), "batch/mean_cosine": cosine}
+            self.accelerator.log(losses, step=self.progress.steps)
             meter.describe(cosine)
-        if self.collapse.begins(cosine) and self.accelerator.is_main_process:
-            console.print(collapse_message(cosine, epoch, step, self.recipe), style="yellow", markup=False)
+        if self.collapse.begins(cosine, self.progress.steps):
+            self._name_collapse(cosine, epoch)
 
-    def _name_unspread(self) -> None:
-        """A network that starts in a narrow cone may need time to spread; one that ends there has failed."""
-        history = self.progress.history
-        if history and history[-1]["mean_cosine"] > COLLAPSED and self.accelerator.is_main_process:
-            epoch, steps = self.progress.epoch, len(self.batches)
-            message = collapse_message(history[-1]["mean_cosine"], epoch, steps, self.recipe)
-            console.print(message, style="yellow", markup=False)
+    def _name_unspread(self, row: Row) -> None:
+        """A network that starts in a narrow cone may take some epochs to spread; one that stays there has collapsed."""
+        epoch = self.progress.epoch
+        patience = min(self.recipe.epochs, self.recipe.warmup_epochs + UNSPREAD_EPOCHS)
+        if row["mean_cosine"] > COLLAPSED and epoch >= patience:
+            self._name_collapse(row["mean_cosine"], epoch)
+
+    def _name_collapse(self, cosine: float, epoch: int) -> None:
+        """Once in a run."""
+        if not self.progress.collapse_named and self.accelerator.is_main_process:
+            console.print(collapse_message(cosine, epoch, self.recipe), style="yellow", markup=False)
+        self.progress.collapse_named = True
 
     def _require_finite(self, loss: Tensor, epoch: int, step: int) -> None:
         if not math.isfinite(loss):
             self._diverged(f"the loss became {float(loss)}", epoch, step)
+
+    @torch.no_grad()
+    def _require_sound(self, inputs: Tensor, epoch: int, step: int) -> None:
+        """The last step's update has not been through a loss yet: see that the network it left still embeds."""
+        network = self.embedder.eval().head if self.recipe.cache_features else self.embedder.eval()
+        if not torch.isfinite(network(inputs.to(self.accelerator.device))).all():
+            self._diverged("the network gives NaN or infinite embeddings", epoch, step)
 
     def _diverged(self, what: str, epoch: int, step: int) -> None:
         kept = (
@@ -248,15 +285,16 @@ class Training:
         best_before = max((past["val_map_at_r"] for past in progress.history if "val_map_at_r" in past), default=-1.0)
         progress.epoch = epoch
         progress.history.append(row)
-        self.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=epoch * len(self.batches))
+        self.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=self.progress.steps)
         if not self.accelerator.is_main_process:
             return
+        self._name_unspread(row)
         if row.get("val_map_at_r", -1.0) > best_before:
             progress.best_epoch = epoch
-            self.embedder.save(self.run.best)
+            self.embedder.save(self.run.best(epoch))
+        self._write_metrics()
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self._save_checkpoint()
-        self._write_metrics()
 
     def _save_checkpoint(self) -> None:
         scaler = self.accelerator.scaler
@@ -283,8 +321,14 @@ class Training:
             return
         try:
             state: dict[str, Any] = torch.load(self.run.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            raise RunError(f"{self.run.checkpoint} cannot be read: {error}") from error
+            self._restore(state)
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise RunError(
+                f"{self.run.checkpoint} cannot be read, or is not of the recipe beside it ({error}): put the recipe "
+                "back, or start another run"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if state["data"] != self._fingerprint():
             raise RunError(
                 f"{self.recipe.catalog} has {self._fingerprint()}, but {self.run.path} was trained on {state['data']}: "
@@ -298,7 +342,10 @@ class Training:
         self.progress = Progress(**state["progress"])
 
     def _fingerprint(self) -> str:
-        return f"{len(self.train_images)} training images of {len(self.embedder.classes)} classes"
+        columns = ["path", "label", *(column for column in BOX_COLUMNS if column in self.train_images.table)]
+        rows = self.train_images.table[columns].to_csv(index=False)
+        digest = hashlib.sha256(rows.encode()).hexdigest()[:12]
+        return f"{len(self.train_images)} training images of {len(self.embedder.classes)} classes ({digest})"
 
     def _write_metrics(self) -> None:
         with written_whole(self.run.metrics) as temporary, temporary.open("w", newline="") as file:
@@ -308,11 +355,12 @@ class Training:
 
     def _write_model(self) -> None:
         """The last epoch's model, or the one that the validation classes chose."""
+        if self.accelerator.is_main_process:
+            chosen = (
+                Embedder.load(self.run.best(self.progress.best_epoch)) if self.progress.best_epoch else self.embedder
+            )
+            chosen.save(self.run.path)
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        chosen = Embedder.load(self.run.best) if self.progress.best_epoch else self.embedder
-        chosen.save(self.run.path)
 
 
 def fit(recipe: Recipe, run: RunFolder) -> None:
@@ -321,9 +369,11 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
     Raises:
         UserError: see the kinds in errors.py; a run that cannot start leaves no folder behind.
     """
+    run.refuse_second_start()
     training = Training(recipe, run)
     if training.accelerator.is_main_process:
         run.start(recipe)
+    training.accelerator.wait_for_everyone()
     training.accelerator.init_trackers("proxygml")
     training.fit()
 
@@ -342,6 +392,8 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     Raises:
         RecipeError: a precision that this machine does not have.
     """
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     logs = (
         None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
@@ -350,7 +402,11 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     AcceleratorState._reset_state()
     try:
         return Accelerator(
-            mixed_precision=precision, log_with=None if logs is None else recipe.tracker, project_config=logs
+            mixed_precision=precision,
+            log_with=None if logs is None else recipe.tracker,
+            project_config=logs,
+            # Some of timm's backbones own parameters that their feature maps do not depend on.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
         raise RecipeError(f"precision {recipe.precision} cannot be had here: {error}") from error
@@ -418,7 +474,7 @@ def mean_cosine(embeddings: Tensor) -> Tensor:
 
 
 class CollapseWatch:
-    """Says once when the embeddings of the batches start to gather in one direction.
+    """Notices when the embeddings of the batches start to gather in one direction.
 
     A network may start that way and spread; so only a rise after some spread counts, smoothed over some 20 batches.
     """
@@ -426,25 +482,24 @@ class CollapseWatch:
     def __init__(self) -> None:
         self.smoothed: float | None = None
         self.least = math.inf
-        self.named = False
+        self.step = 0
 
-    def begins(self, cosine: float) -> bool:
-        """Take the mean cosine of a batch; True at the first sign of a collapse."""
-        self.smoothed = cosine if self.smoothed is None else 0.95 * self.smoothed + 0.05 * cosine
+    def begins(self, cosine: float, step: int) -> bool:
+        """Take the mean cosine of the batch of a step; whether a collapse shows."""
+        memory = 0.95 ** max(step - self.step, 1)
+        self.smoothed = cosine if self.smoothed is None else memory * self.smoothed + (1 - memory) * cosine
+        self.step = step
         self.least = min(self.least, self.smoothed)
-        collapsing = self.smoothed > COLLAPSED and self.smoothed > self.least + 0.1
-        first = collapsing and not self.named
-        self.named = self.named or collapsing
-        return first
+        return self.smoothed > COLLAPSED and self.smoothed > self.least + 0.1
 
 
-def collapse_message(cosine: float, epoch: int, step: int, recipe: Recipe) -> str:
+def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
     """What to say of a collapse, and what to try."""
+    warm_up = "" if recipe.warmup_epochs else "a warm-up (warmup_epochs 1), "
     return (
-        f"collapse: in epoch {epoch}, step {step}, the mean cosine between the embeddings of a batch is {cosine:.2f}; "
-        f"they hardly differ any more, even where the loss looks healthy. Try warmup_epochs of 1 or more "
-        f"({recipe.warmup_epochs}), a lower backbone_lr ({recipe.backbone_lr:g}) or a higher proxy_lr "
-        f"({recipe.proxy_lr:g})"
+        f"collapse: in epoch {epoch} the mean cosine between the embeddings of a batch is {cosine:.2f}; they hardly "
+        f"differ, even where the loss looks healthy. Try {warm_up}a lower backbone_lr ({recipe.backbone_lr:g}) or a "
+        f"higher proxy_lr ({recipe.proxy_lr:g})"
     )
 
 
