@@ -5,6 +5,7 @@ them, so that `--help` answers at once.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ output = Console()
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-_RECIPE_HELP = "a YAML file with any of the keys below, or the name of one of ours; options behind it win"
+_RECIPE_HELP = "a YAML file with any of the keys below, or the name of one of ours; other options win over it"
 
 
 class Parser(ArgumentParser):
@@ -52,7 +53,8 @@ class Parser(ArgumentParser):
         """An unknown option with the nearest right one; any other message as it is."""
         unknown = message.partition("nrecognized arguments: ")[2]
         if not unknown.startswith("--"):
-            return re.sub(r'^Parser key "([^"]*)":', r"--\1:", message).replace("typing.", "")
+            message = re.sub(r'^Parser key "([^"]*)":', r"--\1:", message).replace("typing.", "")
+            return message.replace("Expected a <class 'tuple'>.", "Expected a list such as [3,4].")
         from proxygml.recipe import nearest_key
 
         name = unknown.split()[0].split("=")[0].removeprefix("--")
@@ -78,11 +80,13 @@ def train(arguments: Sequence[str]) -> None:
     parser.add_argument("--run", type=Path | None, default=None, help="the folder to make for this run")
     parser.add_argument("--resume", type=Path | None, default=None, help="go on with this run; takes no other option")
     parser.add_class_arguments(Recipe, as_group=False)
-    arguments = list(arguments)
+    arguments = [part for argument in arguments for part in _split_recipe(argument)]
     if "--recipe" in arguments[:-1]:
-        place = arguments.index("--recipe") + 1
-        arguments[place] = str(find_recipe(arguments[place]))
-        check_keys(Path(arguments[place]))
+        place = arguments.index("--recipe")
+        path = find_recipe(arguments[place + 1])
+        check_keys(path)
+        # In front of all others, because what is read later wins.
+        arguments = ["--recipe", str(path), *arguments[:place], *arguments[place + 2 :]]
     options = parser.parse(arguments)
     if options.resume is not None:
         if len(arguments) != (2 if arguments[0] == "--resume" else 1):
@@ -94,12 +98,20 @@ def train(arguments: Sequence[str]) -> None:
         _train(options.run, _recipe(parser.instantiate(options)))
 
 
+def _split_recipe(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--recipe=") else [argument]
+
+
 def _recipe(options: Namespace) -> "Recipe":
-    """The recipe that the options hold, its catalog as an absolute path, since the run folder remembers it."""
+    """The recipe that the options hold, with absolute paths, since the run folder remembers them."""
     from proxygml.recipe import Recipe
 
     recipe = Recipe(**{key.name: options[key.name] for key in fields(Recipe)})
-    return replace(recipe, catalog=str(Path(recipe.catalog).resolve())) if recipe.catalog else recipe
+    catalog = str(Path(recipe.catalog).resolve()) if recipe.catalog else ""
+    weights = recipe.embedder.weights
+    if weights not in ("pretrained", "none"):
+        weights = str(Path(weights).resolve())
+    return replace(recipe, catalog=catalog, embedder=replace(recipe.embedder, weights=weights))
 
 
 def _train(folder: Path, recipe: "Recipe | None", before: bool = False) -> None:
@@ -223,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except UserError as error:
-        console.print(f"proxygml: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks for all
+            console.print(f"proxygml: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; a training run goes on with proxygml train --resume RUN", markup=False)

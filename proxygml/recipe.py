@@ -19,6 +19,8 @@ from proxygml.images import ImageSettings
 # Inside an installed package, and beside it in a checkout.
 SHIPPED = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 
+SECTIONS = ("embedder", "images", "loss")
+
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["steps", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -144,11 +146,13 @@ class Recipe:
     def __post_init__(self) -> None:
         for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(self.seed < 2**32, "seed", self.seed, "below 2**32")
+        _require(all(milestone >= 1 for milestone in self.milestones), "milestones", self.milestones, "1 or more each")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         for key in ("backbone_lr", "embedding_lr", "proxy_lr", "weight_decay"):
             value = getattr(self, key)
             _require(value >= 0 and math.isfinite(value), key, value, "a number of 0 or more")
-        _require(self.eps > 0, "eps", self.eps, "above 0")
+        _require(0 < self.eps < math.inf, "eps", self.eps, "above 0")
         _require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
         _require(0 <= self.validation_classes < 1, "validation_classes", self.validation_classes, "0 to below 1")
         for key, choices in (
@@ -225,6 +229,10 @@ def check_keys(path: Path) -> None:
             raise RecipeError(
                 f"{path}: a recipe has no key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
             )
+    for key, value in (content or {}).items():
+        if value is None or (key in SECTIONS and not isinstance(value, dict)):
+            expected = "keys and values of its own" if key in SECTIONS else "a value"
+            raise RecipeError(f"{path}: {key} is {value!r}, but must be {expected}; leave it out for the default")
 
 
 def recipe_keys() -> list[str]:

@@ -70,6 +70,8 @@ def test_prepare_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFix
         ),
         (["prepare", "folder", "--rot", "x"], "did you mean --root?"),
         (["train", "--run", "x", "--loss.scal", "3"], "no option --loss.scal; did you mean --loss.scale?"),
+        (["train", "--run", "x", "--milestones", "3"], "--milestones: Expected a list such as [3,4]"),
+        (["train", "--run", "x", "--recipe=cub2000"], "the recipe cub2000 is not there"),
         (["train", "--run", "x", "--scale", "3"], "did you mean --loss.scale?"),
         (["train", "--run", "x", "--epochs", "many"], "epochs"),
         (["train", "--run", "x", "--images.size", "-3"], "images.size is -3"),
