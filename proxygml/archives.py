@@ -77,8 +77,10 @@ def unpacked(root: Path, beside: Path, known: Mapping[str, str], force: bool = F
         return root
     stamp = json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in archives])
     if _is_unpacked(beside, stamp, force):
+        if root.is_dir():
+            _copy_lists(root, beside)  # one may have been added since
         return beside
-    with _whole_folder(beside) as folder:
+    with whole_folder(beside) as folder:
         for archive in archives:
             unpack(archive, folder if archive == root else folder / archive.parent.relative_to(root))
         for archive in _packed(folder, known):
@@ -150,6 +152,11 @@ def _tar_members(archive: Path) -> Iterator[Member]:
                 yield Member(info.name, "file", opened.extractfile(info), info.size, raw.tell())
             else:
                 yield Member(info.name, "link" if info.issym() or info.islnk() else "device")
+        if opened.fileobj is raw:
+            # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
+            raw.seek(opened.offset)
+            if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it breaks off, or is damaged, after {opened.offset} bytes")
         # The checksum of a compressed tar comes last, behind padding that tarfile leaves unread.
         for _ in range(FREE_GROWTH // _BLOCK):
             if opened.fileobj is None or not opened.fileobj.read(_BLOCK):
@@ -233,7 +240,7 @@ def _is_unpacked(folder: Path, stamp: str, force: bool) -> bool:
 
 
 @contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path) -> Iterator[Path]:
     """Hand out a temporary folder; when the block ends well it takes the place of `path`, else it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -243,7 +250,12 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             path.rename(old)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)

@@ -23,6 +23,7 @@ SPLITS = ("train", "val", "test")
 TEXT_COLUMNS = ("path", "label", "split")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 ROLE_COLUMNS = ("is_query", "is_gallery")
+MAX_COORDINATE = 2**31 - 1
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -317,8 +318,8 @@ def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:
     given = boxes.notna().sum(axis=1)
     if (partial := (given > 0) & (given < len(BOX_COLUMNS))).any():
         raise CatalogError(f"has a part of a box in {_rows(partial)}: all of {', '.join(BOX_COLUMNS)}, or none")
-    if (boundless := np.isinf(boxes).any(axis=1)).any():
-        raise CatalogError(f"has an infinite box in {_rows(boundless)}")
+    if (boundless := (boxes.abs() > MAX_COORDINATE).any(axis=1)).any():
+        raise CatalogError(f"has a box beyond {MAX_COORDINATE} pixels in {_rows(boundless)}")
     lower, upper = list(BOX_COLUMNS[:2]), list(BOX_COLUMNS[2:])
     boxes[lower] = np.floor(boxes[lower])
     boxes[upper] = np.ceil(boxes[upper])

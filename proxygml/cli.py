@@ -238,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks for all
             console.print(f"proxygml: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        console.print(f"proxygml: {error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; a training run goes on with proxygml train --resume RUN", markup=False)
         sys.exit(130)

@@ -6,6 +6,7 @@ matrix. This module takes embeddings and labels; it opens no image and runs no n
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -537,9 +538,12 @@ def _checked_mask(mask: Mask | None, name: str, count: int) -> Array:
 
 
 def _checked_ks(recall_at: Sequence[int]) -> list[int]:
-    ks = [int(k) for k in recall_at]
+    try:
+        ks = [operator.index(k) for k in recall_at]
+    except TypeError:
+        ks = []
     if not ks or min(ks) < 1:
-        raise UserError(f"recall_at is {tuple(recall_at)}, but one or more integers were expected, each at least 1")
+        raise UserError(f"recall_at is {recall_at}, but one or more integers were expected, each at least 1")
     return sorted(set(ks))
 
 

@@ -10,7 +10,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,15 +48,21 @@ _DECODER_FAILURES = (
     struct.error,
     zlib.error,
 )
-# warnings.catch_warnings exchanges a list that all threads share.
-_warning_filters = threading.Lock()
+# Pillow hands these to other programs, which are not to see a stranger's files.
+_FORMATS = sorted(set(Image.registered_extensions().values()) & set(Image.OPEN) - {"EPS", "WMF"})
+# What Pillow warns of, a user is told by ImageError or need not know.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_image(source: str | Path | bytes) -> Tensor:
+def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
     """Decode an image file, or the bytes of one, to upright RGB.
 
     Orientation tags (EXIF) are applied; transparent parts become white; 16-bit grey levels and colours are scaled to 8
     bits; of an animation the first frame is taken. JPEG is decoded by torchvision, all else by Pillow.
+
+    Args:
+        source: a path, or the bytes of the file.
+        name: what messages call bytes.
 
     Returns:
         uint8 (3, H, W), 0..255. Its memory may be laid out channels last.
@@ -64,7 +71,7 @@ def decode_image(source: str | Path | bytes) -> Tensor:
         ImageError: the file is missing, empty, truncated, damaged, no image, or has more than MAX_PIXELS pixels.
     """
     if isinstance(source, bytes):
-        return _decode(source, f"the image in memory ({len(source)} bytes)")
+        return _decode(source, name or f"the image in memory ({len(source)} bytes)")
     try:
         return _decode(Path(source).read_bytes(), str(source))
     except OSError as error:
@@ -81,11 +88,9 @@ def _decode(data: bytes, name: str) -> Tensor:
         except (RuntimeError, AttributeError):
             pass  # the rare kinds that torchvision refuses are Pillow's, and so is the reason if it refuses as well
     try:
-        with _warning_filters, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as file:
-                _check_pixels(file.width * file.height, name)
-                pixels = np.array(_upright_rgb(file))
+        with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+            _check_pixels(file.width * file.height, name)
+            pixels = np.array(_upright_rgb(file))
     except UnidentifiedImageError as error:
         what = "a JPEG whose header is damaged or truncated" if data.startswith(_JPEG) else "no image of a known format"
         raise ImageError(f"{name} is {what} (it starts with {data[:8]!r}): fetch it again, or leave it out") from error
@@ -96,6 +101,17 @@ def _decode(data: bytes, name: str) -> Tensor:
     except _DECODER_FAILURES as error:
         raise ImageError(f"{name} is truncated or damaged ({error}): fetch it again, or leave it out") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of Pillow's, whatever the filters are by now; all threads share them, so only the main one may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _decode_jpeg(data: bytes) -> Tensor:

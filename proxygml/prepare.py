@@ -5,7 +5,6 @@ What a data set looks like on disk is its own file's knowledge, in datasets/; de
 
 import hashlib
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Column, Table
 
-from proxygml.archives import STAMP, is_archive, unpacked
+from proxygml.archives import STAMP, is_archive, unpacked, whole_folder
 from proxygml.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
 from proxygml.console import console, track
 from proxygml.datasets.layout import Dataset
@@ -94,7 +93,7 @@ def prepare(
         refuse_overwrite(path, force)
     catalog = _read(dataset, root, out.with_suffix(""), force)
     _compare_counts(catalog, dataset)
-    strays = _strays(dataset, catalog)
+    strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
     findings, catalog = _judge(catalog, _open_all(catalog.paths, workers), benchmark=dataset.published is not None)
     findings = strays + findings
     _print_findings(findings, on_bad)
@@ -103,8 +102,8 @@ def prepare(
         _compare_counts(catalog, dataset)
     for warning in check_splits(catalog):
         _warn(warning)
-    _write_dropped(bad, dropped_list)
     catalog.write(out, force)
+    _write_dropped(bad, dropped_list)
     _print_counts(catalog, out)
     return Catalog.read(out)
 
@@ -130,11 +129,10 @@ def _make(dataset: Dataset, folder: Path, force: bool) -> Catalog:
             )
         if not force:
             raise OverwriteError(f"{folder} is there already: choose another --out, or give --force to make it anew")
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    catalog = dataset.read(folder)
-    (folder / STAMP).write_text(dataset.name)
-    return catalog
+    with whole_folder(folder) as temporary:
+        made = dataset.read(temporary)
+        (temporary / STAMP).write_text(dataset.name)
+    return Catalog(made.table, folder)
 
 
 def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
@@ -149,10 +147,16 @@ def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
             )
 
 
-def _strays(dataset: Dataset, catalog: Catalog) -> list[Finding]:
+def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding]:
+    """What the reader left out, other than what an earlier run wrote into the folder itself."""
     if dataset.strays is None:
         return []
-    return [Finding(path, "out of place", problem) for path, problem in dataset.strays(catalog.folder)]
+    written = {path.resolve() for path in ours}
+    return [
+        Finding(path, "out of place", problem)
+        for path, problem in dataset.strays(catalog.folder)
+        if (catalog.folder / path).resolve() not in written
+    ]
 
 
 def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
@@ -173,13 +177,19 @@ def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
 
 def inspect(path: Path) -> Inspection:
     """Read and decode one file."""
-    if not path.exists():
-        return Inspection(kind="missing", problem="is missing")
     try:
-        _, height, width = decode_image(path).shape
+        str(path).encode()
+        data = path.read_bytes()
+        _, height, width = decode_image(data, str(path)).shape
+    except UnicodeEncodeError:
+        return Inspection(kind="unreadable", problem="has a name that is not UTF-8: rename it")
+    except FileNotFoundError:
+        return Inspection(kind="missing", problem="is missing")
+    except OSError as error:
+        return Inspection(kind="unreadable", problem=f"cannot be read: {error.strerror}")
     except ImageError as error:
         return Inspection(kind="unreadable", problem=str(error).removeprefix(f"{path} "))
-    return Inspection(hashlib.blake2b(path.read_bytes(), digest_size=16).digest(), width, height)
+    return Inspection(hashlib.blake2b(data, digest_size=16).digest(), width, height)
 
 
 def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool) -> tuple[list[Finding], Catalog]:
@@ -282,7 +292,7 @@ def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
         return
     table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
     with written_whole(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def _print_findings(findings: Sequence[Finding], on_bad: OnBad) -> None:

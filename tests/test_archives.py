@@ -137,6 +137,30 @@ def test_a_download_that_was_cut_is_named(tmp_path: Path, suffix: str) -> None:
     assert everything_in(tmp_path) == {archive.name}
 
 
+@pytest.mark.parametrize("hurt", ["cut at a header", "cut inside a header", "a byte of a header"])
+def test_a_plain_tar_is_named_where_a_header_is_lost(tmp_path: Path, hurt: str) -> None:
+    archive = write(tmp_path / "hurt.tar", {"a": bytes(512), "b": bytes(512)})
+    content = bytearray(archive.read_bytes())
+    second = content.index(b"b\0", 1024)
+    if hurt == "a byte of a header":
+        content[second + 100] ^= 1
+    else:
+        del content[second + (200 if "inside" in hurt else 0) :]
+    archive.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"cannot be unpacked.*breaks off, or is damaged"):
+        unpacked(archive, tmp_path / "out", {})
+    assert everything_in(tmp_path) == {"hurt.tar"}
+
+
+def test_a_list_that_was_added_later_is_found(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write(root / "car_ims.tgz", {"car_ims/a": b"1"})
+    unpacked(root, tmp_path / "out", {"car_ims": "car_ims"})
+    (root / "cars_annos.mat").write_bytes(b"2")
+    assert (unpacked(root, tmp_path / "out", {"car_ims": "car_ims"}) / "cars_annos.mat").read_bytes() == b"2"
+
+
 @pytest.mark.parametrize("suffix", [".zip", ".tgz", ".tar.bz2", ".tar.xz"])
 def test_a_download_that_was_damaged_is_named(tmp_path: Path, suffix: str) -> None:
     archive = write(tmp_path / f"hurt{suffix}", {"a": np.random.default_rng(0).bytes(100_000)})

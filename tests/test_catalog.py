@@ -114,7 +114,7 @@ BOXES = "path,label,split,x_1,y_1,x_2,y_2\na.jpg,a,train,"
         (BOXES + "5,1,5,9\n", r"box \(5, 1, 5, 9\) in row 0"),
         (BOXES + "-1,1,5,9\n", r"box \(-1, 1, 5, 9\) in row 0"),
         (BOXES + "left,1,5,9\n", "no number"),
-        (BOXES + "inf,1,5,9\n", "infinite box in row 0"),
+        (BOXES + "inf,1,5,9\n", "box beyond 2147483647 pixels in row 0"),
         ("path,label,split,is_query\na.jpg,b,test,1\n", "is_query but not is_gallery"),
         ("path,label,split,is_query,is_gallery\na.jpg,b,test,1,\n", "is_gallery 'nan' in row 0"),
         ("path,label,split,is_query,is_gallery\na.jpg,b,train,maybe,0\n", "is_query 'maybe' in row 0"),

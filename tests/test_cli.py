@@ -1,13 +1,17 @@
 """The commands, as a person types them."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from proxygml.catalog import Catalog
 from proxygml.cli import main
 from proxygml.recipe import Recipe
 
@@ -95,6 +99,35 @@ def test_mistakes_get_one_message(
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *arguments)
     assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_glyphs_that_cannot_be_made_anew_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["prepare", "glyphs", "--out", tmp_path / "glyphs.parquet", "--force", "--images_per_class", 2]
+    run(*command, "--size", 16)
+    assert "size 8" in refused(capsys, *command, "--size", 8)
+    assert len(list((tmp_path / "glyphs").rglob("*.png"))) == 400
+
+
+def test_own_images_with_a_name_that_is_no_text_and_a_catalog_among_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / f"class {number // 3}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    command = ["prepare", "folder", "--root", tmp_path, "--out", tmp_path / "catalog.parquet", "--test-classes", "half"]
+    run(*command)
+    run(*command, "--force")
+    (tmp_path / "class 0" / "0.png").rename(os.fsdecode(os.fsencode(tmp_path / "class 0") + b"/caf\xe9.png"))
+    assert "1 of 12" in refused(capsys, *command, "--force")
+    run(*command, "--force", "--on-bad", "drop")
+    assert len(Catalog.read(tmp_path / "catalog.parquet")) == 11
+
+
+def test_an_output_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, "prepare", "glyphs", "--out", tmp_path / "file" / "glyphs.parquet")
 
 
 def test_evaluating_an_unfinished_run_is_refused(

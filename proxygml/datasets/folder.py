@@ -54,7 +54,8 @@ def strays(root: Path) -> list[tuple[str, str]]:
             found += [(path, "is a folder inside of a class folder") for path in inside if path.is_dir()]
             if not inside:
                 found.append((name, "is an empty class folder"))
-    return [(path.relative_to(root).as_posix(), reason) for path, reason in found]
+    found += [(path, "has a name that is not UTF-8: rename it") for path in root.rglob("*") if not _is_text(path)]
+    return [(_readable(path.relative_to(root)), reason) for path, reason in found]
 
 
 def _top(root: Path) -> Path:
@@ -118,4 +119,14 @@ def _folders(folder: Path) -> list[Path]:
 
 def _visible(folder: Path) -> list[Path]:
     """What is in a folder, sorted, without what file managers leave behind."""
-    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in LITTER)
+    inside = (path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in LITTER)
+    return sorted(path for path in inside if _is_text(path))
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the name can be written into a table; file systems take any bytes."""
+    return _readable(path) == path.as_posix()
+
+
+def _readable(path: Path) -> str:
+    return path.as_posix().encode(errors="backslashreplace").decode()
