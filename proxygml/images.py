@@ -31,7 +31,7 @@ Transform = Callable[[Tensor], Tensor]
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded: half a gigabyte as RGB, Pillow's own bound."""
 
-_JPEG = b"\xff\xd8"
+_JPEG, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 # What Pillow's readers are known to raise when the bytes are not what they should be.
@@ -83,6 +83,8 @@ def _decode(data: bytes, name: str) -> Tensor:
         raise ImageError(f"{name} is empty: fetch it again, or leave it out")
     if data.startswith(_JPEG):
         _check_pixels(_jpeg_pixels(data), name)
+        if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
+            raise ImageError(f"{name} is a JPEG that is truncated: fetch it again, or leave it out")
         try:
             return _decode_jpeg(data)
         except (RuntimeError, AttributeError):

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import math
 import pickle
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -295,6 +296,9 @@ class Training:
         self._write_metrics()
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self._save_checkpoint()
+        for folder in self.run.checkpoint.parent.glob("best-*"):
+            if folder != self.run.best(progress.best_epoch):
+                shutil.rmtree(folder)
 
     def _save_checkpoint(self) -> None:
         scaler = self.accelerator.scaler
@@ -317,6 +321,8 @@ class Training:
         Raises:
             RunError: the checkpoint cannot be read, or the training images are not those that it was made with.
         """
+        for half_written in self.run.checkpoint.parent.glob(".*.tmp"):
+            half_written.unlink(missing_ok=True)  # by a process that was killed as it wrote
         if not self.run.checkpoint.exists():
             return
         try:

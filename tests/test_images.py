@@ -405,3 +405,14 @@ def test_wrong_arguments_of_the_data_set_are_named(paths: list[Path]) -> None:
         ImageDataset(paths, None, SMALL, training=True, seed=-1)
     with pytest.raises(ImageError, match=r"0\.png is 30 x 20 pixels, and its box"):
         ImageDataset(paths[:1], np.array([[40, 0, 50, 9]]), SMALL, training=False)[0]
+
+
+def test_a_jpeg_whose_end_is_padded_with_zeros_is_truncated() -> None:
+    """As an unfinished download into a file of the full size leaves it."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
+    whole = file.getvalue()
+    assert decode_image(whole).shape == (3, 64, 64)
+    assert decode_image(whole + b"what cameras append").shape == (3, 64, 64)
+    with pytest.raises(ImageError, match="truncated"):
+        decode_image(whole[: len(whole) // 2] + bytes(len(whole) // 2))

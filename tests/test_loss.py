@@ -186,7 +186,7 @@ def test_proxies_start_as_published() -> None:
     proxies = make_loss(100, 64, 12, 0.05).proxies
     assert proxies.shape == (1200, 64)
     bound = 1 / math.sqrt(1200)  # Kaiming uniform, a = sqrt(5), fan-in C*N
-    assert 0.99 * bound < float(proxies.abs().max()) <= bound
+    assert 0.99 * bound < proxies.detach().abs().max().item() <= bound
 
 
 def test_third_argument_of_trainers_is_ignored() -> None:
