@@ -11,7 +11,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,10 +85,9 @@ def _decode(data: bytes, name: str) -> Tensor:
         _check_pixels(_jpeg_pixels(data), name)
         if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
             raise ImageError(f"{name} is a JPEG that is truncated: fetch it again, or leave it out")
-        try:
+        # The rare kinds that torchvision refuses are Pillow's, and so is the reason if it refuses as well.
+        with suppress(RuntimeError, AttributeError):
             return _decode_jpeg(data)
-        except (RuntimeError, AttributeError):
-            pass  # the rare kinds that torchvision refuses are Pillow's, and so is the reason if it refuses as well
     try:
         with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as file:
             _check_pixels(file.width * file.height, name)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -396,10 +397,12 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     """Accelerate as the recipe wants it.
 
     Raises:
-        RecipeError: a precision that this machine does not have.
+        RecipeError: a precision or a tracker that this machine does not have.
     """
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
+    if recipe.tracker != "none" and find_spec(recipe.tracker) is None:
+        raise RecipeError(f"tracker is {recipe.tracker}, which is not installed: pip install {recipe.tracker}, or none")
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     logs = (
         None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,12 @@ def test_fp16_without_a_gpu_is_named(small_recipe: Recipe, tmp_path: Path) -> No
     with pytest.raises(RecipeError, match="precision is fp16, which needs a GPU"):
         fit(replace(small_recipe, precision="fp16"), RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_missing_tracker_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="tracker is mlflow, which is not installed"):
+        fit(replace(small_recipe, tracker="mlflow"), RunFolder(tmp_path / "run"))
 
 
 def test_synchronised_batch_norm_keeps_the_network() -> None:
