@@ -2,12 +2,10 @@
 
 import io
 import math
-import pickle
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -382,9 +380,13 @@ def test_workers_that_outlive_an_epoch_see_the_next(paths: list[Path]) -> None:
 
 def test_workers_that_are_spawned_share_the_epoch(paths: list[Path]) -> None:
     dataset = ImageDataset(paths, None, SMALL, training=True, seed=3)
-    sent = pickle.loads(ForkingPickler.dumps(dataset))  # as spawned and forkserver workers get it
-    dataset.set_epoch(2)
-    assert torch.equal(sent[1][0], dataset[1][0])
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+    )
+    for epoch in (0, 2):
+        dataset.set_epoch(epoch)
+        for image, index in loader:
+            assert torch.equal(image, dataset[index][0])
 
 
 def test_test_images_are_the_centre_of_their_box(paths: list[Path]) -> None:
