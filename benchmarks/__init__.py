@@ -1,1 +1,1 @@
-"""Programs that measure: `python -m benchmarks.loss`, `.evaluation`, `.pipeline`, `.scaling`; each prints its tables."""
+"""Programs that measure and print tables: `python -m benchmarks.loss`, `.evaluation`, `.pipeline`, `.scaling`."""
