@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxygml import graph
@@ -28,6 +27,15 @@ class ProxyGMLLoss(nn.Module):
         neighbor_ratio: the paper's r in (0, 1]. Each sample keeps ceil(r * C * N) proxies, at least N + 1.
         proxy_weight: the paper's lambda >= 0, the weight of the regulariser.
         scale: factor on the samples' class scores before the softmax (20 for Stanford Online Products, where N is 1).
+        proxy_sample: how many proxies the regulariser looks at in a step, drawn anew each time: a whole number, or a
+            fraction in (0, 1) of all. An unbiased estimate of the whole (value and gradient) at that part of its cost,
+            for many classes. None takes them all.
+        sparse: whether the proxies' gradient is a sparse tensor, of the rows that some sample of the batch kept, for an
+            optimiser that updates those alone (proxygml.optimizer.LazyAdam). The gradient is the same; finding the rows
+            makes a GPU wait. Needs proxy_weight 0, because the regulariser moves every proxy.
+        memory_limit: bytes that the regulariser's logits may take at a time (one row of them at least).
+        device, dtype: of the proxies, as for the layers of torch.nn. In bfloat16 they take half the memory; the loss
+            still computes in float32.
 
     Attributes:
         proxies: Parameter (num_classes * proxies_per_class, embedding_size), class-major. Give it a learning rate of
@@ -49,6 +57,12 @@ class ProxyGMLLoss(nn.Module):
         neighbor_ratio: float = 0.05,
         proxy_weight: float = 0.3,
         scale: float = 1.0,
+        *,
+        proxy_sample: int | float | None = None,
+        sparse: bool = False,
+        memory_limit: int = 32 * 2**20,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check_count("num_classes", num_classes)
@@ -57,15 +71,26 @@ class ProxyGMLLoss(nn.Module):
         _check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
         _check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
         _check_number("scale", scale, "more than 0", lambda factor: factor > 0)
+        _check_count("memory_limit", memory_limit)
+        if sparse and proxy_weight > 0:
+            raise ValueError(
+                f"sparse is True and proxy_weight is {proxy_weight}, but the regulariser moves every proxy, so that no "
+                "gradient is sparse: set proxy_weight to 0, or leave sparse out"
+            )
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.proxies_per_class = proxies_per_class
         self.neighbor_ratio = neighbor_ratio
         self.proxy_weight = proxy_weight
         self.scale = scale
+        self.sparse = sparse
+        self.memory_limit = memory_limit
+        self.proxy_sample = _sample_size(proxy_sample, num_classes * proxies_per_class)
         self.neighbors = graph.neighbor_count(num_classes, proxies_per_class, neighbor_ratio)
         self._warn_if_raised()
-        self.proxies = nn.Parameter(torch.empty(num_classes * proxies_per_class, embedding_size))
+        self.proxies = nn.Parameter(
+            torch.empty(num_classes * proxies_per_class, embedding_size, device=device, dtype=dtype)
+        )
         self.reset_parameters()
 
     def _warn_if_raised(self) -> None:
@@ -110,20 +135,28 @@ class ProxyGMLLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             if len(labels) == 0:
                 return embeddings.sum(dtype=dtype) + 0 * self.proxies.sum(dtype=dtype)
-            proxies = F.normalize(self.proxies.to(dtype), dim=1)
             samples = _directions(embeddings.to(dtype), least=max(1e-12, torch.finfo(embeddings.dtype).tiny))
-            loss = graph.sample_loss(samples, proxies, labels, self.proxies_per_class, self.neighbors, self.scale)
-            if self.proxy_weight > 0:
-                loss = loss + self.proxy_weight * graph.proxy_loss(proxies, self.proxies_per_class)
-        return loss
+            return graph.proxy_graph_loss(samples, self.proxies, labels, self._terms(), self._sampled())
 
     @torch.no_grad()
     def select(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The sub-graph of each sample: (M, k) int64 indices of the proxies it keeps, its own class's first."""
         self._check(embeddings, labels)
-        similarity = embeddings.to(self.proxies.dtype) @ F.normalize(self.proxies, dim=1).T
+        dtype = torch.promote_types(self.proxies.dtype, torch.float32)
+        # The lengths of the embeddings change no order.
+        similarity, _ = graph.cosine_similarity(embeddings.to(dtype), self.proxies)
         labels = labels.to(embeddings.device, torch.int64)
-        return graph.select_neighbors(similarity, labels, self.proxies_per_class, self.neighbors)
+        return graph.select_neighbors(similarity, labels, self.proxies_per_class, self.neighbors)[1]
+
+    def _terms(self) -> graph.Terms:
+        return graph.Terms(
+            self.proxies_per_class, self.neighbors, self.proxy_weight, self.scale, self.sparse, self.memory_limit
+        )
+
+    def _sampled(self) -> Tensor | None:
+        if self.proxy_sample == len(self.proxies) or self.proxy_weight == 0:
+            return None
+        return torch.randperm(len(self.proxies), device=self.proxies.device)[: self.proxy_sample]
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if not embeddings.is_floating_point():
@@ -168,6 +201,20 @@ def _directions(vectors: Tensor, least: float) -> Tensor:
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+
+
+def _sample_size(proxy_sample: int | float | None, total: int) -> int:
+    """How many of all proxies the regulariser looks at in a step."""
+    if proxy_sample is None:
+        return total
+    expected = "must be None, a whole number of at least 1 or a fraction in (0, 1)"
+    if isinstance(proxy_sample, bool) or not isinstance(proxy_sample, (int, float)):
+        raise ValueError(f"proxy_sample is {proxy_sample!r}, but {expected}")
+    if isinstance(proxy_sample, int) and proxy_sample >= 1:
+        return min(proxy_sample, total)
+    if 0 < proxy_sample < 1:
+        return max(1, round(proxy_sample * total))
+    raise ValueError(f"proxy_sample is {proxy_sample!r}, but {expected}")
 
 
 def _check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:

@@ -1,0 +1,40 @@
+"""ProxyGML's loss as the paper states it, dense and obvious: the yardstick of the tests and of the benchmarks."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def one_hot_proxies(C: int, N: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Y: the one-hot labels (C*N, C) of class-major proxies."""
+    return F.one_hot(torch.arange(C).repeat_interleave(N), C).to(dtype)
+
+
+def dense_loss(
+    embeddings: Tensor, proxies: Tensor, labels: Tensor, C: int, N: int, r: float, weight: float, scale: float
+) -> Tensor:
+    """Steps 1 to 8 of the paper written out with one-hot matrices."""
+    Y = one_hot_proxies(C, N, torch.promote_types(embeddings.dtype, proxies.dtype))
+    return dense_loss_of(embeddings, proxies, labels, Y, r, weight, scale)
+
+
+def dense_loss_of(
+    embeddings: Tensor, proxies: Tensor, labels: Tensor, Y: Tensor, r: float, weight: float, scale: float
+) -> Tensor:
+    """The same from a Y that is there already."""
+    C, N = Y.shape[1], len(Y) // Y.shape[1]
+    X, P = F.normalize(embeddings, dim=1), F.normalize(proxies, dim=1)
+    proxy_labels = torch.arange(C, device=Y.device).repeat_interleave(N)
+    S = X @ P.T
+    positive = labels[:, None] == proxy_labels[None, :]
+    k = min(max(math.ceil(r * C * N), N + 1), C * N)
+    kept = torch.zeros_like(S).scatter(1, (S + 1000 * positive).topk(k, dim=1).indices, 1.0)
+    Z = (kept * S) @ Y
+    present = (kept @ Y) > 0
+    log_probability = (scale * Z).masked_fill(~present, -math.inf).log_softmax(dim=1)
+    loss = F.nll_loss(log_probability, labels)
+    if weight > 0:
+        loss = loss + weight * F.cross_entropy((P @ P.T) @ Y, proxy_labels)
+    return loss
