@@ -1,0 +1,158 @@
+"""LazyAdam: the optimiser for proxies of millions of classes. It touches only the rows that have a gradient.
+
+Made for the sparse gradients of ProxyGMLLoss(sparse=True); everything dense is better served by torch.optim.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class LazyAdam(Optimizer):
+    """Adam over sparse gradients, with decoupled weight decay that untouched rows catch up on.
+
+    Moments: those of a row move only when the row has a gradient, as in torch.optim.SparseAdam; so a row's update is
+    not that of dense Adam, which goes on moving rows by their old moments. The bias correction counts all steps.
+
+    Weight decay: as in AdamW, every row shrinks by 1 - lr * weight_decay at every step. A row that has no gradient is
+    not written to; what it owes is applied when it is next touched, or by `settle`. The result is that of shrinking
+    every row at every step, whichever steps touched which rows. For this the loss must depend on the rows' directions
+    alone, as ProxyGML does: the gradient by a row that still owes a factor f is then the gradient by the shrunk row
+    times f.
+
+    Parameters in bfloat16 keep their moments in float32 and are rounded stochastically, so that updates below half a
+    unit in the last place are not lost.
+
+    Args:
+        params: 2-dimensional parameters, or groups of them, whose gradients are sparse.
+        lr: learning rate, 0 or more.
+        betas: decay rates of the moments, each in [0, 1).
+        eps: added to the denominator, above 0.
+        weight_decay: 0 or more; lr * weight_decay must stay below 1.
+
+    Raises:
+        ValueError: a setting that is out of its range.
+        RuntimeError: at `step`, a gradient that is dense.
+
+    Source: Adam, Kingma and Ba 2015; decoupled decay, Loshchilov and Hutter 2019; the settling of it, ours.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _require(0 <= lr < math.inf, "lr", lr, "0 or more")
+        _require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+        _require(0 < eps < math.inf, "eps", eps, "above 0")
+        _require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "0 or more")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the rows that have a gradient; parameters without one are passed over."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Apply the weight decay that untouched rows owe. Their directions, and so the loss, do not change."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if state := self.state[parameter]:
+                    parameter.mul_((state["decay"] - state["decayed"]).exp()[:, None])
+                    state["decayed"].fill_(state["decay"])
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` gave, in the precision that it was kept in."""
+        super().load_state_dict(state_dict)
+        # The base class casts all that it loads to the parameter's own precision.
+        numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        rows, values = _rows_of(parameter)
+        state = self._state(parameter)
+        precision = state["exp_avg"].dtype
+        owed = (state["decay"] - state["decayed"][rows]).exp().to(precision)[:, None]
+        current, values = parameter[rows].to(precision) * owed, values.to(precision) / owed
+
+        first_rate, second_rate = group["betas"]
+        first = state["exp_avg"][rows].lerp_(values, 1 - first_rate)
+        second = state["exp_avg_sq"][rows].mul_(second_rate).addcmul_(values, values, value=1 - second_rate)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
+        state["step"] += 1
+        first_bias, second_bias = 1 - first_rate ** state["step"], 1 - second_rate ** state["step"]
+        denominator = second.div_(second_bias).sqrt_().add_(group["eps"])
+
+        decay = _log_decay(group)
+        current.mul_(math.exp(decay)).addcdiv_(first, denominator, value=-group["lr"] / first_bias)
+        state["decay"] += decay
+        state["decayed"][rows] = state["decay"]
+        parameter[rows] = _stochastically_rounded(current) if parameter.dtype == torch.bfloat16 else current
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            precision = torch.promote_types(parameter.dtype, torch.float32)
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=precision)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=precision)
+            # Logarithms of what the weight decay has come to: of all steps, and as far as each row has seen it.
+            state["decay"] = 0.0
+            state["decayed"] = torch.zeros(len(parameter), dtype=torch.float64, device=parameter.device)
+        return state
+
+
+def _rows_of(parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (U,) that have a gradient, and those gradients (U, D)."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        raise RuntimeError(
+            f"the gradient of a parameter of shape {tuple(parameter.shape)} is dense, but LazyAdam takes sparse ones: "
+            "build the loss with sparse=True, or take torch.optim.Adam"
+        )
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()
+
+
+def _log_decay(group: dict[str, Any]) -> float:
+    shrinkage: float = group["lr"] * group["weight_decay"]
+    if shrinkage >= 1:
+        raise ValueError(
+            f"lr {group['lr']} times weight_decay {group['weight_decay']} is {shrinkage}, but must stay below 1"
+        )
+    return math.log1p(-shrinkage)
+
+
+def _stochastically_rounded(values: Tensor) -> Tensor:
+    """float32 to bfloat16, up or down at random so that the expectation is the value."""
+    bits = values.contiguous().view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)
+    return (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}, but must be {expected}")
