@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxygml import graph
@@ -134,7 +135,8 @@ class ProxyGMLLoss(nn.Module):
         labels = labels.to(embeddings.device, torch.int64)
         with torch.autocast(embeddings.device.type, enabled=False):
             if len(labels) == 0:
-                return embeddings.sum(dtype=dtype) + 0 * self.proxies.sum(dtype=dtype)
+                no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
+                return embeddings.sum(dtype=dtype) + no_proxies.sum(dtype=dtype)
             samples = _directions(embeddings.to(dtype), least=max(1e-12, torch.finfo(embeddings.dtype).tiny))
             return graph.proxy_graph_loss(samples, self.proxies, labels, self._terms(), self._sampled())
 

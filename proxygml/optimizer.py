@@ -133,6 +133,9 @@ def _rows_of(parameter: Tensor) -> tuple[Tensor, Tensor]:
             f"the gradient of a parameter of shape {tuple(parameter.shape)} is dense, but LazyAdam takes sparse ones: "
             "build the loss with sparse=True, or take torch.optim.Adam"
         )
+    rows = gradient._indices()[0]
+    if (rows[1:] > rows[:-1]).all():  # autograd forgets that it is so; coalescing would sort and copy for nothing
+        return rows, gradient._values()
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()
 

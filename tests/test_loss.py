@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from proxygml import ProxyGMLLoss
+from proxygml import ProxyGMLLoss, graph
 from tests.dense import dense_loss
 
 
@@ -84,11 +84,154 @@ def test_agrees_at_the_published_sizes(C: int, N: int, scale: float, weight: flo
     assert_same(loss_and_gradients(loss, embeddings, labels), (expected.detach(), X.grad, P.grad), 1e-5)
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize(
+    ("N", "r", "weight"), [(3, 0.5, 0.3), (3, 0.5, 0.0), (1, 0.5, 2.0), (2, 1.0, 0.3), (1, 0.02, 0.0)]
+)
+def test_gradcheck(N: int, r: float, weight: float) -> None:
+    """By finite differences: a selection, the whole graph, and few proxies of many, each with and without the rest."""
     torch.manual_seed(0)
-    loss = make_loss(5, 4, 3, 0.5).double()
-    embeddings, labels = torch.randn(6, 4, dtype=torch.float64, requires_grad=True), torch.randint(5, (6,))
-    assert torch.autograd.gradcheck(lambda x: loss(x, labels), (embeddings,))
+    C = 60 if r < 0.1 else 5
+    labels = torch.randint(C, (3,))
+
+    def value(embeddings: Tensor, proxies: Tensor) -> Tensor:
+        return torch.func.functional_call(loss, {"proxies": proxies}, (embeddings, labels))
+
+    loss = make_loss(C, 4, N, r, weight, scale=3.0).double()
+    embeddings = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (embeddings, loss.proxies.detach().requires_grad_()))
+
+
+def test_only_one_side_may_need_a_gradient() -> None:
+    torch.manual_seed(0)
+    loss, embeddings, labels = make_loss(9, 6, 2, 0.4), torch.randn(5, 6), torch.arange(5)
+    _, x_grad, p_grad = loss_and_gradients(loss, embeddings, labels)
+    loss.proxies.grad = None
+    loss(embeddings, labels).backward()
+    assert torch.equal(loss.proxies.grad, p_grad)
+    loss.requires_grad_(False)
+    embeddings.requires_grad_()
+    loss(embeddings, labels).backward()
+    assert torch.equal(embeddings.grad, x_grad)
+
+
+@pytest.mark.parametrize("r", [0.4, 1.0])
+def test_a_second_derivative_is_refused(r: float) -> None:
+    loss, embeddings = make_loss(9, 6, 2, r), torch.randn(5, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(embeddings, torch.arange(5)), embeddings, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivative only"):
+        gradient.sum().backward()
+
+
+def test_a_retained_graph_gives_the_same_gradients_again() -> None:
+    torch.manual_seed(0)
+    loss, embeddings = make_loss(9, 6, 2, 0.4), torch.randn(5, 6, requires_grad=True)
+    value = loss(embeddings, torch.arange(5))
+    first = torch.autograd.grad(value, (embeddings, loss.proxies), retain_graph=True)
+    assert_same(
+        torch.autograd.grad(3 * value, (embeddings, loss.proxies)), tuple(3 * gradient for gradient in first), 1e-6
+    )
+
+
+@pytest.mark.parametrize(("C", "N", "r", "weight"), [(40, 3, 0.1, 0.3), (400, 1, 0.01, 0.0), (20, 2, 1.0, 0.3)])
+def test_compiled_it_is_the_same(C: int, N: int, r: float, weight: float) -> None:
+    torch.manual_seed(0)
+    loss, embeddings, labels = make_loss(C, 8, N, r, weight, scale=3.0), torch.randn(5, 8), torch.arange(5)
+    expected = loss_and_gradients(loss, embeddings, labels)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="aot_eager")
+    embeddings = embeddings.requires_grad_()
+    loss.proxies.grad = None
+    value = compiled(embeddings, labels)
+    value.backward()
+    assert_same((value.detach(), embeddings.grad, loss.proxies.grad), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("C", "N"), [(50, 3), (300, 1)])
+def test_the_memory_limit_changes_nothing(C: int, N: int) -> None:
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(5, 8, dtype=torch.float64), torch.arange(5)
+    results = []
+    for memory_limit in (1, 10_000, 2**30):
+        torch.manual_seed(1)
+        loss = ProxyGMLLoss(C, 8, N, 0.1, memory_limit=memory_limit, dtype=torch.float64)
+        results.append(loss_and_gradients(loss, embeddings, labels))
+    assert_same(results[0], results[2], 1e-12)
+    assert_same(results[1], results[2], 1e-12)
+
+
+def test_a_sample_of_the_proxies_is_unbiased() -> None:
+    """Over all subsets of one proxy in turn, value and gradient average to the whole regulariser's."""
+    torch.manual_seed(0)
+    C, N = 7, 2
+    whole = ProxyGMLLoss(C, 6, N, 0.5, proxy_weight=2.0, dtype=torch.float64)
+    labels = torch.arange(3)
+    embeddings = torch.randn(3, 6, dtype=torch.float64)
+    expected = loss_and_gradients(whole, embeddings, labels)
+    terms = whole._terms()
+    samples = F.normalize(embeddings, dim=1)
+    values, gradients = [], []
+    for row in range(C * N):
+        proxies = whole.proxies.detach().clone().requires_grad_()
+        value = graph.proxy_graph_loss(samples, proxies, labels, terms, torch.tensor([row]))
+        value.backward()
+        values.append(value.detach())
+        gradients.append(proxies.grad)
+    mean = torch.stack(values).mean(), torch.stack(gradients).mean(dim=0)
+    assert_same(mean, (expected[0], expected[2]), 1e-12)
+
+
+def test_proxy_sample_draws_uniformly_and_anew() -> None:
+    torch.manual_seed(0)
+    loss = ProxyGMLLoss(10, 6, 2, 0.5, proxy_sample=5)
+    draws = torch.stack([loss._sampled().sort().values for _ in range(2000)])
+    assert all(len(row.unique()) == 5 for row in draws[:100])
+    # Each of 20 proxies is in a quarter of the draws: 500 of 2,000, with a standard deviation of 19.
+    assert ((torch.bincount(draws.flatten(), minlength=20) - 500).abs() < 5 * 19.4).all()
+    assert ProxyGMLLoss(10, 6, 2, 0.5, proxy_sample=0.25)._sampled().shape == (5,)
+    assert ProxyGMLLoss(10, 6, 2, 0.5, proxy_sample=100)._sampled() is None
+
+
+@pytest.mark.parametrize(("C", "N", "r"), [(50, 3, 0.1), (300, 1, 0.02), (20, 2, 1.0)])
+def test_a_sparse_gradient_is_the_same(C: int, N: int, r: float) -> None:
+    torch.manual_seed(0)
+    dense = make_loss(C, 8, N, r, weight=0.0, scale=3.0)
+    sparse = ProxyGMLLoss(C, 8, N, r, 0.0, 3.0, sparse=True)
+    sparse.load_state_dict(dense.state_dict())
+    embeddings, labels = torch.randn(4, 8), torch.randint(C, (4,))
+    expected = loss_and_gradients(dense, embeddings, labels)
+    value, x_grad, p_grad = loss_and_gradients(sparse, embeddings, labels)
+    assert p_grad.is_sparse
+    kept = sparse.select(embeddings, labels).unique()
+    assert torch.equal(p_grad.coalesce().indices()[0], kept)
+    assert_same((value, x_grad, p_grad.to_dense()), expected, 1e-5)
+    empty = sparse(torch.empty(0, 8), torch.empty(0).long())
+    sparse.proxies.grad = None
+    empty.backward()
+    assert sparse.proxies.grad.is_sparse
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_bfloat16_proxies_are_computed_in_float32(weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "CPU_BLOCK_BYTES", 1000)  # several blocks
+    torch.manual_seed(0)
+    low = ProxyGMLLoss(40, 16, 3, 0.1, weight, dtype=torch.bfloat16)
+    high = ProxyGMLLoss(40, 16, 3, 0.1, weight)
+    high.load_state_dict(low.state_dict())
+    embeddings, labels = torch.randn(5, 16), torch.arange(5)
+    value, x_grad, p_grad = loss_and_gradients(low, embeddings, labels)
+    expected = loss_and_gradients(high, embeddings, labels)
+    assert_same((value, x_grad), expected[:2], 1e-5)
+    assert p_grad.dtype == torch.bfloat16
+    assert_same((p_grad.float(),), expected[2:], 2**-8)
+
+
+def test_a_proxy_of_length_0_has_no_direction() -> None:
+    torch.manual_seed(0)
+    loss = make_loss(6, 4, 2, 0.5)
+    loss.proxies.data[3] = 0
+    value, x_grad, p_grad = loss_and_gradients(loss, torch.randn(4, 4), torch.tensor([0, 1, 1, 2]))
+    assert value.isfinite() and x_grad.isfinite().all() and p_grad.isfinite().all()
+    assert not p_grad[3].any()
 
 
 @settings(max_examples=30, deadline=None)
@@ -234,6 +377,11 @@ def test_select_keeps_own_proxies_and_the_most_similar_others() -> None:
         ({"proxy_weight": math.inf}, "proxy_weight is inf"),
         ({"scale": 0.0}, "scale is 0.0"),
         ({"scale": math.nan}, "scale is nan"),
+        ({"proxy_sample": 0}, "proxy_sample is 0"),
+        ({"proxy_sample": 1.5}, "proxy_sample is 1.5"),
+        ({"proxy_sample": "all"}, "proxy_sample is 'all'"),
+        ({"memory_limit": 0}, "memory_limit is 0"),
+        ({"sparse": True}, "sparse is True and proxy_weight is 0.3"),
     ],
 )
 def test_impossible_constructor_values(arguments: dict, message: str) -> None:

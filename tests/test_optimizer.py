@@ -72,6 +72,18 @@ def test_untouched_rows_are_not_written_to() -> None:
     assert torch.allclose(loss.proxies[untouched], shrunk, rtol=1e-12)
 
 
+def test_gradients_of_two_batches_add_up() -> None:
+    """Two backward passes before a step leave rows twice in the gradient."""
+    together, apart = sparse_loss(), sparse_loss()
+    first, second = batch(0), batch(1)
+    for embeddings, labels in (first, second):
+        (apart(embeddings, labels) / 2).backward()
+    together(torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])).backward()
+    for loss in (together, apart):
+        LazyAdam(loss.parameters(), **RATES).step()
+    assert torch.allclose(together.proxies, apart.proxies, rtol=1e-9)
+
+
 def test_without_decay_it_is_sparse_adam() -> None:
     ours, theirs = sparse_loss(), sparse_loss()
     optimizers = (
