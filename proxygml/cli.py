@@ -180,6 +180,7 @@ def _prepare(dataset: "Dataset", arguments: Sequence[str]) -> None:
     parser.add_argument("--on-bad", type=OnBad, default="fail", help="fail: write nothing; drop: leave bad images out")
     parser.add_argument("--force", action="store_true", help="replace what is there already")
     parser.add_argument("--workers", type=int | None, default=None, help="images opened at a time; all processors")
+    parser.add_argument("--resize", type=int | None, default=None, help="store copies whose shorter side has N pixels")
     first = next(iter(signature(dataset.read).parameters))
     options_of_its_own = parser.add_function_arguments(dataset.read, as_group=False, skip={first})
     options = parser.parse(arguments)
@@ -191,6 +192,7 @@ def _prepare(dataset: "Dataset", arguments: Sequence[str]) -> None:
         on_bad=options.on_bad,
         force=options.force,
         workers=options.workers,
+        resize=options.resize,
     )
 
 

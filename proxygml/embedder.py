@@ -23,7 +23,7 @@ from proxygml.backbones import InputSpace, build_backbone
 from proxygml.console import track
 from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
 from proxygml.files import written_whole
-from proxygml.images import ImageDataset, ImageSettings, test_transform
+from proxygml.images import ImageDataset, ImageSettings, collate, test_transform
 
 Pooling = Literal["avg", "max", "avg+max", "gem"]
 FORMAT = 1
@@ -145,7 +145,9 @@ class Embedder(nn.Module):
         if not images.is_floating_point():
             images = images / 255
         images = (images - self.mean) / self.std
-        return images.flip(1) if self.space.bgr else images
+        images = images.flip(1) if self.space.bgr else images
+        # Convolutions are fastest so, and every layer passes the layout on; the weights may stay as they are.
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _positions_last(self, features: Tensor) -> Tensor:
         """(M, F, h, w), (M, h, w, F), (M, tokens, F) or (M, F), as timm's families have it, to (M, F, positions)."""
@@ -213,7 +215,7 @@ class Embedder(nn.Module):
             if len(paths) != len(images):
                 raise ImageError("embed takes paths or decoded images, but got both in one list: embed them apart")
             dataset = ImageDataset(paths, boxes, self.images, training=False)
-            for batch, _ in torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers):
+            for batch, _ in torch.utils.data.DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate):
                 yield batch
             return
         transform = test_transform(self.images)

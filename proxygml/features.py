@@ -16,7 +16,7 @@ from proxygml.catalog import Catalog
 from proxygml.console import track
 from proxygml.embedder import Embedder
 from proxygml.files import written_whole
-from proxygml.images import ImageDataset
+from proxygml.images import ImageDataset, collate
 
 
 def embed_catalog(
@@ -37,10 +37,15 @@ def embed_catalog(
     """
     if cached:
         features = cached_features(embedder, catalog, accelerator, workers=workers, batch_size=batch_size)
-        with torch.inference_mode():
-            embeddings: Tensor = embedder.head(features.to(accelerator.device)).float().cpu()
-        return embeddings
+        return embed_features(embedder, features)
     return _compute(embedder, embedder, catalog, accelerator, workers, batch_size)
+
+
+@torch.inference_mode()
+def embed_features(embedder: Embedder, features: Tensor) -> Tensor:
+    """The embeddings, float32 (n, D) on the CPU, of pooled features (n, F)."""
+    embeddings: Tensor = embedder.head(features.to(embedder.device)).float().cpu()
+    return embeddings
 
 
 def cached_features(
@@ -105,7 +110,8 @@ def _compute(
     share = -(-len(catalog) // world)
     mine = [min(row, len(catalog) - 1) for row in range(rank, share * world, world)]
     dataset = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False)
-    loader = DataLoader(Subset(dataset, mine), batch_size, num_workers=workers)
+    on_gpu = accelerator.device.type == "cuda"
+    loader = DataLoader(Subset(dataset, mine), batch_size, num_workers=workers, collate_fn=collate, pin_memory=on_gpu)
     embedder.eval()
     batches = track(loader, "embedding", disable=not accelerator.is_main_process)
     computed = torch.cat([function(images.to(accelerator.device, non_blocking=True)).float() for images, _ in batches])

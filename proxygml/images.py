@@ -14,17 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from proxygml.errors import ImageError, RecipeError
+
+try:
+    import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
+except ImportError:  # torchvision gives the same pixels, but always decodes all of them
+    simplejpeg = None
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -32,6 +38,9 @@ MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded: half a gigabyte as RGB, Pillow's own bound."""
 
 _JPEG, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_APPLICATION_1, _EXIF, _ORIENTATION, _TURNED = 0xE1, b"Exif\x00\x00", 0x0112, range(2, 9)
+# Below the last row that is wanted: colours of halved or quartered height are interpolated from rows that far away.
+_CONTEXT_ROWS = 8
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 # What Pillow's readers are known to raise when the bytes are not what they should be.
@@ -58,7 +67,8 @@ def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
     """Decode an image file, or the bytes of one, to upright RGB.
 
     Orientation tags (EXIF) are applied; transparent parts become white; 16-bit grey levels and colours are scaled to 8
-    bits; of an animation the first frame is taken. JPEG is decoded by torchvision, all else by Pillow.
+    bits; of an animation the first frame is taken. JPEG is decoded by simplejpeg (by torchvision where that is not
+    installed; the pixels are the same), all else by Pillow.
 
     Args:
         source: a path, or the bytes of the file.
@@ -72,22 +82,63 @@ def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
     """
     if isinstance(source, bytes):
         return _decode(source, name or f"the image in memory ({len(source)} bytes)")
+    return _decode(_read(source), str(source))
+
+
+class Region(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def decode_part(path: str | Path, choose: Callable[[int, int], Region]) -> Tensor:
+    """Decode a part of an image file; of a JPEG the rows below that part are not decoded at all.
+
+    Args:
+        path: the image file.
+        choose: takes the height and width of the upright image and returns a part that lies inside; called once.
+
+    Returns:
+        uint8 (3, height, width) of the part, with the same pixels as if it were cut out of decode_image's.
+
+    Raises:
+        ImageError: as decode_image; or raised by `choose`.
+    """
+    data = _read(path)
+    frame = _jpeg_frame(data) if data.startswith(_JPEG) else None
+    if frame is not None and frame.upright:
+        part = choose(frame.height, frame.width)
+        image = _decode(data, str(path), rows=part.top + part.height)
+    else:
+        image = _decode(data, str(path))
+        part = choose(image.shape[-2], image.shape[-1])
+    return image[:, part.top : part.top + part.height, part.left : part.left + part.width]
+
+
+def _read(path: str | Path) -> bytes:
     try:
-        return _decode(Path(source).read_bytes(), str(source))
+        return Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(f"{source} cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _decode(data: bytes, name: str) -> Tensor:
+def _decode(data: bytes, name: str, rows: int = 0) -> Tensor:
+    """Decode all rows, or at least the first `rows`."""
     if not data:
         raise ImageError(f"{name} is empty: fetch it again, or leave it out")
     if data.startswith(_JPEG):
-        _check_pixels(_jpeg_pixels(data), name)
-        if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
+        frame = _jpeg_frame(data)
+        if frame is not None:
+            _check_pixels(frame.height * frame.width, name)
+        # The end is looked for first, because it is found at once; the search goes on from there.
+        if data.find(_START_OF_SCAN, max(0, data.rfind(_END_OF_IMAGE))) >= 0:
             raise ImageError(f"{name} is a JPEG that is truncated: fetch it again, or leave it out")
-        # The rare kinds that torchvision refuses are Pillow's, and so is the reason if it refuses as well.
-        with suppress(RuntimeError, AttributeError):
-            return _decode_jpeg(data)
+        # The rare kinds that these decoders refuse are Pillow's, and so is the reason if it refuses as well.
+        with suppress(RuntimeError, AttributeError, ValueError):
+            return _decode_jpeg(data, frame, rows)
     try:
         with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as file:
             _check_pixels(file.width * file.height, name)
@@ -115,13 +166,31 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _decode_jpeg(data: bytes) -> Tensor:
-    # The operator itself: the function in front of it, torchvision.io.decode_jpeg, warns since 0.29 that TorchCodec
-    # will take its place. A torchvision without the operator raises AttributeError.
-    red_green_blue, upright = 3, True
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    image: Tensor = torch.ops.image.decode_jpeg(buffer, red_green_blue, upright)
-    return image
+class _JpegFrame(NamedTuple):
+    """What the header of a JPEG announces."""
+
+    height: int
+    width: int
+    height_at: int
+    """Where the height stands, two bytes."""
+    upright: bool
+    """Whether no orientation tag asks for a turn."""
+
+
+def _decode_jpeg(data: bytes, frame: _JpegFrame | None, rows: int) -> Tensor:
+    buffer = bytearray(data)
+    if simplejpeg is None or frame is None or not frame.upright:
+        # The operator itself: the function in front of it, torchvision.io.decode_jpeg, warns since 0.29 that TorchCodec
+        # will take its place. A torchvision without the operator raises AttributeError.
+        red_green_blue, upright = 3, True
+        image: Tensor = torch.ops.image.decode_jpeg(
+            torch.frombuffer(buffer, dtype=torch.uint8), red_green_blue, upright
+        )
+        return image
+    if rows and rows + _CONTEXT_ROWS < frame.height:
+        # The rows are coded from top to bottom: a decoder that is told of fewer stops there, and warns of the rest.
+        struct.pack_into(">H", buffer, frame.height_at, rows + _CONTEXT_ROWS)
+    return torch.from_numpy(simplejpeg.decode_jpeg(buffer, "RGB", strict=False)).permute(2, 0, 1)
 
 
 def _check_pixels(pixels: int, name: str) -> None:
@@ -131,21 +200,33 @@ def _check_pixels(pixels: int, name: str) -> None:
         )
 
 
-def _jpeg_pixels(data: bytes) -> int:
-    """The number of pixels that a JPEG's frame header announces; 0 where there is none (the decoder will object)."""
-    at = 2
+def _jpeg_frame(data: bytes) -> _JpegFrame | None:
+    """The frame header of a JPEG; None where there is none (the decoder will object)."""
+    at, upright = 2, True
     while 0 <= (at := data.find(b"\xff", at)) <= len(data) - 9:
         marker = data[at + 1]
         if marker in _START_OF_FRAME:
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return int(height * width)
+            return _JpegFrame(height, width, at + 5, upright)
         if marker == 0xFF:  # padding
             at += 1
         elif marker in _WITHOUT_LENGTH:
             at += 2
         else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if marker == _APPLICATION_1 and data.startswith(_EXIF, at + 4):
+                upright = upright and _is_upright(data[at + 4 : end])
+            at = end
+    return None
+
+
+def _is_upright(exif: bytes) -> bool:
+    """Whether the tags ask for no turn; False where they cannot be read, for the decoder to judge."""
+    tags = Image.Exif()
+    with _quiet(), suppress(*_DECODER_FAILURES):
+        tags.load(exif)
+        return tags.get(_ORIENTATION) not in _TURNED
+    return False
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -233,16 +314,15 @@ def test_transform(settings: ImageSettings) -> Transform:
     Returns:
         A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, size, size).
     """
-    interpolation = InterpolationMode(settings.interpolation)
 
     def transform(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         # No more than this can reach the centre crop; scaling a strip of 1 x 60,000 pixels as it is would fill memory.
         longest = 3 * min(height, width)
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
-        image = F.resize(image, [settings.resize], interpolation=interpolation, antialias=True)
-        image = F.center_crop(image, [settings.size, settings.size])
-        return image.contiguous()
+        image = _scaled(image, [settings.resize], settings.interpolation)
+        square: Tensor = F.center_crop(image, [settings.size, settings.size])
+        return square
 
     return transform
 
@@ -256,25 +336,46 @@ def train_transform(settings: ImageSettings, generator: np.random.Generator) -> 
     Returns:
         A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, size, size).
     """
-    size, interpolation = [settings.size, settings.size], InterpolationMode(settings.interpolation)
 
     def transform(image: Tensor) -> Tensor:
         if settings.rotation:
             angle = generator.uniform(-settings.rotation, settings.rotation)
             image = F.rotate(image, angle, InterpolationMode.BILINEAR, fill=[float(settings.fill)] * 3)
         top, left, height, width = random_crop(image.shape[-2], image.shape[-1], settings, generator)
-        image = F.resized_crop(image, top, left, height, width, size, interpolation, antialias=True)
-        if settings.horizontal_flip and generator.random() < 0.5:
-            image = F.horizontal_flip(image)
-        return image.contiguous()
+        return _finish(image[:, top : top + height, left : left + width], settings, generator)
 
     return transform
 
 
-def random_crop(
-    height: int, width: int, settings: ImageSettings, generator: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Draw the top, left, height and width of a training crop, in pixels, inside an image of that height and width.
+def _finish(crop: Tensor, settings: ImageSettings, generator: np.random.Generator) -> Tensor:
+    """Scale a training crop, perhaps mirror it."""
+    square = _scaled(crop, [settings.size, settings.size], settings.interpolation)
+    return square.flip(-1) if settings.horizontal_flip and generator.random() < 0.5 else square
+
+
+def scale_down(image: Tensor, shorter_side: int) -> Tensor:
+    """Scale uint8 (3, H, W) until its shorter side has so many pixels; one that has no more is returned as it is."""
+    return _scaled(image, list(scaled_size(image.shape[-2], image.shape[-1], shorter_side)), "bicubic")
+
+
+def scaled_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+    """The height and width that scale_down leaves."""
+    least = min(height, width)
+    if least <= shorter_side:
+        return height, width
+    return height * shorter_side // least, width * shorter_side // least
+
+
+def _scaled(image: Tensor, size: list[int], interpolation: str) -> Tensor:
+    """Scale (3, H, W) to that size, or its shorter side to that length; with antialiasing."""
+    # As a batch of one whose strides say that the channels come last: PyTorch then neither unpacks nor packs them.
+    batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
+    scaled: Tensor = F.resize(batch, size, InterpolationMode(interpolation), antialias=True)[0]
+    return scaled
+
+
+def random_crop(height: int, width: int, settings: ImageSettings, generator: np.random.Generator) -> Region:
+    """Draw a training crop inside an image of that height and width.
 
     The rules of torchvision's RandomResizedCrop: of ten draws the first that fits, or else the largest centred part
     whose ratio is allowed.
@@ -287,10 +388,10 @@ def random_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(generator.integers(height - crop_height, endpoint=True))
             left = int(generator.integers(width - crop_width, endpoint=True))
-            return top, left, crop_height, crop_width
+            return Region(top, left, crop_height, crop_width)
     crop_height = max(1, min(height, round(width / least_ratio)))
     crop_width = max(1, min(width, round(height * greatest_ratio)))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+    return Region((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def cut_box(image: Tensor, box: Sequence[int], name: str) -> Tensor:
@@ -306,20 +407,25 @@ def cut_box(image: Tensor, box: Sequence[int], name: str) -> Tensor:
     Raises:
         ImageError: nothing of the box lies inside the image.
     """
+    top, left, height, width = _box_region(box, image.shape[-2], image.shape[-1], name)
+    return image[:, top : top + height, left : left + width]
+
+
+def _box_region(box: Sequence[int], height: int, width: int, name: str) -> Region:
+    """The part of an image that a box cuts out; see cut_box."""
     if not any(box):
-        return image
-    height, width = image.shape[-2:]
+        return Region(0, 0, height, width)
     left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
     if left >= right or top >= bottom:
         found = ", ".join(map(str, box))
         raise ImageError(
             f"{name} is {width} x {height} pixels, and its box x_1, y_1, x_2, y_2 = {found} cuts out nothing"
         )
-    return image[:, top:bottom, left:right]
+    return Region(top, left, bottom - top, right - left)
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """The images of a catalog, cut and scaled for the network: item i is (uint8 (3, size, size), i).
+    """The images of a catalog, cut and scaled for the network: item i is (uint8 (3, size, size), i); see `collate`.
 
     A training image's crop depends on (seed, epoch, index) alone, never on a worker, a process or the order of the
     items, so that runs resume and distribute exactly. An image that cannot be decoded raises ImageError.
@@ -362,12 +468,27 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.paths[index]
-        image = decode_image(path)
-        if self.boxes is not None:
-            image = cut_box(image, self.boxes[index].tolist(), path)
-        return self._transform(index)(image), index
-
-    def _transform(self, index: int) -> Transform:
+        box = (0, 0, 0, 0) if self.boxes is None else self.boxes[index].tolist()
         if not self.training:
-            return test_transform(self.settings)
-        return train_transform(self.settings, np.random.default_rng((self.seed, int(self._epoch), index)))
+            return test_transform(self.settings)(cut_box(decode_image(path), box, path)), index
+        generator = np.random.default_rng((self.seed, int(self._epoch), index))
+        if self.settings.rotation:  # turns the whole image into the crop
+            transform = train_transform(self.settings, generator)
+            return transform(cut_box(decode_image(path), box, path)), index
+
+        def crop(height: int, width: int) -> Region:
+            whole = _box_region(box, height, width, path)
+            part = random_crop(whole.height, whole.width, self.settings, generator)
+            return part._replace(top=whole.top + part.top, left=whole.left + part.left)
+
+        return _finish(decode_part(path, crop), self.settings, generator), index
+
+
+def collate(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Items of an ImageDataset as a batch.
+
+    Returns:
+        uint8 (M, 3, size, size) with its memory laid out channels last, as the embedder computes; int64 (M,) indices.
+    """
+    squares: Tensor = default_collate([square.permute(1, 2, 0) for square, _ in items])
+    return squares.permute(0, 3, 1, 2), torch.tensor([index for _, index in items])

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from proxygml.archives import STAMP, is_archive, unpacked, whole_folder
 from proxygml.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
 from proxygml.console import console, track
+from proxygml.copies import Size, copy_smaller
 from proxygml.datasets.layout import Dataset
 from proxygml.errors import DatasetError, ImageError, OverwriteError
 from proxygml.files import refuse_overwrite, written_whole
@@ -63,6 +64,7 @@ def prepare(
     on_bad: OnBad = "fail",
     force: bool = False,
     workers: int | None = None,
+    resize: int | None = None,
 ) -> Catalog:
     """Turn a download, or images of one's own, into a checked catalog.
 
@@ -81,9 +83,12 @@ def prepare(
             differ none does, because nobody knows which is right.
         force: Replace what an earlier run left at `out`.
         workers: How many images are opened at a time; as many as there are processors when left out.
+        resize: Store a smaller copy of each image, its shorter side so many pixels, in a folder beside `out`, and let
+            the catalog point at the copies; see `copies.copy_smaller`.
 
     Raises:
-        DatasetError: The download is incomplete or of another layout, or images are bad and `on_bad` is `fail`.
+        DatasetError: The download is incomplete or of another layout, or images are bad and `on_bad` is `fail`;
+            `resize` is impossible, or its folder would lie among the images of one's own.
         CatalogError: The catalog cannot be used (see `catalog.check_splits`).
         OverwriteError: Something is in the way, and `force` was not given.
     """
@@ -91,10 +96,15 @@ def prepare(
     check_suffix(out)
     for path in (out, dropped_list):
         refuse_overwrite(path, force)
+    copies = out.with_suffix(f".{resize}px")
+    if resize is not None:
+        _check_resize(resize, copies, root if dataset.strays else None)
     catalog = _read(dataset, root, out.with_suffix(""), force)
     _compare_counts(catalog, dataset)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
-    findings, catalog = _judge(catalog, _open_all(catalog.paths, workers), benchmark=dataset.published is not None)
+    inspections = dict(zip(catalog.paths, _open_all(catalog.paths, workers), strict=True))
+    in_rows = [inspections[path] for path in catalog.paths]
+    findings, catalog = _judge(catalog, in_rows, benchmark=dataset.published is not None)
     findings = strays + findings
     _print_findings(findings, on_bad)
     if bad := [finding for finding in findings if finding.bad]:
@@ -102,10 +112,23 @@ def prepare(
         _compare_counts(catalog, dataset)
     for warning in check_splits(catalog):
         _warn(warning)
+    if resize is not None:
+        sizes = {path: Size(inspection.height, inspection.width) for path, inspection in inspections.items()}
+        catalog = copy_smaller(catalog, sizes, copies, resize, workers)
     catalog.write(out, force)
     _write_dropped(bad, dropped_list)
     _print_counts(catalog, out)
     return Catalog.read(out)
+
+
+def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
+    if resize < 1:
+        raise DatasetError(f"resize is {resize}: expected the shorter side in pixels, 1 or more")
+    if images is not None and copies.resolve().is_relative_to(images.expanduser().resolve()):
+        raise DatasetError(
+            f"the copies would go to {copies}, among the images in {images}, where the next run would take them for "
+            "a class: choose an --out that lies elsewhere"
+        )
 
 
 def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool) -> Catalog:

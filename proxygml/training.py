@@ -31,9 +31,9 @@ from proxygml.console import console, progress_bar
 from proxygml.embedder import Embedder
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
 from proxygml.evaluation import score_queries
-from proxygml.features import cached_features, embed_catalog
+from proxygml.features import cached_features, embed_catalog, embed_features
 from proxygml.files import written_whole
-from proxygml.images import ImageDataset
+from proxygml.images import ImageDataset, collate
 from proxygml.loss import ProxyGMLLoss
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
@@ -84,6 +84,7 @@ class Training:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
+        self.validation_features: Tensor | None = None
         self.progress = Progress()
         self.collapse = CollapseWatch()
 
@@ -101,8 +102,11 @@ class Training:
     def fit(self) -> None:
         """Train all epochs that are left, keep the model that the protocol says, and write it."""
         data = self._data()
+        loader = self._loader(data)
         for epoch in range(self.progress.epoch + 1, self.recipe.epochs + 1):
-            row = self._train_epoch(epoch, data)
+            self.batches.set_epoch(epoch)
+            data.set_epoch(epoch)
+            row = self._train_epoch(epoch, loader)
             if self.validation_images is not None:
                 row |= self._validate()
             self._finish_epoch(epoch, row)
@@ -110,17 +114,15 @@ class Training:
         for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
             tracker.finish()
 
-    def _train_epoch(self, epoch: int, data: "TrainingData") -> Row:
+    def _train_epoch(self, epoch: int, loader: "Loader") -> Row:
         # For dropout and the like; images and batches have their own.
         set_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
-        self.batches.set_epoch(epoch)
-        data.set_epoch(epoch)
         self._freeze(backbone=epoch <= self.recipe.warmup_epochs or self.recipe.backbone_lr == 0)
         rates = set_learning_rates(self.optimizer, self.recipe, epoch)
         network = self._distributed(self.embedder.head if self.recipe.cache_features else self.embedder)
         criterion = self._distributed(self.criterion)
         meter, kept = Meter(), ProxyCounter(self.criterion)
-        for step, (inputs, indices, size) in enumerate(self._steps(epoch, data, meter), start=1):
+        for step, (inputs, indices, size) in enumerate(self._steps(epoch, loader, meter), start=1):
             embeddings = network(inputs.to(self.accelerator.device, non_blocking=True))
             labels = self.labels[indices].to(self.accelerator.device, non_blocking=True)
             embeddings, labels = self._gather(embeddings, labels, size)
@@ -156,7 +158,7 @@ class Training:
         assert self.validation_images is not None
         images = self.validation_images
         scores = score_queries(
-            self._embed(images), images.labels, is_query=images.is_query, is_gallery=images.is_gallery
+            self._embed_validation(images), images.labels, is_query=images.is_query, is_gallery=images.is_gallery
         )
         return {
             "val_recall_at_1": float((scores.first_positive < 1).mean()),
@@ -184,21 +186,35 @@ class Training:
         images = self.train_images
         return ImageDataset(images.paths, images.boxes, self.recipe.images, training=True, seed=self.recipe.seed)
 
-    def _steps(self, epoch: int, data: "TrainingData", meter: "Meter") -> Iterator[tuple[Tensor, Tensor, int]]:
-        """This process's inputs, their indices and the size of the global batch, with a progress bar."""
+    def _loader(self, data: "TrainingData") -> "Loader":
+        """One loader for all epochs, so that its workers outlive them."""
         workers = 0 if self.recipe.cache_features else self.recipe.workers
-        loader = DataLoader(
-            data, batch_sampler=self.batches, num_workers=workers, pin_memory=self.accelerator.device.type == "cuda"
+        return DataLoader(
+            data,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=None if self.recipe.cache_features else collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Of its own: where workers start, a loader draws a number, and dropout must not depend on where that is.
+            generator=torch.Generator(),
         )
+
+    def _steps(self, epoch: int, loader: "Loader", meter: "Meter") -> Iterator[tuple[Tensor, Tensor, int]]:
+        """This process's inputs, their indices and the size of the global batch, with a progress bar."""
         with progress_bar(disable=not self.accelerator.is_main_process) as bar:
             task = bar.add_task(f"epoch {epoch}/{self.recipe.epochs}", total=len(loader), note="")
             for (inputs, indices), size in zip(loader, self.batches.sizes, strict=True):
                 yield inputs, indices, size
                 bar.update(task, advance=1, note=meter.note)
 
-    def _embed(self, catalog: Catalog) -> Tensor:
-        cached = self.recipe.cache_features
-        return embed_catalog(self.embedder, catalog, self.accelerator, workers=self.recipe.workers, cached=cached)
+    def _embed_validation(self, images: Catalog) -> Tensor:
+        workers = self.recipe.workers
+        if not self.recipe.cache_features:
+            return embed_catalog(self.embedder, images, self.accelerator, workers=workers, cached=False)
+        if self.validation_features is None:
+            self.validation_features = cached_features(self.embedder, images, self.accelerator, workers=workers)
+        return embed_features(self.embedder.eval(), self.validation_features)
 
     # Several processes ------------------------------------------------------------------------------------------------
 
@@ -456,6 +472,7 @@ def make_optimizer(recipe: Recipe, embedder: Embedder, criterion: nn.Module) -> 
         lr=0.0,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
+        fused=True,
     )
     return optimizer
 
@@ -589,3 +606,4 @@ class FeatureDataset(Dataset[tuple[Tensor, int]]):
 
 
 TrainingData = ImageDataset | FeatureDataset
+Loader = DataLoader[tuple[Tensor, int]]

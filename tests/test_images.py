@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -97,7 +98,7 @@ def test_jpegs_are_decoded_without_pillow(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_jpegs_are_decoded_by_pillow_where_torchvision_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(data: bytes) -> torch.Tensor:
+    def refuse(*_: object) -> torch.Tensor:
         raise RuntimeError("unsupported")
 
     data = encoded(picture(), "JPEG", quality=95, exif=oriented(6))
@@ -233,6 +234,68 @@ def test_damaged_bytes_give_an_image_or_an_image_error(format: str, data: st.Dat
         assert image.shape[0] == 3
 
 
+# --- decoding: a part of an image ---------------------------------------------------------------------------------
+
+
+def without_simplejpeg(monkeypatch: pytest.MonkeyPatch, without: bool) -> None:
+    if without:
+        monkeypatch.setattr(images, "simplejpeg", None)
+    elif images.simplejpeg is None:
+        pytest.skip("simplejpeg is not installed")
+
+
+@pytest.mark.parametrize("without", [False, True])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 3}, {}], ids=str)
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1"])
+def test_a_part_has_the_pixels_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subsampling: str, options: dict[str, object], without: bool
+) -> None:
+    without_simplejpeg(monkeypatch, without)
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 50, 3), dtype=np.uint8))
+    noisy.save(tmp_path / "a.jpg", subsampling=subsampling, **options)  # type: ignore[arg-type]
+    whole = decode_image(tmp_path / "a.jpg")
+    for bottom in range(1, 76):
+        part = images.decode_part(
+            tmp_path / "a.jpg", lambda height, width, b=bottom: images.Region(b // 2, 7, b - b // 2, 30)
+        )  # type: ignore[misc]
+        assert torch.equal(part, whole[:, bottom // 2 : bottom, 7:37])
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_both_jpeg_decoders_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch, without: bool) -> None:
+    photo = encoded(picture(333, 500), "JPEG", quality=90)
+    expected = as_tensor(Image.open(io.BytesIO(photo)))
+    without_simplejpeg(monkeypatch, without)
+    assert torch.equal(decode_image(photo), expected)
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_part_is_of_the_upright_image(tmp_path: Path, format: str, orientation: int) -> None:
+    path = tmp_path / f"a.{format.lower()}"
+    path.write_bytes(encoded(picture(), format, exif=oriented(orientation)))
+    whole, sizes = decode_image(path), []
+
+    def choose(height: int, width: int) -> images.Region:
+        sizes.append((height, width))
+        return images.Region(2, 1, 9, 20)
+
+    assert torch.equal(images.decode_part(path, choose), whole[:, 2:11, 1:21])
+    assert sizes == [tuple(whole.shape[1:])]
+
+
+def test_parts_of_damaged_files_are_refused(tmp_path: Path) -> None:
+    data = encoded(picture(), "JPEG")
+    for name, content in (
+        ("cut.jpg", data[: len(data) // 2]),
+        ("bomb.jpg", jpeg_header(65_000, 60_000)),
+        ("no.png", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=re.escape(name)):
+            images.decode_part(tmp_path / name, lambda height, width: images.Region(0, 0, 1, 1))
+
+
 # --- settings and boxes -------------------------------------------------------------------------------------------
 
 
@@ -287,7 +350,6 @@ def test_every_shape_comes_out_as_the_square(height: int, width: int) -> None:
     for transform in images.test_transform(settings), images.train_transform(settings, np.random.default_rng(0)):
         square = transform(image)
         assert square.shape == (3, 20, 20)
-        assert square.is_contiguous()
         assert (square == 77).all()
 
 
@@ -361,6 +423,27 @@ def test_crops_depend_on_seed_epoch_and_index_alone(paths: list[Path]) -> None:
     assert not torch.equal(dataset[4][0], first[4])
     twins = ImageDataset([paths[0], paths[0]], None, SMALL, training=True)
     assert not torch.equal(twins[0][0], twins[1][0])
+
+
+def test_training_items_are_the_random_crop_of_the_whole_image(tmp_path: Path) -> None:
+    """Whether or not the file is decoded in part."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    settings, boxes = ImageSettings(size=12, resize=12), np.array([[5, 20, 66, 90]])
+    dataset = ImageDataset([tmp_path / "a.jpg"], boxes, settings, training=True, seed=3)
+    cut = images.cut_box(decode_image(tmp_path / "a.jpg"), (5, 20, 66, 90), "a")
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        expected = images.train_transform(settings, np.random.default_rng((3, epoch, 0)))(cut)
+        assert torch.equal(dataset[0][0], expected)
+
+
+def test_a_batch_holds_its_items_channels_last(paths: list[Path]) -> None:
+    dataset = ImageDataset(paths, None, SMALL, training=True)
+    batch, indices = images.collate([dataset[i] for i in (3, 1)])
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert batch.dtype == torch.uint8
+    assert indices.tolist() == [3, 1]
+    assert torch.equal(batch, torch.stack([dataset[3][0], dataset[1][0]]))
 
 
 def test_workers_that_outlive_an_epoch_see_the_next(paths: list[Path]) -> None:

@@ -99,6 +99,24 @@ def test_killed_and_resumed_run_ends_like_one_that_was_not(small_recipe: Recipe,
     assert_same_run(run, whole)
 
 
+def test_resumed_run_with_workers_ends_like_one_that_was_not_stopped(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, workers=2)
+    whole = train(recipe, tmp_path / "whole")
+    run = train(replace(recipe, epochs=1), tmp_path / "run")
+    recipe.write(run.recipe)
+    resume(run)
+    assert_same_run(run, whole)
+
+
+def test_starting_workers_leaves_the_random_numbers_of_dropout_alone(small_recipe: Recipe, tmp_path: Path) -> None:
+    training = Training(replace(small_recipe, workers=2), RunFolder(tmp_path / "unused"))
+    before = torch.get_rng_state()
+    images, indices = next(iter(training._loader(training._data())))
+    assert images.shape == (16, 3, 16, 16)
+    assert len(indices) == 16
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_resume_refuses_another_catalog(small_recipe: Recipe, small_catalog: Path, tmp_path: Path) -> None:
     catalog = Catalog.read(small_catalog)
     catalog.write(tmp_path / "catalog.parquet")
