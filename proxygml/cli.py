@@ -389,6 +389,7 @@ def search(arguments: Sequence[str]) -> None:
         leave_out_itself=options.leave_out_itself,
         rerank=options.rerank,
         threshold=options.threshold,
+        workers=2 if len(queries) > 64 else 0,
     )
     for query in range(min(len(queries), _QUERIES_PRINTED)):
         output.print(printed(answers, query))

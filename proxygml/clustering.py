@@ -90,20 +90,10 @@ def cluster(vectors: Vectors, settings: ClusterSettings) -> Codes:
 
 
 def _kmeans(vectors: Vectors, settings: ClusterSettings) -> Codes:
-    import faiss  # noqa: PLC0415
+    from sklearn.cluster import KMeans  # noqa: PLC0415
 
-    number = settings.num_clusters or 1
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        number,
-        niter=25,
-        seed=settings.seed,
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=max(256, -(-len(vectors) // number)),
-    )
-    kmeans.train(np.ascontiguousarray(vectors))
-    codes: Codes = kmeans.index.search(np.ascontiguousarray(vectors), 1)[1][:, 0].astype(np.int64)
+    model = KMeans(settings.num_clusters or 1, init="k-means++", n_init=3, random_state=settings.seed)
+    codes: Codes = model.fit_predict(vectors).astype(np.int64)
     return codes
 
 

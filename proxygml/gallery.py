@@ -1,14 +1,13 @@
 """The gallery: vectors with a table of what they are, to be searched, added to and removed from.
 
-On disk it is a folder. gallery.json names the files that belong together and is replaced in one step, so that a reader
-sees the gallery as it was before a change or after it. No image is opened here and no network runs: vectors come in.
+On disk it is a folder, which a reader sees as it was before a change or after it (gallery_folder.py). No image is
+opened here and no network runs: vectors come in.
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
@@ -16,16 +15,24 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from torch import Tensor
 
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import only_writer, written_whole
+from proxygml.gallery_folder import (
+    MANIFEST,
+    Facts,
+    Threshold,
+    clear_up,
+    generation_of,
+    mapped,
+    read_facts,
+    refuse_gallery,
+    write_facts,
+)
 from proxygml.indexes import ApproximateIndex, Kind, Rows, Vectors, exact_candidates, ranked, recall_against_exact
 from proxygml.reranking import reranked
 
-FORMAT = 1
-MANIFEST = "gallery.json"
 RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
 RERANKED = 100  # nearest items that k-reciprocal neighbours bring into another order
 RECALL_SAMPLE, RECALL_AT = 500, 10
@@ -35,49 +42,6 @@ _DEAD = 4  # one removed item in so many lets the next save write all files anew
 
 Where = Mapping[str, str | float | bool | Sequence[str | float | bool]]
 Block = tuple[Vectors, pd.DataFrame]
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The score below which a query is taken for none of the gallery's classes, and how it was chosen."""
-
-    score: float
-    """Cosine of the nearest item; a query is accepted from here on."""
-
-    false_accept_rate: float
-    """Share of the calibration queries that were accepted although none of their class was there, at most as asked."""
-
-    true_accept_rate: float | None
-    """Share that was accepted when their class was there too; None where no class had two images."""
-
-    queries: int
-    classes: int
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a gallery knows about itself beside its items: the content of gallery.json."""
-
-    kind: Kind = "exact"
-    model: str = ""
-    """Fingerprint of the embedder; empty where it is not known."""
-
-    run: str = ""
-    """Absolute path of the run folder, where the embedder was when the gallery was made."""
-
-    threshold: Threshold | None = None
-    recall: float | None = None
-    """Recall@10 of an approximate index against exact search, over a sample of its own items."""
-
-    next_id: int = 0
-    generation: int = 0
-    """Grows by one with every save."""
-
-    dimension: int = 0
-    rows: int = 0
-    vectors: str = ""
-    items: str = ""
-    index: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,8 +83,17 @@ class Gallery:
         self.facts = facts
         self.folder = folder
         self._buffer = vectors  # rows beyond the table's are room to grow into
-        self._table = table  # aligned with the vectors; index: id; column removed
         self._index = index
+        self._set_table(table)
+
+    def _set_table(self, table: pd.DataFrame) -> None:
+        """Take a table, aligned with the vectors: index `id`, and a column `removed`. A search is to touch no table."""
+        self._table = table
+        self._shown = table.drop(columns="removed")
+        self._ids: Rows = table.index.to_numpy(dtype=np.int64)
+        removed: npt.NDArray[np.bool_] = table["removed"].to_numpy(dtype=bool)
+        self._alive = ~removed
+        self._all_alive = not removed.any()
 
     @classmethod
     def create(
@@ -181,10 +154,10 @@ class Gallery:
                 if table.empty:
                     raise GalleryError(f"no items are left to build {folder} from")
                 facts = replace(
-                    facts, vectors=name, rows=len(table), next_id=len(table), generation=_generation(folder)
+                    facts, vectors=name, rows=len(table), next_id=len(table), generation=generation_of(folder)
                 )
                 table.index = pd.RangeIndex(len(table), name="id")
-                gallery = cls(_mapped(folder, facts), table.assign(removed=False), facts, None, folder)
+                gallery = cls(mapped(folder, facts), table.assign(removed=False), facts, None, folder)
                 gallery._reindex()
                 gallery._publish(folder)
             except BaseException:
@@ -201,13 +174,13 @@ class Gallery:
         """
         folder = Path(folder)
         for _ in range(10):  # a writer may take the files away between two of our steps, and name others
-            facts = _read_facts(folder)
+            facts = read_facts(folder)
             try:
-                vectors = _mapped(folder, facts)
+                vectors = mapped(folder, facts)
                 table = pd.read_parquet(folder / facts.items).set_index("id")
                 index = ApproximateIndex.read(folder / facts.index) if facts.index else None
             except (FileNotFoundError, GalleryError):
-                if _read_facts(folder).generation != facts.generation:
+                if read_facts(folder).generation != facts.generation:
                     continue
                 raise GalleryError(f"{folder} lacks a file that its {MANIFEST} names: build it again") from None
             except (ValueError, OSError, KeyError) as error:
@@ -217,12 +190,12 @@ class Gallery:
 
     def __len__(self) -> int:
         """How many items can be found."""
-        return int((~self._table["removed"]).sum())
+        return int(np.count_nonzero(self._alive))
 
     @property
     def items(self) -> pd.DataFrame:
         """The item table, by id, without what was removed."""
-        return self._table[~self._table["removed"]].drop(columns="removed")
+        return self._shown[self._alive]
 
     def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
         """The vectors, float32 (n, D), of items.
@@ -275,7 +248,7 @@ class Gallery:
                 order = reranked(query, self._vectors[best])
                 values, best = values[order], best[order]
             scores[place], rows[place] = values[:k], best[:k]
-        return SearchResult(scores, self._ids[rows], self._table.drop(columns="removed"))
+        return SearchResult(scores, self._ids[rows], self._shown)
 
     def add(self, embeddings: Tensor | npt.NDArray[np.floating], items: pd.DataFrame) -> Rows:
         """Add items, in memory until `save`; what is searched next finds them.
@@ -300,7 +273,7 @@ class Gallery:
             self._buffer = grown
         self._buffer[first:last] = vectors
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
-        self._table = pd.concat([self._table, added]) if first else added
+        self._set_table(pd.concat([self._table, added]) if first else added)
         self.facts = replace(self.facts, next_id=self.facts.next_id + len(items))
         return ids
 
@@ -313,9 +286,9 @@ class Gallery:
         Raises:
             GalleryError: there is no such item.
         """
-        removed = self._table["removed"].to_numpy(copy=True)
+        removed = ~self._alive
         removed[self._rows_of(ids)] = True
-        self._table = self._table.assign(removed=removed)
+        self._set_table(self._table.assign(removed=removed))
 
     def matching(self, where: Where) -> Rows:
         """The ids, int64, of the items that a filter lets through; see `search`."""
@@ -339,7 +312,7 @@ class Gallery:
         if new:
             refuse_gallery(target, False)
         with only_writer(target / ".lock"):
-            if not new and _read_facts(target).generation != self.facts.generation:
+            if not new and read_facts(target).generation != self.facts.generation:
                 raise OverwriteError(f"{target} was changed since it was loaded: load it again, and repeat the change")
             if _DEAD * (len(self._table) - len(self)) >= len(self._table):
                 self._compact()
@@ -358,11 +331,6 @@ class Gallery:
         return self._buffer[: len(self._table)]
 
     @property
-    def _ids(self) -> Rows:
-        ids: Rows = self._table.index.to_numpy(dtype=np.int64)
-        return ids
-
-    @property
     def _tail(self) -> int:
         """Rows that the approximate index does not hold yet; they are searched exactly."""
         return len(self._table) - (0 if self._index is None else len(self._index))
@@ -370,7 +338,7 @@ class Gallery:
     def _rows_of(self, ids: Sequence[int] | Rows) -> Rows:
         wanted = np.asarray(ids, dtype=np.int64)
         rows = self._table.index.get_indexer(wanted)
-        gone = (rows < 0) | self._table["removed"].to_numpy()[rows]
+        gone = (rows < 0) | ~self._alive[rows]
         if gone.any():
             raise GalleryError(f"the gallery has no item {wanted[gone][0]}: it was removed, or never was")
         return np.asarray(rows, dtype=np.int64)
@@ -392,12 +360,11 @@ class Gallery:
 
     def _allowed(self, where: Where | None) -> npt.NDArray[np.bool_] | None:
         """Which rows may be found; None for all."""
-        removed: npt.NDArray[np.bool_] = self._table["removed"].to_numpy(dtype=bool)
         if not where:
-            return ~removed if removed.any() else None
-        allowed = ~removed
+            return None if self._all_alive else self._alive
+        allowed = self._alive.copy()
         for column, values in where.items():
-            allowed &= _matches(self._table.drop(columns="removed"), column, values)
+            allowed &= _matches(self._shown, column, values)
         return allowed
 
     def _candidates(self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None) -> list[Rows]:
@@ -443,8 +410,8 @@ class Gallery:
         self.facts = replace(self.facts, index="", recall=self._measured_recall())
 
     def _compact(self) -> None:
-        kept = ~self._table["removed"].to_numpy(dtype=bool)
-        self._buffer, self._table = self._vectors[kept], self._table[kept]
+        self._buffer = self._vectors[self._alive]
+        self._set_table(self._table[self._alive])
         self._reindex()
 
     def _write_vectors(self, folder: Path, whole: bool) -> None:
@@ -458,7 +425,7 @@ class Gallery:
                 file.write(self._vectors[row : row + 65_536].astype("<f4").tobytes())
             file.flush()
             os.fsync(file.fileno())
-        generation = _generation(folder)
+        generation = generation_of(folder)
         index = "" if whole else self.facts.index
         self.facts = replace(self.facts, vectors=name, rows=len(self._table), index=index, generation=generation)
 
@@ -473,74 +440,27 @@ class Gallery:
             with written_whole(folder / index) as path:
                 self._index.write(path)
         self.facts = replace(self.facts, items=items, index=index, generation=self.facts.generation + 1)
-        with written_whole(folder / MANIFEST) as path:
-            path.write_text(json.dumps({"format": FORMAT} | asdict(self.facts), indent=2) + "\n", encoding="utf-8")
+        write_facts(folder, self.facts)
         self.folder = folder
-        for pattern in ("vectors-*.f32", "items-*.parquet", "index-*.faiss"):
-            for file in folder.glob(pattern):
-                if file.name not in (self.facts.vectors, items, index):
-                    file.unlink(missing_ok=True)
-
-
-def refuse_gallery(folder: Path, force: bool) -> None:
-    """Raise OverwriteError when a gallery may not be put there."""
-    if (folder / MANIFEST).exists():
-        if not force:
-            raise OverwriteError(f"{folder} is a gallery already: add to it with --add, or give --force to replace it")
-    elif folder.exists() and any(
-        not path.name.startswith((".", "vectors-", "items-", "index-")) for path in folder.iterdir()
-    ):
-        raise OverwriteError(f"{folder} holds something that is no gallery: choose another name")
-
-
-def _generation(folder: Path) -> int:
-    return _read_facts(folder).generation if (folder / MANIFEST).exists() else 0
-
-
-def _read_facts(folder: Path) -> Facts:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise GalleryError(f"{folder} is no gallery: it holds no {MANIFEST}; `proxygml index` makes one")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.pop("format")
-        if found != FORMAT:
-            raise GalleryError(f"{path} has format {found!r}, but this version of proxygml reads format {FORMAT}")
-        threshold = content.pop("threshold")
-        facts = Facts(**content, threshold=None if threshold is None else Threshold(**threshold))
-        names = [Path(name).name == name for name in (facts.vectors, facts.items, facts.index)]
-        if not all(names):
-            raise GalleryError(f"{path} names files outside of its folder: build the gallery again")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, GalleryError):
-            raise
-        raise GalleryError(f"{path} cannot be read ({error}): build the gallery again") from error
-    return facts
-
-
-def _mapped(folder: Path, facts: Facts) -> Vectors:
-    """The file of vectors as an array, read where it is touched; the file cannot be changed through it."""
-    shape = (facts.rows, facts.dimension)
-    size = (folder / facts.vectors).stat().st_size
-    if size < 4 * facts.rows * facts.dimension:
-        raise GalleryError(f"{folder / facts.vectors} has {size} bytes, too few for {shape} vectors: build it again")
-    return np.memmap(folder / facts.vectors, "<f4", "c", shape=shape).view(np.ndarray)
+        clear_up(folder, self.facts)
 
 
 def _unit(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
     """Float32 (n, D) of length 1; those that are already stay bit for bit as they are."""
-    given = embeddings.detach().cpu() if isinstance(embeddings, Tensor) else torch.from_numpy(np.array(embeddings))
-    if given.dim() != 2 or given.shape[1] == 0 or not given.is_floating_point():
-        raise GalleryError(f"embeddings are {tuple(given.shape)}, {given.dtype}: expected floats (n, D)")
-    vectors = given.float()
-    if not torch.isfinite(vectors).all():
-        row = int(torch.isfinite(vectors).all(dim=1).int().argmin())
-        raise GalleryError(f"embeddings[{row}] holds a NaN or an infinity: look at the image it comes from")
-    lengths = vectors.norm(dim=1, keepdim=True)
-    if len(lengths) and not lengths.min() > 0:
+    given = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+    if given.ndim != 2 or given.shape[1] == 0 or given.dtype.kind != "f":
+        raise GalleryError(f"embeddings are {given.shape}, {given.dtype}: expected floats (n, D)")
+    vectors = np.ascontiguousarray(given, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(lengths).all():
+        row = int(np.isfinite(lengths).argmin())
+        raise GalleryError(f"embeddings[{row}] holds a NaN, an infinity or too large a number: look at its image")
+    if (lengths == 0).any():
         raise GalleryError(f"embeddings[{int(lengths.argmin())}] is all zeros, which has no direction: leave it out")
-    lengths = torch.where((lengths - 1).abs() < 1e-5, torch.ones_like(lengths), lengths)
-    return np.ascontiguousarray((vectors / lengths).numpy())
+    if (np.abs(lengths - 1) < 1e-5).all():
+        return vectors
+    unit: Vectors = np.where(np.abs(lengths - 1) < 1e-5, vectors.T, vectors.T / lengths).T.astype(np.float32, order="C")
+    return unit
 
 
 def _empty_table(items: pd.DataFrame) -> pd.DataFrame:

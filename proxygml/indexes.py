@@ -20,7 +20,7 @@ Kind = Literal["exact", "hnsw", "ivfpq"]
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 200, 128  # M, efConstruction, efSearch: measured by benchmarks/gallery.py
+HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 100, 64  # M, efConstruction, efSearch: see benchmarks/gallery.py
 PROBED = 32  # of IVF's lists, for each query
 SMALLEST_IVFPQ = 1000  # items below which there is too little to learn 256 codewords from
 REFINED = 10  # candidates an approximate index proposes for each result, at least 100 of them

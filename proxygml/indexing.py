@@ -17,7 +17,8 @@ from proxygml.console import console
 from proxygml.embedder import Embedder, fingerprint
 from proxygml.embedding import Block, EmbeddedImages, ImageList, OnBad, VectorFile, discard, embed_images
 from proxygml.errors import GalleryError, UserError
-from proxygml.gallery import Facts, Gallery, refuse_gallery
+from proxygml.gallery import Gallery
+from proxygml.gallery_folder import Facts, refuse_gallery
 from proxygml.indexes import Kind
 from proxygml.prediction import calibrate
 from proxygml.run_folder import RunFolder

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from proxygml.errors import GalleryError
-from proxygml.gallery import Gallery, SearchResult, Threshold
+from proxygml.gallery import Gallery, SearchResult
+from proxygml.gallery_folder import Threshold
 from proxygml.indexes import Vectors
 
 TEMPERATURE = 0.07

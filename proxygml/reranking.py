@@ -6,6 +6,7 @@ query come first.
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 NEIGHBOURS, EXPANSION, WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
 
@@ -24,8 +25,8 @@ def reranked(
         expansion: over how many nearest an image's neighbourhood is averaged (k2).
         weight: of the original distance, 0..1, beside the Jaccard distance (lambda).
     """
-    vectors = np.concatenate([query[None], items]).astype(np.float64)
-    distance = (2 - 2 * vectors @ vectors.T).clip(0)
+    vectors = torch.from_numpy(np.concatenate([query[None], items])).double()
+    distance = (2 - 2 * vectors @ vectors.T).clamp(min=0).numpy()
     distance /= max(distance.max(), 1e-12)
     nearest = np.argsort(distance, axis=1, kind="stable")
     among = _nearest_mask(nearest, neighbours + 1)
@@ -52,7 +53,7 @@ def _expanded(
     """Each set of reciprocal neighbours with its members' own smaller sets that lie in it by two thirds."""
     among = _nearest_mask(nearest, round(neighbours / 2) + 1)
     smaller = among & among.T
-    shared = reciprocal.astype(np.float64) @ smaller.T.astype(np.float64)
-    taken = reciprocal & (shared > 2 / 3 * smaller.sum(axis=1))
-    expanded: npt.NDArray[np.bool_] = reciprocal | ((taken.astype(np.float64) @ smaller.astype(np.float64)) > 0)
+    shared = reciprocal.astype(np.int32) @ smaller.T.astype(np.int32)
+    taken = reciprocal & (3 * shared > 2 * smaller.sum(axis=1))
+    expanded: npt.NDArray[np.bool_] = reciprocal | (taken @ smaller)
     return expanded

@@ -1,5 +1,6 @@
 """Asking a gallery with images: the answers as a table and as a picture."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ def search_images(
     leave_out_itself: bool = False,
     rerank: bool = False,
     threshold: float | None = None,
+    workers: int = 0,
 ) -> Answers:
     """Embed images, search the gallery for each, and predict their classes.
 
@@ -53,12 +55,13 @@ def search_images(
         k, where, rerank: see Gallery.search.
         leave_out_itself: a query does not find the item with its own path (and box).
         threshold: for predictions; the gallery's own if left out.
+        workers: processes that decode images.
 
     Raises:
         ImageError: a query that cannot be decoded.
         GalleryError: see Gallery.search.
     """
-    vectors = embedder.embed(queries.paths, boxes=queries.boxes, progress=len(queries) > 64)
+    vectors = embedder.embed(queries.paths, boxes=queries.boxes, workers=workers, progress=len(queries) > 64)
     exclude = _own_ids(gallery, queries) if leave_out_itself else None
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
     if threshold is None and gallery.facts.threshold is not None:
@@ -109,14 +112,21 @@ def printed(answers: Answers, query: int) -> Table:
     """The answer to one query, for the console."""
     rows = answers.result.rows(query)
     shown = [name for name in ("rank", "score", "label", "path") if name in rows] + ([] if "path" in rows else ["id"])
-    title = escape(answers.queries.paths[query])
+    title = escape(_near(answers.queries.paths[query]))
     table = Table(title=title, title_justify="left", caption=_verdict(answers, query), caption_justify="left")
     for name in shown:
         table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
+    if "path" in rows:
+        rows["path"] = [_near(str(path)) for path in rows["path"]]
     for _, row in rows.iterrows():
         cells = [f"{row[name]:.3f}" if name == "score" else str(row[name]) for name in shown]
         table.add_row(*map(escape, cells))
     return table
+
+
+def _near(path: str) -> str:
+    """The path as seen from the working directory where it lies below it; a person reads it more easily."""
+    return path.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def _verdict(answers: Answers, query: int) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.gallery import Facts
+from proxygml.gallery_folder import Facts
 from proxygml.indexes import Kind
 
 Array = npt.NDArray[np.float32]
