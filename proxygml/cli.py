@@ -372,6 +372,9 @@ def search(arguments: Sequence[str]) -> None:
     unknown = "cosine of the nearest below which a query is none of these; the gallery's own if left out"
     parser.add_argument("--threshold", type=float | None, default=None, help=unknown)
     parser.add_argument("--run", type=Path | None, default=None, help="the run folder, if it has moved")
+    bad = "unreadable queries, named in any case; fail: answer none; drop: leave them out"
+    parser.add_argument("--on-bad", type=Literal["fail", "drop"], default="fail", help=bad)
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
     options = parser.parse(arguments)
     from proxygml.embedding import ImageList
     from proxygml.gallery import Gallery
@@ -389,8 +392,10 @@ def search(arguments: Sequence[str]) -> None:
         leave_out_itself=options.leave_out_itself,
         rerank=options.rerank,
         threshold=options.threshold,
-        workers=2 if len(queries) > 64 else 0,
+        on_bad=options.on_bad,
+        workers=options.workers,
     )
+    queries = answers.queries
     for query in range(min(len(queries), _QUERIES_PRINTED)):
         output.print(printed(answers, query))
     if len(queries) > _QUERIES_PRINTED:

@@ -265,6 +265,10 @@ def summary(codes: Codes, duplicates: list[Codes]) -> str:
     clusters = int(codes.max()) + 1
     alone = f", {int((codes < 0).sum()):,} in none" if (codes < 0).any() else ""
     return (
-        f"{len(codes):,} images in {clusters:,} clusters{alone}; "
-        f"{sum(map(len, duplicates)):,} images in {len(duplicates):,} groups of near-duplicates"
+        f"{_counted(len(codes), 'image')} in {_counted(clusters, 'cluster')}{alone}; "
+        f"{_counted(sum(map(len, duplicates)), 'image')} in {_counted(len(duplicates), 'group')} of near-duplicates"
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

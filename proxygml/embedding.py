@@ -238,7 +238,7 @@ def _embed_rows(
     loader = DataLoader(dataset, batch_size, num_workers=workers if len(todo) > batch_size else 0, collate_fn=list)
     problems: dict[int, str] = {}
     waiting: list[int] = []
-    with progress_bar() as bar:
+    with progress_bar(disable=len(todo) <= batch_size) as bar:
         task = bar.add_task("embedding", total=len(todo), note="")
         for batch in loader:
             good = [(image, row) for row, image, _ in batch if image is not None]

@@ -22,7 +22,6 @@ from proxygml.gallery_folder import Facts, refuse_gallery
 from proxygml.indexes import Kind
 from proxygml.prediction import calibrate
 from proxygml.run_folder import RunFolder
-from proxygml.training import split_for_training
 
 
 def default_device() -> torch.device:
@@ -268,4 +267,6 @@ def _validation(run: Path, table: Path) -> Catalog | None:
     recipe = folder.read_recipe()
     if not recipe.validation_classes or Path(recipe.catalog).resolve() != table.resolve():
         return None
+    from proxygml.training import split_for_training  # noqa: PLC0415  (slow to load, and searching needs none of it)
+
     return split_for_training(recipe)[1]

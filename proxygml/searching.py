@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from proxygml.catalog import BOX_COLUMNS
 from proxygml.embedder import Embedder
-from proxygml.embedding import ImageList
+from proxygml.embedding import ImageList, OnBad, embed_images
 from proxygml.errors import GalleryError
 from proxygml.files import written_whole
 from proxygml.gallery import Gallery, SearchResult
@@ -44,6 +45,7 @@ def search_images(
     leave_out_itself: bool = False,
     rerank: bool = False,
     threshold: float | None = None,
+    on_bad: OnBad = "fail",
     workers: int = 0,
 ) -> Answers:
     """Embed images, search the gallery for each, and predict their classes.
@@ -55,13 +57,18 @@ def search_images(
         k, where, rerank: see Gallery.search.
         leave_out_itself: a query does not find the item with its own path (and box).
         threshold: for predictions; the gallery's own if left out.
+        on_bad: unreadable queries are named; then fail, or drop them.
         workers: processes that decode images.
 
     Raises:
         ImageError: a query that cannot be decoded.
         GalleryError: see Gallery.search.
     """
-    vectors = embedder.embed(queries.paths, boxes=queries.boxes, workers=workers, progress=len(queries) > 64)
+    with TemporaryDirectory() as work:
+        model = gallery.facts.model
+        embedded = embed_images(embedder, model, queries, Path(work), on_bad=on_bad, workers=workers)
+        vectors, table = embedded.whole()
+    queries = ImageList(table)
     exclude = _own_ids(gallery, queries) if leave_out_itself else None
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
     if threshold is None and gallery.facts.threshold is not None:

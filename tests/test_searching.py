@@ -106,6 +106,20 @@ def test_the_commands_as_a_user_types_them(
     assert not (answers["label"] == "class 13").any()
 
 
+def test_bad_queries_are_named_and_left_out_if_asked(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    gallery_of(run_folder, small_catalog, tmp_path / "g")
+    (tmp_path / "queries").mkdir()
+    shutil.copy(small_catalog.parent / "12_0.png", tmp_path / "queries" / "a.png")
+    (tmp_path / "queries" / "b.png").write_bytes(b"none")
+    search = ["search", tmp_path / "g", tmp_path / "queries", "--workers", 1]
+    assert "1 of 2 images cannot be embedded" in refused(capsys, *search)
+    command(*search, "--on-bad", "drop", "--out", tmp_path / "a.csv")
+    assert "b.png is no image" in capsys.readouterr().err
+    assert set(pd.read_csv(tmp_path / "a.csv")["query"]) == {str(tmp_path / "queries" / "a.png")}
+
+
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 def test_vectors_of_embed_make_the_same_gallery(
     kind: str, run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
