@@ -1,1 +1,1 @@
-"""Programs that measure and print tables: `python -m benchmarks.loss`, `.evaluation`, `.gallery`, `.pipeline`, `.scaling`."""
+"""Programs that measure and print tables: `python -m benchmarks.loss`, `.evaluation`, `.gallery`, `.pipeline`, ..."""
