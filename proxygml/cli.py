@@ -73,7 +73,7 @@ def _spelt_as_known(argument: str, known: set[str]) -> str:
 
 def train(arguments: Sequence[str]) -> None:
     """Train an embedder by a recipe; then evaluate it, where the catalog has a test split."""
-    from proxygml.recipe import Recipe, check_keys, find_recipe
+    from proxygml.recipe import Recipe, check_content, find_recipe, read_yaml
 
     parser = Parser("train", str(train.__doc__))
     parser.add_argument("--recipe", action="config", help=_RECIPE_HELP)
@@ -84,7 +84,7 @@ def train(arguments: Sequence[str]) -> None:
     if "--recipe" in arguments[:-1]:
         place = arguments.index("--recipe")
         path = find_recipe(arguments[place + 1])
-        check_keys(path)
+        check_content(read_yaml(path), str(path))
         # In front of all others, because what is read later wins.
         arguments = ["--recipe", str(path), *arguments[:place], *arguments[place + 2 :]]
     options = parser.parse(arguments)

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from proxygml.batches import Batches
 from proxygml.catalog import BOX_COLUMNS, Catalog, check_splits, hold_out_classes
 from proxygml.console import console, progress_bar
+from proxygml.criteria import make_criterion
 from proxygml.embedder import Embedder
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
 from proxygml.evaluation import score_queries
@@ -70,9 +71,8 @@ class Training:
         self.embedder = self._start_embedder(classes)
         if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
             self._share_statistics()
-        self.criterion: ProxyGMLLoss = ProxyGMLLoss(
-            len(classes), self.embedder.embedding_size, **asdict(recipe.loss)
-        ).to(self.accelerator.device)
+        self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
+        self.criterion.to(self.accelerator.device)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(recipe, self.embedder, self.criterion))
         numbers = {label: number for number, label in enumerate(classes)}
         self.labels = torch.tensor([numbers[label] for label in self.train_images.labels])
@@ -119,7 +119,8 @@ class Training:
         rates = set_learning_rates(self.optimizer, self.recipe, epoch)
         network = self._distributed(self.embedder.head if self.recipe.cache_features else self.embedder)
         criterion = self._distributed(self.criterion)
-        meter, kept = Meter(), ProxyCounter(self.criterion)
+        meter = Meter()
+        kept = ProxyCounter(self.criterion) if isinstance(self.criterion, ProxyGMLLoss) else None
         for step, (inputs, indices, size) in enumerate(self._steps(epoch, data, meter), start=1):
             embeddings = network(inputs.to(self.accelerator.device, non_blocking=True))
             labels = self.labels[indices].to(self.accelerator.device, non_blocking=True)
@@ -131,13 +132,13 @@ class Training:
             self.optimizer.zero_grad()
             self.progress.steps += 1
             meter.add(loss, embeddings)
-            if epoch == self.recipe.epochs:
+            if kept is not None and epoch == self.recipe.epochs:
                 kept.add(embeddings, labels)
         # What follows, validation first, sees the network as it will be saved: without mixed precision around it.
         self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         self._require_finite(meter.last_loss, epoch, step)
         self._require_sound(inputs, epoch, step)
-        if epoch == self.recipe.epochs and self.accelerator.is_main_process:
+        if kept is not None and epoch == self.recipe.epochs and self.accelerator.is_main_process:
             kept.write(self.run.proxies, self.embedder.classes)
         return {"epoch": epoch, **meter.means(), **rates}
 
