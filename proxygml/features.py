@@ -37,10 +37,15 @@ def embed_catalog(
     """
     if cached:
         features = cached_features(embedder, catalog, accelerator, workers=workers, batch_size=batch_size)
-        with torch.inference_mode():
-            embeddings: Tensor = embedder.head(features.to(accelerator.device)).float().cpu()
-        return embeddings
+        return embed_features(embedder, features)
     return _compute(embedder, embedder, catalog, accelerator, workers, batch_size)
+
+
+@torch.inference_mode()
+def embed_features(embedder: Embedder, features: Tensor) -> Tensor:
+    """Pooled features (n, F) to embeddings, float32 (n, D) on the CPU."""
+    embeddings: Tensor = embedder.head(features.to(embedder.device)).float().cpu()
+    return embeddings
 
 
 def cached_features(

@@ -32,7 +32,7 @@ from proxygml.criteria import make_criterion
 from proxygml.embedder import Embedder
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
 from proxygml.evaluation import score_queries
-from proxygml.features import cached_features, embed_catalog
+from proxygml.features import cached_features, embed_catalog, embed_features
 from proxygml.files import written_whole
 from proxygml.images import ImageDataset
 from proxygml.loss import ProxyGMLLoss
@@ -84,6 +84,7 @@ class Training:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
+        self.validation_features: Tensor | None = None
         self.progress = Progress()
         self.collapse = CollapseWatch()
 
@@ -198,17 +199,23 @@ class Training:
                 bar.update(task, advance=1, note=meter.note)
 
     def _embed(self, catalog: Catalog) -> Tensor:
-        cached = self.recipe.cache_features
-        return embed_catalog(self.embedder, catalog, self.accelerator, workers=self.recipe.workers, cached=cached)
+        workers = self.recipe.workers
+        if not self.recipe.cache_features:
+            return embed_catalog(self.embedder, catalog, self.accelerator, workers=workers, cached=False)
+        if self.validation_features is None:
+            self.validation_features = cached_features(self.embedder, catalog, self.accelerator, workers=workers)
+        return embed_features(self.embedder, self.validation_features)
 
     # Several processes ------------------------------------------------------------------------------------------------
 
     def _distributed(self, module: nn.Module) -> nn.Module:
         """The module as Accelerate wraps it for this epoch's set of learning parameters.
 
-        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges.
+        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges. One process
+        in full precision has nothing to wrap; it would only wait for the memory to be swept.
         """
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        plain = self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no"
+        if plain or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         self.accelerator.free_memory()
         module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
