@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import yaml
 
@@ -16,6 +17,9 @@ from proxygml.embedder import EmbedderSettings
 from proxygml.errors import RecipeError
 from proxygml.files import written_whole
 from proxygml.images import ImageSettings
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 # Inside an installed package, and beside it in a checkout.
 SHIPPED = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
@@ -238,11 +242,10 @@ class Recipe:
         Raises:
             RecipeError: a key is unknown or a value is impossible.
         """
-        from jsonargparse import ArgumentError, ArgumentParser  # noqa: PLC0415
+        from jsonargparse import ArgumentError  # noqa: PLC0415
 
         check_content(content, where)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, "recipe")
+        parser = _parser()
         try:
             recipe: Recipe = parser.instantiate(parser.parse_object({"recipe": dict(content)})).recipe
         except ArgumentError as error:
@@ -252,9 +255,20 @@ class Recipe:
     def content(self) -> dict[str, Any]:
         """Every key and value, as a YAML file has them, without those that the named loss has no use for."""
         content: dict[str, Any] = {key: _plain(value) for key, value in asdict(self).items()}
-        for key in _OF_OTHERS if self.loss.is_ours else self.loss.of_ours():
+        idle = [key for key in _OF_OTHERS if not content["loss"][key]]
+        for key in idle if self.loss.is_ours else [*idle, *self.loss.of_ours()]:
             del content["loss"][key]
         return content
+
+
+@cache
+def _parser() -> "ArgumentParser":
+    """Made once: a comparison reads hundreds of recipes."""
+    from jsonargparse import ArgumentParser  # noqa: PLC0415
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    return parser
 
 
 def find_recipe(name: str, kind: str = "") -> Path:
