@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from proxygml.batches import Batches
 from proxygml.catalog import BOX_COLUMNS, Catalog, check_splits, hold_out_classes
 from proxygml.console import console, progress_bar
+from proxygml.criteria import make_criterion
 from proxygml.embedder import Embedder
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
 from proxygml.evaluation import score_queries
@@ -70,9 +71,8 @@ class Training:
         self.embedder = self._start_embedder(classes)
         if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
             self._share_statistics()
-        self.criterion: ProxyGMLLoss = ProxyGMLLoss(
-            len(classes), self.embedder.embedding_size, **asdict(recipe.loss)
-        ).to(self.accelerator.device)
+        self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
+        self.criterion.to(self.accelerator.device)
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(recipe, self.embedder, self.criterion))
         numbers = {label: number for number, label in enumerate(classes)}
         self.labels = torch.tensor([numbers[label] for label in self.train_images.labels])
@@ -121,7 +121,8 @@ class Training:
         rates = set_learning_rates(self.optimizer, self.recipe, epoch)
         network = self._distributed(self.embedder.head if self.recipe.cache_features else self.embedder)
         criterion = self._distributed(self.criterion)
-        meter, kept = Meter(), ProxyCounter(self.criterion)
+        meter = Meter()
+        kept = ProxyCounter(self.criterion) if isinstance(self.criterion, ProxyGMLLoss) else None
         for step, (inputs, indices, size) in enumerate(self._steps(epoch, loader, meter), start=1):
             embeddings = network(inputs.to(self.accelerator.device, non_blocking=True))
             labels = self.labels[indices].to(self.accelerator.device, non_blocking=True)
@@ -133,13 +134,13 @@ class Training:
             self.optimizer.zero_grad()
             self.progress.steps += 1
             meter.add(loss, embeddings)
-            if epoch == self.recipe.epochs:
+            if kept is not None and epoch == self.recipe.epochs:
                 kept.add(embeddings, labels)
         # What follows, validation first, sees the network as it will be saved: without mixed precision around it.
         self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         self._require_finite(meter.last_loss, epoch, step)
         self._require_sound(inputs, epoch, step)
-        if epoch == self.recipe.epochs and self.accelerator.is_main_process:
+        if kept is not None and epoch == self.recipe.epochs and self.accelerator.is_main_process:
             kept.write(self.run.proxies, self.embedder.classes)
         return {"epoch": epoch, **meter.means(), **rates}
 
@@ -221,9 +222,11 @@ class Training:
     def _distributed(self, module: nn.Module) -> nn.Module:
         """The module as Accelerate wraps it for this epoch's set of learning parameters.
 
-        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges.
+        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges. One process
+        in full precision has nothing to wrap; it would only wait for the memory to be swept.
         """
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        plain = self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no"
+        if plain or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         self.accelerator.free_memory()
         module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)

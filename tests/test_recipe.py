@@ -7,7 +7,7 @@ import pytest
 from proxygml.errors import RecipeError
 from proxygml.recipe import Recipe, find_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
