@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 
+import torch
 from torch import Tensor, nn
 
 from proxygml.errors import RecipeError
@@ -56,7 +57,9 @@ def make_criterion(settings: LossSettings, num_classes: int, embedding_size: int
         RecipeError: there is no loss or miner of that name, or it has no such argument.
     """
     if settings.is_ours:
-        return ProxyGMLLoss(num_classes, embedding_size, **settings.of_ours())
+        arguments = settings.of_ours()
+        dtype = getattr(torch, arguments.pop("proxy_dtype"))
+        return ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype)
     # Slow to import, and only other losses than ours need it.
     from pytorch_metric_learning import losses, miners  # noqa: PLC0415
     from pytorch_metric_learning.losses import BaseMetricLossFunction  # noqa: PLC0415

@@ -33,6 +33,7 @@ Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["steps", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["frozen", "trained"]
+ProxyDtype = Literal["float32", "bfloat16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 Argument = bool | int | float | str
 
@@ -69,14 +70,41 @@ class LossSettings:
     scale: float = 1.0
     """Factor on the class scores before the softmax, above 0. With one proxy a class, 1 is far too flat: use 20."""
 
+    proxy_sample: int | float | None = None
+    """How many proxies the regulariser looks at in a step: a number, or a fraction in (0, 1). An unbiased estimate, for
+    very many classes; null takes all."""
+
+    sparse: bool = False
+    """Update only the proxies that a batch kept (LazyAdam), for very many classes; needs proxy_weight 0. Moments of
+    other proxies rest, so the course differs from dense Adam's; weight decay is decoupled, and owed until due."""
+
+    proxy_dtype: ProxyDtype = "float32"
+    """float32, or with `sparse` bfloat16: half the memory, rounded stochastically. The loss computes in float32."""
+
+    memory_limit: int = 32 * 2**20
+    """Bytes that the regulariser's logits may take at a time."""
+
     def __post_init__(self) -> None:
         for key, holds, expected in (
             ("proxies_per_class", self.proxies_per_class >= 1, "1 or more"),
             ("neighbor_ratio", 0 < self.neighbor_ratio <= 1, "above 0 and at most 1"),
             ("proxy_weight", 0 <= self.proxy_weight < math.inf, "0 or more"),
             ("scale", 0 < self.scale < math.inf, "above 0"),
+            ("proxy_sample", _is_sample(self.proxy_sample), "null, a number of 1 or more, or a fraction in (0, 1)"),
+            ("proxy_dtype", self.proxy_dtype in get_args(ProxyDtype), f"one of {', '.join(get_args(ProxyDtype))}"),
+            ("memory_limit", self.memory_limit >= 1, "1 or more"),
         ):
             _require(holds, f"loss.{key}", getattr(self, key), expected)
+        if self.sparse and self.proxy_weight:
+            raise RecipeError(
+                f"loss.sparse is true and loss.proxy_weight is {self.proxy_weight}, but the regulariser moves every "
+                "proxy: set proxy_weight to 0, or leave sparse out"
+            )
+        if self.proxy_dtype == "bfloat16" and not self.sparse:
+            raise RecipeError(
+                "loss.proxy_dtype is bfloat16, in which Adam would lose small updates: set loss.sparse to true, whose "
+                "optimiser does not"
+            )
         self._require_of_use()
 
     @property
@@ -216,6 +244,8 @@ class Recipe:
             raise RecipeError(
                 f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
             )
+        if self.loss.sparse and self.precision == "fp16":
+            raise RecipeError("precision is fp16, whose loss scaling cannot follow loss.sparse: take bf16 or fp32")
         if self.cache_features and self.backbone_lr > 0:
             raise RecipeError(
                 f"cache_features needs a frozen backbone, but backbone_lr is {self.backbone_lr}: set it to 0"
@@ -347,6 +377,10 @@ def flattened(content: Mapping[str, object]) -> dict[str, object]:
 def _require(holds: bool, key: str, found: object, expected: str) -> None:
     if not holds:
         raise RecipeError(f"{key} is {found!r}, but must be {expected}")
+
+
+def _is_sample(value: int | float | None) -> bool:
+    return value is None or 0 < value < 1 or (isinstance(value, int) and value >= 1)
 
 
 def _plain(value: object) -> object:
