@@ -277,12 +277,16 @@ def _run(cell: Cell, recipe: Recipe, place: str) -> None:
 def _refuse_other(cell: Cell, recipe: Recipe) -> None:
     if not cell.run.recipe.exists():
         return
-    changed = differences(recipe.content(), read_yaml(cell.run.recipe))
-    changed = {key: value for key, value in changed.items() if key not in AT_WILL}
-    if changed:
+    # Read as a recipe, so that a key that a newer version has stands at its default in an older run.
+    there, asked = cell.run.read_recipe().content(), recipe.content()
+    found, wanted = (
+        {key: value for key, value in differences(*pair).items() if key not in AT_WILL}
+        for pair in ((there, asked), (asked, there))
+    )
+    if found or wanted:
         raise RunError(
-            f"{cell.run.path} was trained by another recipe than {described(changed)}: give the method another name, "
-            "or the comparison another --run"
+            f"{cell.run.path} was trained with {described(found) or 'defaults'}, but the comparison asks for "
+            f"{described(wanted) or 'defaults'}: give the method another name, or the comparison another --run"
         )
 
 

@@ -161,8 +161,16 @@ def test_a_comparison_grows_but_keeps_its_cells(small_comparison: Path, tmp_path
     assert_same_cells(grown.head(1), first)
     content["methods"]["ProxyGML"]["proxy_lr"] = 0.5
     write(content, small_comparison)
-    with pytest.raises(RunError, match=r"ProxyGML.seed-0 was trained by another recipe than proxy_lr=0.5"):
+    with pytest.raises(RunError, match=r"ProxyGML.seed-0 was trained with proxy_lr=0.03, but .* asks for proxy_lr=0.5"):
         Cells(Comparison.read(small_comparison), tmp_path / "run").run(Part())
+
+
+def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    anchor = content["methods"]["Proxy-Anchor"] | {"loss": {"name": "ProxyAnchorLoss"}}
+    changed = content | {"methods": content["methods"] | {"Proxy-Anchor": anchor}}
+    cells = Cells(Comparison.read(write(changed, tmp_path / "mine.yaml")), finished)
+    with pytest.raises(RunError, match=r"was trained with loss\.arguments\.alpha=16, but .* asks for defaults"):
+        cells.run(Part())
 
 
 def test_a_diverging_cell_does_not_stop_the_others(small_comparison: Path, tmp_path: Path) -> None:
