@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxygml import evaluation as module
+from proxygml import retrieval
 from proxygml.errors import UserError
 from proxygml.evaluation import Evaluation, evaluate, nearest, score_queries
 
@@ -145,8 +146,8 @@ def test_equal_images_are_equally_similar_wherever_they_stand(seed, count, size,
 def test_the_size_of_a_block_changes_nothing(rows):
     generator = np.random.default_rng(3)
     embeddings, labels = signs(generator, 40, 4), generator.integers(8, size=40)
-    row_bytes = module._Retrieval(embeddings, labels, None, None).row_bytes
-    longest = int(np.bincount(labels).max()) * module._LIST_BYTES
+    row_bytes = retrieval._Rows(module._retrieval(embeddings, labels, None, None, "float32")).row_bytes
+    longest = int(np.bincount(labels).max()) * retrieval._LIST_BYTES
     agrees(embeddings, labels, memory_limit=rows * (row_bytes + longest))
 
 
