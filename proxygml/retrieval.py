@@ -32,7 +32,7 @@ _LIST_BYTES = 96  # taken by one entry of a list of nearest images: values, colu
 _CPU_TILE = 1024  # rows and columns of a tile that stays in the cache while it is compared
 _TILE_BYTES = 24  # taken by one entry of a tile: its value, and what is derived from it
 _PAIR_BYTES = 80  # taken by a query and an image of its class: value, column, count, and their sorted copies
-_LARGEST_CLASS = 256  # from about here on, ranking the positives costs more than listing the nearest
+_LARGEST_CLASS = 50  # from about here on, ranking the positives costs more than listing the nearest
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ def _is_before(values: Tensor, columns: Tensor, other_values: Tensor, other_colu
 class _Tiles:
     """Ranks of the positives of every query.
 
-    A first pass over the tiles that hold whole classes (a small part of the matrix) gives each positive's similarity,
-    and for each query a bound: the R-th best of its tile, which the R-th best of all cannot be behind. A positive
-    behind that bound adds nothing to MAP@R or R-precision. A second pass over all tiles finds what is ahead of the
-    bound, little as a rule, and counts for each positive what is ahead of it. A query none of whose positives reaches
-    the bound scores 0 and needs only the count of what is ahead of the nearest.
+    A first pass over tiles that hold whole classes (a small part of the matrix) gives each positive's similarity and,
+    of what is in the tile, the R-th best for the query. A positive behind that is not among the R best of all either:
+    MAP@R and R-precision need the ranks of the others alone, and Recall@K that of the nearest. A second pass over all
+    tiles looks for what is ahead of the last positive that matters: where that is the nearest, it is enough to count;
+    else each find, few as a rule, is entered under the positive that it beats.
 
     Where all images query all others, a tile serves its rows and, read by columns, its columns: half of the tiles do.
     """
@@ -200,25 +200,22 @@ class _Tiles:
 
     def _first_pass(self, counts: Array) -> None:
         padding = self.grid[0] * self.height - len(self.rows)
-        # Rows without a positive, and those beyond the last: nothing is ahead of an infinite bound.
-        bound = self.tile.new_full((len(counts) + padding,), torch.inf)
-        bound_column = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
+        best = self.tile.new_zeros(len(counts) + padding)
+        best_column = torch.zeros(len(best), dtype=torch.int64, device=best.device)
         found = []
         relevant = self.task.tensor(counts)
         for rows, columns in self._whole_classes():
             tile, pairs = self._class_tile(rows, columns)
             found.append(pairs)
-            scored = rows[counts[rows] > 0]
-            if not len(scored):
-                continue
-            place = self.task.tensor(np.flatnonzero(counts[rows] > 0))
-            rows_, columns_ = self.task.tensor(scored), self.task.tensor(columns)
-            bound[rows_], best = _kth_best(tile[place], relevant[rows_])
-            bound_column[rows_] = columns_[best]
+            place = np.flatnonzero(counts[rows])
+            if len(place):
+                scored, columns_ = self.task.tensor(rows[place]), self.task.tensor(columns)
+                best[scored], kth = _kth_best(tile[self.task.tensor(place)], relevant[scored])
+                best_column[scored] = columns_[kth]
         row, column, value = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.pairs, self.pair_starts = self._by_tile(row, column)
         self.positives = self._sorted_positives(row, column, value, counts)
-        self._set_bounds(bound, bound_column, counts)
+        self._set_bounds(best, best_column, counts)
 
     def _whole_classes(self) -> Iterator[tuple[Array, Array]]:
         """Rows and columns, each rising, that hold some classes whole and fit in a tile."""
@@ -269,24 +266,22 @@ class _Tiles:
         starts = self.task.tensor(np.concatenate([[0], np.cumsum(counts)]))
         return _Positives(value[order], column[order], row[order], starts, int(counts.max()))
 
-    def _set_bounds(self, bound: Tensor, bound_column: Tensor, counts: Array) -> None:
-        scored = self.task.tensor(np.flatnonzero(counts))
-        best = self.positives.starts[scored]
-        value, column = self.positives.values[best], self.positives.columns[best]
-        missed = _is_before(bound[scored], bound_column[scored], value, column)
+    def _set_bounds(self, best: Tensor, best_column: Tensor, counts: Array) -> None:
+        """Let each query count what is ahead of its last positive that may be among the R best, or of the nearest."""
         found = self.positives
-        # Said here and not left to the count: the bound's own entry, rounded otherwise, may be missing there.
-        self.behind = _is_before(bound[found.queries], bound_column[found.queries], found.values, found.columns)
-        bound[scored] = torch.where(missed, value, bound[scored])
-        bound_column[scored] = torch.where(missed, column, bound_column[scored])
-        self.bound, self.bound_column = bound, bound_column
-        self.bound_included = bound.nextafter(torch.full_like(bound, -torch.inf))
-        self.missed = torch.zeros(len(bound), dtype=torch.bool, device=bound.device)
-        self.missed[scored] = missed
-        self.listed = torch.zeros_like(self.missed)
-        self.listed[scored] = ~missed
-        self.ahead = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
-        self.beats = torch.zeros(len(self.positives.values) + 1, dtype=torch.int64, device=bound.device)
+        self.behind = _is_before(best[found.queries], best_column[found.queries], found.values, found.columns)
+        reached = torch.zeros_like(best_column).index_add_(0, found.queries, (~self.behind).long())
+        scored = self.task.tensor(np.flatnonzero(counts))
+        last = found.starts[scored] + (reached[scored] - 1).clamp(min=0)
+        # Rows without a positive, and those beyond the last: nothing is ahead of an infinite bound.
+        self.bound = torch.full_like(best, torch.inf)
+        self.bound[scored] = found.values[last]
+        self.bound_included = self.bound.nextafter(-self.bound.new_tensor(torch.inf))
+        self.bound_column = torch.zeros_like(best_column)
+        self.bound_column[scored] = found.columns[last]
+        self.listed = reached > 1
+        self.ahead = torch.zeros_like(best_column)
+        self.beats = best_column.new_zeros(len(found.values) + 1)
 
     def _second_pass(self, row: int, column: int) -> None:
         height, width, task = self.height, self.width, self.task
@@ -317,9 +312,9 @@ class _Tiles:
             self._count_beaten(tile, mask, part, queries.start, first_column, by_rows)
 
     def _take_back_equals(self, similarity: Tensor, queries: slice, first_column: int) -> None:
-        """Uncount what equals the nearest positive and comes after it within the same tile."""
+        """Uncount what equals the bound and comes after it within the same tile."""
         place = self.bound_column[queries] - first_column
-        here = (self.missed[queries] & (place >= 0) & (place < similarity.shape[1])).nonzero().squeeze(1)
+        here = (~self.listed[queries] & (place >= 0) & (place < similarity.shape[1])).nonzero().squeeze(1)
         if len(here):
             after = torch.arange(similarity.shape[1], device=here.device) > place[here, None]
             equal = similarity[here] == self.bound[queries][here, None]
@@ -342,10 +337,11 @@ class _Tiles:
         beats = np.concatenate([[0], self.beats[:-1].cpu().numpy().cumsum()])
         place = np.arange(len(queries)) - starts[queries]  # among the positives of the query
         rank = place + beats[1:] - beats[starts[queries]]
-        listed, ahead = (tensor.cpu().numpy()[: len(counts)] for tensor in (self.listed, self.ahead))
-        first = np.where(listed, np.append(rank, 0)[starts[:-1]], ahead)
-        relevant = np.maximum(counts, 1)
+        counted = np.flatnonzero((counts > 0) & ~self.listed.cpu().numpy()[: len(counts)])
+        rank[starts[counted]] = self.ahead.cpu().numpy()[counted]
+        first = np.append(rank, 0)[starts[:-1]]
         hits = (rank < counts[queries]) & ~self.behind.cpu().numpy()
+        relevant = np.maximum(counts, 1)
         average = np.bincount(queries, weights=hits * (place + 1) / (rank + 1), minlength=len(counts)) / relevant
         return first, average, np.bincount(queries, weights=hits, minlength=len(counts)) / relevant
 
