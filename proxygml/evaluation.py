@@ -102,7 +102,7 @@ class Evaluation:
         if self.queries_without_positive:
             caption += f"\nqueries without a positive, left out: {self.queries_without_positive:,}"
         if self.seconds:
-            caption += "\n" + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.seconds.items())
+            caption += "".join(f"\n{part}: {seconds:.1f} s" for part, seconds in self.seconds.items())
         table = Table(caption=caption)
         table.add_column("")
         table.add_column("per cent", justify="right")
@@ -269,14 +269,14 @@ def _scores(task: Retrieval, memory_limit: int, progress: bool) -> QueryScores:
 
 def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, seconds: dict[str, float]) -> Estimate:
     """NMI of the classes and of k-means clusters; the interval holds the clustering fixed."""
+    from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
+
     classes = np.unique(task.codes[task.evaluated], return_inverse=True)[1]
     whole = len(task.evaluated) == len(task.unit)
     vectors = (task.unit if whole else task.unit[task.tensor(task.evaluated)]).cpu().numpy()
     with _timed("k-means", seconds):
         clusters = _kmeans(vectors, int(classes.max()) + 1, seed, progress)
     with _timed("NMI", seconds):
-        from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
-
         value = float(normalized_mutual_info_score(classes, clusters))
     with _timed("bootstrap", seconds):
         information, entropy = _information_by_class(classes, clusters)

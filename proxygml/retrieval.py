@@ -101,12 +101,11 @@ def score(task: Retrieval, memory_limit: int, progress: bool) -> QueryScores:
     queries = np.flatnonzero(task.is_query & (positives > 0))
     whole = np.array_equal(task.gallery, np.flatnonzero(task.is_query))
     rows = task.gallery if whole else queries
-    heights = _tile_size(len(rows), task, memory_limit), _tile_size(task.num_gallery, task, memory_limit)
-    sizes = np.bincount(task.codes[rows]), np.bincount(task.codes[task.gallery])
-    fits = all(size.max() <= min(height, _LARGEST_CLASS) for size, height in zip(sizes, heights, strict=True))
+    shape = _tile_size(len(rows), task, memory_limit), _tile_size(task.num_gallery, task, memory_limit)
+    largest = max(np.bincount(task.codes[rows]).max(), positives[queries].max() + 1)
     num_pairs = int((positives[queries] + 1).sum())
-    if fits and num_pairs * _PAIR_BYTES <= memory_limit // 2:
-        return _Tiles(task, rows, whole, heights).scores(queries, positives[queries], progress)
+    if largest <= min(_LARGEST_CLASS, *shape) and num_pairs * _PAIR_BYTES <= memory_limit // 2:
+        return _Tiles(task, rows, whole, shape).scores(queries, positives[queries], progress)
     return _score_by_lists(task, queries, positives, memory_limit, progress)
 
 
