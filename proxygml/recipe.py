@@ -380,7 +380,7 @@ def _require(holds: bool, key: str, found: object, expected: str) -> None:
 
 
 def _is_sample(value: int | float | None) -> bool:
-    return value is None or 0 < value < 1 or (isinstance(value, int) and value >= 1)
+    return value is None or 0 < value < 1 or (type(value) is int and value >= 1)
 
 
 def _plain(value: object) -> object:
