@@ -195,7 +195,8 @@ class ProxyGMLLoss(nn.Module):
         return (
             f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, "
             f"proxies_per_class={self.proxies_per_class}, neighbor_ratio={self.neighbor_ratio}, "
-            f"proxy_weight={self.proxy_weight}, scale={self.scale}, proxy_sample={self.proxy_sample}, sparse={self.sparse}"
+            f"proxy_weight={self.proxy_weight}, scale={self.scale}, proxy_sample={self.proxy_sample}, "
+            f"sparse={self.sparse}"
         )
 
 
