@@ -12,13 +12,14 @@ from proxygml.loss import ProxyGMLLoss
 if TYPE_CHECKING:
     from proxygml.embedder import Embedder
     from proxygml.evaluation import evaluate
+    from proxygml.gallery import Gallery
 
-__all__ = ["Embedder", "ProxyGMLLoss", "evaluate"]
+__all__ = ["Embedder", "Gallery", "ProxyGMLLoss", "evaluate"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    rooms = {"Embedder": "proxygml.embedder", "evaluate": "proxygml.evaluation"}
+    rooms = {"Embedder": "proxygml.embedder", "evaluate": "proxygml.evaluation", "Gallery": "proxygml.gallery"}
     if name not in rooms:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(rooms[name]), name)

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from proxygml.datasets import Dataset
+    from proxygml.embedding import EmbeddedImages
+    from proxygml.indexing import Model
     from proxygml.recipe import Recipe
 
 output = Console()
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+_QUERIES_PRINTED = 5
 _RECIPE_HELP = "a YAML file with any of the keys below, or the name of one of ours; other options win over it"
 
 
@@ -260,6 +263,236 @@ def _prepare(dataset: "Dataset", arguments: Sequence[str]) -> None:
     )
 
 
+def embed(arguments: Sequence[str]) -> None:
+    """Write the vectors of images, with their paths, to a Parquet file."""
+    parser = Parser("embed", str(embed.__doc__))
+    parser.add_argument("run", type=Path, help="the run folder")
+    _add_source(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
+    _add_embedding(parser)
+    options = parser.parse(arguments)
+    from proxygml.embedding import discard, write_vectors
+    from proxygml.files import refuse_overwrite
+    from proxygml.indexing import Model
+
+    if options.out.suffix.lower() != ".parquet":
+        raise UserError(f"--out is {options.out}, but vectors are written as a .parquet file")
+    refuse_overwrite(options.out, options.force)
+    model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
+    embedded = _embedded(model, work, options)
+    facts = {"model": model.fingerprint, "run": str(model.run)}
+    write_vectors(options.out, embedded.blocks(), **facts, force=options.force)
+    discard(work)
+    say(f"{len(embedded):,} vectors of size {embedded.dimension}: {options.out}")
+
+
+def _embedded(model: "Model", work: Path, options: Namespace) -> "EmbeddedImages":
+    from proxygml.embedding import embed_images
+    from proxygml.indexing import Source
+
+    source = Source(options.catalog, tuple(options.images or ()), None, options.split)
+    return embed_images(
+        model.embedder(),
+        model.fingerprint,
+        source.image_list(),
+        work,
+        on_bad=options.on_bad,
+        workers=options.workers,
+        batch_size=options.batch_size,
+    )
+
+
+def _add_source(parser: Parser) -> None:
+    parser.add_argument("--catalog", type=Path | None, default=None, help="a table of images")
+    parser.add_argument("--split", default="all", help="of the catalog: train, val, test, or all")
+    parser.add_argument("--images", type=Path, nargs="+", default=None, help="folders of images, or image files")
+
+
+def _add_embedding(parser: Parser) -> None:
+    bad = "unreadable images, named in any case; fail: end there, keeping what is done; drop: leave them out"
+    parser.add_argument("--on-bad", type=Literal["fail", "drop"], default="fail", help=bad)
+    parser.add_argument("--force", action="store_true", help="replace what is there already")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+
+
+def index(arguments: Sequence[str]) -> None:
+    """Build a gallery to be searched; add items to it, or remove some."""
+    parser = Parser("index", str(index.__doc__))
+    parser.add_argument(
+        "run", type=Path | None, nargs="?", default=None, help="the run folder; a gallery knows its own"
+    )
+    _add_source(parser)
+    parser.add_argument("--vectors", type=Path | None, default=None, help="a file that `proxygml embed` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the gallery")
+    parser.add_argument(
+        "--kind",
+        type=Literal["exact", "hnsw", "ivfpq"],
+        default="exact",
+        help="exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index",
+    )
+    parser.add_argument("--add", action="store_true", help="add what the gallery does not hold yet")
+    parser.add_argument("--remove", nargs="+", default=None, help="remove items by column=value (id=7, label=x)")
+    rate = "queries of no class of the gallery that may be given one, as a share; sets the threshold for none of these"
+    parser.add_argument("--false-accept-rate", type=float, default=0.01, help=rate)
+    _add_embedding(parser)
+    options = parser.parse(arguments)
+    if options.remove is not None:
+        _remove(options)
+    elif options.add:
+        _add(options)
+    else:
+        _build(options)
+
+
+def _build(options: Namespace) -> None:
+    from proxygml.indexing import Model, Source, build_gallery
+
+    if options.run is None:
+        raise UserError("no run folder is given: proxygml index RUN --out GALLERY ...")
+    source = Source(options.catalog, tuple(options.images or ()), options.vectors, options.split)
+    gallery = build_gallery(
+        Model.of(options.run),
+        source,
+        options.out,
+        kind=options.kind,
+        false_accept_rate=options.false_accept_rate,
+        on_bad=options.on_bad,
+        force=options.force,
+        workers=options.workers,
+        batch_size=options.batch_size,
+    )
+    say(f"{len(gallery):,} items, {gallery.facts.kind}: {options.out}")
+    if gallery.facts.recall is not None:
+        say(f"recall@10 against exact search: {gallery.facts.recall:.3f} (its own items as queries)")
+    if (threshold := gallery.facts.threshold) is not None:
+        say(
+            f"threshold {threshold.score:.3f}: of {threshold.queries:,} images of {threshold.classes:,} validation "
+            f"classes {threshold.false_accept_rate:.1%} are accepted when their class is not in the gallery"
+            + ("" if threshold.true_accept_rate is None else f", {threshold.true_accept_rate:.1%} when it is")
+        )
+
+
+def _add(options: Namespace) -> None:
+    from proxygml.gallery import Gallery
+    from proxygml.indexing import Model, Source, add_items
+
+    source = Source(options.catalog, tuple(options.images or ()), options.vectors, options.split)
+    gallery = Gallery.load(options.out)
+    added, there = add_items(
+        gallery,
+        Model.of_gallery(gallery, options.run),
+        source,
+        on_bad=options.on_bad,
+        workers=options.workers,
+        batch_size=options.batch_size,
+    )
+    known = f" ({there:,} were in it already)" if there else ""
+    say(f"{added:,} items added{known}, {len(gallery):,} now: {options.out}")
+
+
+def _remove(options: Namespace) -> None:
+    from proxygml.gallery import Gallery
+
+    if options.add or options.catalog or options.images or options.vectors:
+        raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")
+    gallery = Gallery.load(options.out)
+    where = _where(options.remove)
+    chosen = set(gallery.matching({name: values for name, values in where.items() if name != "id"}).tolist())
+    if "id" in where:
+        try:
+            chosen &= {int(number) for number in where["id"]}
+        except ValueError:
+            raise UserError(f"--remove id={where['id'][0]}: an id is a whole number") from None
+    if not chosen:
+        raise UserError(f"no item of {options.out} has {' '.join(options.remove)}")
+    gallery.remove(sorted(chosen))
+    gallery.save()
+    say(f"{len(chosen):,} items removed, {len(gallery):,} now: {options.out}")
+
+
+def _where(conditions: Sequence[str] | None) -> dict[str, list[str]]:
+    """column=value pairs; several values of one column are alternatives."""
+    where: dict[str, list[str]] = {}
+    for condition in conditions or ():
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise UserError(f"{condition!r} is no filter: expected column=value, such as label=sparrow")
+        where.setdefault(column, []).append(value)
+    return where
+
+
+def search(arguments: Sequence[str]) -> None:
+    """Find the images of a gallery that are most similar to yours."""
+    parser = Parser("search", str(search.__doc__))
+    parser.add_argument("gallery", type=Path, help="the folder of the gallery")
+    parser.add_argument("queries", type=Path, nargs="+", help="images, or folders of them")
+    parser.add_argument("--k", type=int, default=10, help="how many to find for each")
+    parser.add_argument("--where", nargs="+", default=None, help="only items with column=value, such as label=sparrow")
+    parser.add_argument("--show", type=Path | None, default=None, help="write a picture (.png) of the first 8 answers")
+    parser.add_argument("--out", type=Path | None, default=None, help="write all answers to a .csv or .parquet file")
+    parser.add_argument("--rerank", action="store_true", help="order the nearest 100 by k-reciprocal neighbours")
+    parser.add_argument("--leave-out-itself", action="store_true", help="an image of the gallery does not find itself")
+    unknown = "cosine of the nearest below which a query is none of these; the gallery's own if left out"
+    parser.add_argument("--threshold", type=float | None, default=None, help=unknown)
+    parser.add_argument("--run", type=Path | None, default=None, help="the run folder, if it has moved")
+    options = parser.parse(arguments)
+    from proxygml.embedding import ImageList
+    from proxygml.gallery import Gallery
+    from proxygml.indexing import Model
+    from proxygml.searching import draw_answers, printed, search_images, write_answers
+
+    gallery = Gallery.load(options.gallery)
+    where, queries = _where(options.where), ImageList.from_files(options.queries)
+    answers = search_images(
+        gallery,
+        Model.of_gallery(gallery, options.run).embedder(),
+        queries,
+        options.k,
+        where,
+        leave_out_itself=options.leave_out_itself,
+        rerank=options.rerank,
+        threshold=options.threshold,
+    )
+    for query in range(min(len(queries), _QUERIES_PRINTED)):
+        output.print(printed(answers, query))
+    if len(queries) > _QUERIES_PRINTED:
+        say(
+            f"and {len(queries) - _QUERIES_PRINTED:,} more queries" + ("" if options.out else "; --out writes them all")
+        )
+    if options.out is not None:
+        write_answers(answers, options.out)
+        say(f"answers: {options.out}")
+    if options.show is not None:
+        draw_answers(answers, options.show)
+        say(f"picture: {options.show}")
+
+
+def cluster(arguments: Sequence[str]) -> None:
+    """Sort images into clusters, report near-duplicates, draw a contact sheet of each cluster."""
+    from proxygml.clustering import ClusterSettings, Layout, summary, write_clusters
+
+    parser = Parser("cluster", str(cluster.__doc__))
+    parser.add_argument("run", type=Path, help="the run folder")
+    _add_source(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    layout = "table: clusters.csv; links or copies: folders of the images too"
+    parser.add_argument("--layout", type=Layout, default="links", help=layout)
+    parser.add_class_arguments(ClusterSettings, as_group=False)
+    _add_embedding(parser)
+    options = parser.parse(arguments)
+    from proxygml.embedding import ImageList, discard
+    from proxygml.indexing import Model
+
+    settings = ClusterSettings(**{key.name: options[key.name] for key in fields(ClusterSettings)})
+    model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
+    embedded = _embedded(model, work, options)
+    vectors, table = embedded.whole()
+    found = write_clusters(options.out, ImageList(table), vectors, settings, options.layout, options.force)
+    discard(work)
+    say(summary(*found), f"clusters: {options.out / 'clusters.csv'}", f"sheets:   {options.out / 'sheets'}")
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Prepare the built-in glyphs, train on some scripts, test on others, and report; a few minutes on two cores."""
     parser = Parser("demo", str(demo.__doc__))
@@ -287,6 +520,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "embed": embed,
+    "index": index,
+    "search": search,
+    "cluster": cluster,
 }
 
 
@@ -310,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         console.print(
-            "stopped; a training run goes on with proxygml train --resume RUN, a comparison by the same command",
+            "stopped; the same command goes on with an embed, index, cluster or compare, train --resume RUN with a run",
             markup=False,
         )
         sys.exit(130)

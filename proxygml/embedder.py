@@ -4,6 +4,7 @@ It is saved as two files that need nothing else: model.safetensors (tensors) and
 Backbones and their weights are backbones.py's, training is training.py's.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -269,6 +270,26 @@ class Embedder(nn.Module):
         except RuntimeError as error:
             raise WeightsError(f"{folder / 'model.safetensors'} does not fit its model.json: {error}") from error
         return embedder.to(device).eval()
+
+
+def fingerprint(run_folder: str | Path) -> str:
+    """What tells one model from every other: 64 hexadecimal digits, SHA-256 of model.json and model.safetensors.
+
+    Embeddings can be compared where their models' fingerprints are the same.
+
+    Raises:
+        RunError: a file is missing or of another format.
+    """
+    folder = Path(run_folder)
+    _read_description(folder)
+    digest = hashlib.sha256()
+    for name in ("model.json", "model.safetensors"):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise RunError(f"{folder / name} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

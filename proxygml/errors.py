@@ -39,3 +39,7 @@ class OverwriteError(UserError):
 
 class DivergedError(UserError):
     """Training produced a loss that is not a number."""
+
+
+class GalleryError(UserError):
+    """A gallery that is missing, damaged or of another model; or a question that it cannot answer."""

@@ -240,6 +240,21 @@ def retrieval_grid(rows: Sequence[Sequence[Tile]]) -> Figure:
     return figure
 
 
+@mpl.rc_context(_STYLE)
+def contact_sheet(tiles: Sequence[Tile], title: str, columns: int = 8) -> Figure:
+    """Images side by side, in rows of so many, under a title."""
+    pitch, height, head = 1.12, 1.42, 0.45
+    rows = -(-len(tiles) // columns)
+    figure = Figure(figsize=(columns * pitch * 1.05, (rows * height + head) * 1.05), dpi=GRID_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-0.06, columns * pitch - 0.06), ylim=(rows * height, -head), aspect="equal")
+    axes.axis("off")
+    axes.text(0, -0.15, title, fontsize=10, fontweight="bold")
+    for place, tile in enumerate(tiles):
+        _draw_tile(axes, tile, place % columns * pitch, place // columns * height)
+    return figure
+
+
 def _draw_tile(axes: Axes, tile: Tile, x: float, y: float) -> None:
     height, width = tile.image.shape[:2]
     half_height, half_width = height / max(height, width) / 2, width / max(height, width) / 2

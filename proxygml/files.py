@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -33,3 +34,18 @@ def refuse_overwrite(path: Path, force: bool) -> None:
     """Raise OverwriteError when `path` is there already and `force` was not given."""
     if path.exists() and not force:
         raise OverwriteError(f"{path} is already there: choose another name, or give --force to replace it")
+
+
+@contextmanager
+def only_writer(lock: Path) -> Iterator[None]:
+    """Be the only process inside such a block with this lock file; raise OverwriteError where another one is.
+
+    The lock goes with the process, however that ends; the file stays.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OverwriteError(f"another process is writing {lock.parent}: wait until it has finished") from error
+        yield

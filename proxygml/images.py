@@ -420,6 +420,24 @@ def _box_region(box: Sequence[int], height: int, width: int, name: str) -> Regio
     return Region(top, left, bottom - top, right - left)
 
 
+def thumbnail(path: str | Path, box: Sequence[int] | None, side: int) -> npt.NDArray[np.uint8]:
+    """The image, or the part of it in the box (see cut_box), uint8 (H, W, 3), its longer side of that many pixels.
+
+    A grey square where it cannot be opened: pictures of results do not fail for one image.
+    """
+    try:
+        image = decode_image(path)
+        if box is not None:
+            image = cut_box(image, box, str(path))
+    except ImageError:
+        return np.full((side, side, 3), 225, dtype=np.uint8)
+    height, width = image.shape[-2:]
+    scale = side / max(height, width)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    picture: npt.NDArray[np.uint8] = F.resize(image, size, antialias=True).permute(1, 2, 0).contiguous().numpy()
+    return picture
+
+
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """The images of a catalog, cut and scaled for the network: item i is (uint8 (3, size, size), i); see `collate`.
 

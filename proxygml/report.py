@@ -15,15 +15,14 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from proxygml import figures
 from proxygml.catalog import Catalog
 from proxygml.console import console, track
-from proxygml.errors import ImageError, UserError
+from proxygml.errors import UserError
 from proxygml.evaluation import Evaluation, QueryScores, nearest, score_queries
 from proxygml.files import written_whole
-from proxygml.images import cut_box, decode_image
+from proxygml.images import thumbnail
 from proxygml.summary import Summary, metric_name
 
 NEIGHBOURS = 7  # shown beside each query
@@ -164,18 +163,7 @@ class _TestSplit:
 
     def picture(self, index: int, side: int) -> figures.Image:
         """The image's crop with its longer side of that many pixels; a grey square where it cannot be opened."""
-        path = self.paths[index]
-        try:
-            image = decode_image(path)
-            if self.boxes is not None:
-                image = cut_box(image, self.boxes[index].tolist(), str(path))
-        except ImageError:  # the figures do not hang on a picture, and they may have been computed elsewhere
-            return np.full((side, side, 3), 225, dtype=np.uint8)
-        height, width = image.shape[-2:]
-        scale = side / max(height, width)
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        picture: figures.Image = F.resize(image, size, antialias=True).permute(1, 2, 0).contiguous().numpy()
-        return picture
+        return thumbnail(self.paths[index], None if self.boxes is None else self.boxes[index].tolist(), side)
 
     def neighbours(
         self, queries: npt.NDArray[np.int64], k: int

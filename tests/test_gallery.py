@@ -1,0 +1,248 @@
+"""The gallery: exact answers, stable ids, filters, and a folder that is whole at every moment."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import torch
+
+from proxygml import Gallery
+from proxygml.errors import GalleryError, OverwriteError
+from proxygml.gallery import Facts
+from proxygml.indexes import Kind
+
+Array = npt.NDArray[np.float32]
+
+
+def clustered(count: int, size: int = 16, seed: int = 0) -> Array:
+    """Unit vectors around a centre for every ten of them."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(max(1, count // 10), size))
+    vectors = centres[random.integers(len(centres), size=count)] + 0.4 * random.normal(size=(count, size))
+    unit: Array = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def items(count: int, start: int = 0) -> pd.DataFrame:
+    numbers = range(start, start + count)
+    return pd.DataFrame(
+        {"path": [f"/{n}.png" for n in numbers], "label": [f"c{n % 3}" for n in numbers], "size": numbers}
+    )
+
+
+def sorted_similarities(queries: Array, vectors: Array, k: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The slow, obvious search."""
+    similarity = (queries[:, None].astype(np.float64) * vectors[None]).sum(-1).astype(np.float32)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, order, axis=1), order
+
+
+@pytest.mark.parametrize("queries", [1, 2, 30])
+def test_search_is_exact_with_ties_in_gallery_order(queries: int) -> None:
+    vectors = np.repeat(clustered(60), 4, axis=0)[np.random.default_rng(0).permutation(240)]
+    asked = np.concatenate([vectors[:20], clustered(10, seed=5)])[:queries]
+    found = Gallery.create(vectors, items(240)).search(torch.from_numpy(asked), k=7)
+    scores, order = sorted_similarities(asked, vectors, 7)
+    assert np.array_equal(found.ids, order)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+    row = found.rows(0).iloc[0]
+    assert (row["rank"], row["id"], row["path"]) == (1, order[0, 0], f"/{order[0, 0]}.png")
+
+
+def test_a_score_does_not_depend_on_batch_k_or_kind() -> None:
+    vectors, asked = clustered(1500), clustered(40, seed=1)
+    exact = Gallery.create(vectors, items(1500)).search(asked, 10)
+    kinds: tuple[Kind, ...] = ("exact", "hnsw", "ivfpq")
+    for kind in kinds:
+        gallery = Gallery.create(vectors, items(1500), kind)
+        for query in range(3):
+            alone = gallery.search(asked[query : query + 1], 3)
+            assert np.array_equal(alone.ids[0], exact.ids[query, :3])
+            assert np.array_equal(alone.scores[0], exact.scores[query, :3])
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_approximate_kinds_state_what_they_lose(kind: Kind) -> None:
+    vectors, asked = clustered(2000), clustered(100, seed=1)
+    gallery = Gallery.create(vectors, items(2000), kind)
+    found, exact = gallery.search(asked, 10).ids, sorted_similarities(asked, vectors, 10)[1]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
+    assert recall > 0.9
+    assert gallery.facts.recall is not None
+    assert abs(gallery.facts.recall - recall) < 0.08
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
+def test_filters_added_and_removed_items(kind: Kind) -> None:
+    vectors, asked = clustered(1300), clustered(8, seed=1)
+    gallery = Gallery.create(vectors[:1200], items(1200), kind)
+    gallery.remove(np.arange(0, 1200, 5))
+    ids = gallery.add(vectors[1200:], items(100, 1200))
+    assert ids.tolist() == list(range(1200, 1300))
+    alive = np.setdiff1d(np.arange(1300), np.arange(0, 1200, 5))
+    assert len(gallery) == len(alive)
+    for where, chosen in (
+        (None, alive),
+        ({"label": "c1"}, alive[alive % 3 == 1]),
+        ({"label": ["c1", "c2"], "size": [*range(1150, 1300)]}, alive[(alive % 3 > 0) & (alive >= 1150)]),
+        ({"size": 1201}, np.array([1201])),
+    ):
+        found = gallery.search(asked, 5, where).ids
+        expected = chosen[sorted_similarities(asked, vectors[chosen], 5)[1]]
+        assert np.isin(found, chosen).all()
+        assert found.shape == expected.shape
+        if kind == "exact":
+            assert np.array_equal(found, expected)
+        else:
+            assert np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(found, expected, strict=True)]) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
+def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
+    vectors, asked = clustered(1500), clustered(5, seed=1)
+    gallery = Gallery.create(vectors[:1100], items(1100), kind, model="m", run="/r")
+    gallery.save(tmp_path / "g")
+    gallery.add(vectors[1100:], items(400, 1100))
+    gallery.remove([3, 1105])
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g")
+    assert (loaded.facts.model, loaded.facts.run, loaded.facts.kind, len(loaded)) == ("m", "/r", kind, 1498)
+    pd.testing.assert_frame_equal(loaded.items, gallery.items)
+    assert np.array_equal(loaded.search(asked, 9).ids, gallery.search(asked, 9).ids)
+    assert len(list((tmp_path / "g").glob("[!.]*"))) == (3 if kind == "exact" else 4)
+
+
+def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> None:
+    vectors = clustered(40)
+    gallery = Gallery.create(vectors, items(40))
+    gallery.save(tmp_path / "g")
+    gallery.remove(range(20, 40))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g")
+    assert loaded.facts.rows == 20
+    assert loaded.add(vectors[30:31], items(1, 30)).tolist() == [40]
+    loaded.save()
+    found = Gallery.load(tmp_path / "g").search(vectors[30:31], 1)
+    assert found.ids.tolist() == [[40]]
+    assert found.rows()["path"].tolist() == ["/30.png"]
+
+
+def test_excluded_and_reranked() -> None:
+    vectors = clustered(300)
+    gallery = Gallery.create(vectors, items(300))
+    own = np.arange(20)
+    found = gallery.search(vectors[:20], 6, exclude=own)
+    assert not (found.ids == own[:, None]).any()
+    assert np.array_equal(found.ids, gallery.search(vectors[:20], 7).ids[:, 1:])
+    again = gallery.search(vectors[:20], 100, rerank=True)
+    plain = gallery.search(vectors[:20], 100)
+    assert np.array_equal(np.sort(again.ids), np.sort(plain.ids))
+    assert not np.array_equal(again.ids, plain.ids)
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    gallery = Gallery.create(clustered(10), items(10))
+    for question, message in (
+        (lambda: gallery.search(clustered(1, size=8)), "of size 8, but the gallery's of 16"),
+        (lambda: gallery.search(clustered(1), 0), "k is 0"),
+        (lambda: gallery.search(clustered(1), where={"lable": "x"}), "did you mean 'label'"),
+        (lambda: gallery.search(clustered(1), where={"label": "x"}), "none has label=x"),
+        (lambda: gallery.search(clustered(1), where={"size": "many"}), "holds numbers"),
+        (lambda: gallery.search(np.full((1, 16), np.nan, np.float32)), "NaN"),
+        (lambda: gallery.search(np.zeros((1, 16), np.float32)), "all zeros"),
+        (lambda: gallery.remove([11]), "no item 11"),
+        (lambda: gallery.add(clustered(2), items(1)), "1 items, but 2 embeddings"),
+        (lambda: gallery.add(clustered(1), items(1).assign(score=1)), "column 'score'"),
+        (gallery.save, "no folder yet"),
+        (lambda: Gallery.load(tmp_path), "is no gallery"),
+        (lambda: Gallery.create(clustered(10), items(10), "ivfpq"), "at least 1,000 items"),
+    ):
+        with pytest.raises(GalleryError, match=message):
+            question()
+
+
+def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
+    Gallery.create(clustered(10), items(10)).save(tmp_path)
+    manifest = tmp_path / "gallery.json"
+    content = json.loads(manifest.read_text())
+    for changed in (
+        content | {"format": 2},
+        content | {"vectors": "../x"},
+        content | {"items": "y"},
+        content | {"rows": 11},
+        {"format": 1},
+    ):
+        manifest.write_text(json.dumps(changed))
+        with pytest.raises(GalleryError):
+            Gallery.load(tmp_path)
+
+
+def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
+    Gallery.create(clustered(10), items(10)).save(tmp_path / "g")
+    one, other = Gallery.load(tmp_path / "g"), Gallery.load(tmp_path / "g")
+    one.remove([1])
+    one.save()
+    other.remove([2])
+    with pytest.raises(OverwriteError, match="changed since"):
+        other.save()
+    assert len(Gallery.load(tmp_path / "g")) == 9
+    with pytest.raises(OverwriteError, match="is a gallery already"):
+        Gallery.create(clustered(10), items(10)).save(tmp_path / "g")
+
+
+def _add_for_ever(folder: Path) -> None:
+    while True:
+        gallery = Gallery.load(folder)
+        gallery.add(clustered(7), items(7))
+        gallery.remove(gallery.items.index[:2])
+        gallery.save()
+
+
+def test_readers_beside_a_writer_see_whole_galleries_and_a_killed_writer_leaves_one(tmp_path: Path) -> None:
+    Gallery.create(clustered(50), items(50)).save(tmp_path / "g")
+    writer = multiprocessing.get_context("spawn").Process(target=_add_for_ever, args=(tmp_path / "g",))
+    writer.start()
+    sizes = set()
+    try:
+        deadline = time.monotonic() + 60
+        while len(sizes) < 5 and time.monotonic() < deadline:
+            gallery = Gallery.load(tmp_path / "g")
+            assert (len(gallery) - 50) % 5 == 0
+            assert gallery.search(clustered(1), 3).ids.shape == (1, 3)
+            sizes.add(len(gallery))
+    finally:
+        writer.kill()
+        writer.join()
+    assert len(sizes) == 5
+    gallery = Gallery.load(tmp_path / "g")
+    gallery.add(clustered(1), items(1))
+    gallery.save()
+    assert len(Gallery.load(tmp_path / "g")) == len(gallery)
+
+
+def test_build_holds_one_block_at_a_time_and_appears_whole(tmp_path: Path) -> None:
+    vectors = clustered(100)
+
+    def blocks() -> Iterator[tuple[Array, pd.DataFrame]]:
+        for start in range(0, 100, 30):
+            assert not (tmp_path / "g" / "gallery.json").exists()
+            part = vectors[start : start + 30]
+            yield part, items(len(part), start)
+
+    built = Gallery.build(tmp_path / "g", blocks(), Facts(dimension=16))
+    assert built.items.index.tolist() == list(range(100))
+    assert np.array_equal(Gallery.load(tmp_path / "g").search(vectors, 1).ids[:, 0], np.arange(100))
+
+
+def test_the_package_offers_the_gallery_without_loading_it() -> None:
+    code = "import sys, proxygml; assert 'Gallery' in proxygml.__all__; print('proxygml.gallery' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
