@@ -38,7 +38,7 @@ from proxygml.images import (
     train_transform,
 )
 from proxygml.recipe import Recipe
-from proxygml.training import make_optimizer, set_learning_rates
+from proxygml.training import make_optimizers, set_learning_rates
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, SHORTER_SIDE = 100, 256
@@ -234,8 +234,8 @@ def make_epoch(paths: Sequence[Path], weights: str, planar: bool = False, fused:
             layer.eval().requires_grad_(False)
     criterion = ProxyGMLLoss(CLASSES, embedder.embedding_size).to(device)
     recipe = Recipe()
-    optimizer = make_optimizer(recipe, embedder, criterion)
-    set_learning_rates(optimizer, recipe, 2)
+    (optimizer,) = make_optimizers(recipe, embedder, criterion)
+    set_learning_rates([optimizer], recipe, 2)
     if not fused:
         groups = [{"params": group["params"], "lr": group["lr"]} for group in optimizer.param_groups]
         optimizer = torch.optim.Adam(groups, eps=recipe.eps, weight_decay=recipe.weight_decay)

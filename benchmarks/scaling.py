@@ -51,8 +51,11 @@ def training_step(case: Case, dtype: torch.dtype, sparse: bool) -> Work:
     device = default_device()
     loss = ProxyGMLLoss(case.C, case.D, case.N, case.r, case.weight, case.scale, sparse=sparse, dtype=dtype).to(device)
     embeddings, labels = batch(case, device)
-    kind = LazyAdam if sparse else torch.optim.Adam
-    optimizer = kind(loss.parameters(), lr=0.3, eps=0.01, weight_decay=1e-4)
+    optimizer: torch.optim.Optimizer
+    if sparse:
+        optimizer = LazyAdam(loss.parameters(), lr=0.3, eps=0.01, weight_decay=1e-4)
+    else:
+        optimizer = torch.optim.Adam(loss.parameters(), lr=0.3, eps=0.01, weight_decay=1e-4, fused=True)
 
     def work() -> None:
         optimizer.zero_grad()

@@ -24,6 +24,8 @@ from proxygml.console import console
 from proxygml.errors import UserError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from proxygml.datasets import Dataset
     from proxygml.embedding import EmbeddedImages
     from proxygml.indexing import Model
@@ -76,7 +78,7 @@ def _spelt_as_known(argument: str, known: set[str]) -> str:
 
 def train(arguments: Sequence[str]) -> None:
     """Train an embedder by a recipe; then evaluate it, where the catalog has a test split."""
-    from proxygml.recipe import Recipe, check_keys, find_recipe
+    from proxygml.recipe import Recipe, check_content, find_recipe, read_yaml
 
     parser = Parser("train", str(train.__doc__))
     parser.add_argument("--recipe", action="config", help=_RECIPE_HELP)
@@ -87,7 +89,7 @@ def train(arguments: Sequence[str]) -> None:
     if "--recipe" in arguments[:-1]:
         place = arguments.index("--recipe")
         path = find_recipe(arguments[place + 1])
-        check_keys(path)
+        check_content(read_yaml(path), str(path))
         # In front of all others, because what is read later wins.
         arguments = ["--recipe", str(path), *arguments[:place], *arguments[place + 2 :]]
     options = parser.parse(arguments)
@@ -151,6 +153,68 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--before", action="store_true", help="evaluate the network as it was before training too")
     options = parser.parse(arguments)
     _evaluate(options.run, options.catalog, options.before)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Train and judge many losses with many seeds under one protocol, and make one table; goes on where it stopped."""
+    from proxygml.recipe import Recipe
+
+    parser = Parser("compare", str(compare.__doc__))
+    parser.add_argument("--recipe", default="", help="a comparison's YAML file, or the name of one of ours")
+    parser.add_argument("--run", type=Path | None, default=None, help="the folder of the comparison")
+    parser.add_argument("--part", default="1/1", help="2/8: the second of eight parts, on machines that share --run")
+    parser.add_argument("--from", type=Path, nargs="+", default=[], help="make the table of these cells.csv alone")
+    parser.add_argument("--out", type=Path | None, default=None, help="with --from: the folder for the table")
+    parser.add_class_arguments(Recipe, as_group=False)
+    options = parser.parse(arguments)
+    if options["from"]:
+        if options.out is None or options.recipe or options.run:
+            raise UserError("--from takes --out, the folder for the table, and no other option")
+        _tabulate(options["from"], options.out)
+    elif not options.recipe or options.run is None:
+        raise UserError("a comparison needs its recipe, --recipe, and its folder, --run")
+    else:
+        _compare(parser, arguments, options.recipe, options.run, options.part)
+
+
+def _compare(parser: Parser, arguments: Sequence[str], name: str, folder: Path, part: str) -> None:
+    from accelerate import PartialState
+
+    from proxygml.cells import Cells, Part
+    from proxygml.comparison import Comparison
+    from proxygml.recipe import SECTIONS, find_recipe, flattened, recipe_keys
+
+    comparison = Comparison.read(find_recipe(name, "compare"))
+    shared = flattened(comparison.shared.content())
+    # Options win over what all methods share.
+    parser.set_defaults({key: shared[key] for key in recipe_keys() if key in shared and key not in SECTIONS})
+    comparison = replace(comparison, shared=_recipe(parser.instantiate(parser.parse(arguments))))
+    share, cells = Part.read(part), Cells(comparison, folder)
+    cells.run(share)
+    if not PartialState().is_main_process:
+        return
+    from proxygml.files import written_whole
+
+    rows = cells.gather()
+    with written_whole(folder / "cells.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    _write_comparison(rows, folder, cells.planned())
+
+
+def _tabulate(paths: Sequence[Path], folder: Path) -> None:
+    from proxygml.summary import read_rows
+
+    _write_comparison(read_rows(paths), folder, ())
+
+
+def _write_comparison(rows: "DataFrame", folder: Path, planned: Sequence[tuple[str, int]]) -> None:
+    from proxygml.report import write_comparison
+    from proxygml.summary import Summary
+
+    summary = Summary(rows, planned)
+    write_comparison(folder, folder.resolve().name, summary)
+    say((folder / "table.md").read_text(encoding="utf-8"))
+    say(f"cells:  {folder / 'cells.csv'}", f"table:  {folder / 'table.md'}", f"report: {folder / 'comparison.html'}")
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -461,6 +525,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "embed": embed,
     "index": index,
     "search": search,
@@ -488,7 +553,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         console.print(
-            "stopped; repeat an embed, index or cluster to go on with it, and train with --resume RUN", markup=False
+            "stopped; the same command goes on with an embed, index, cluster or compare, train --resume RUN with a run",
+            markup=False,
         )
         sys.exit(130)
 

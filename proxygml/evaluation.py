@@ -1,32 +1,36 @@
 """How well embeddings retrieve and cluster: Recall@K, MAP@R, R-precision and NMI, each with a 95% interval.
 
-Exact, ties included, and in bounded memory: similarities are computed a block of queries at a time, never as the whole
-matrix. This module takes embeddings and labels; it opens no image and runs no network.
+Exact, ties included, and in bounded memory (retrieval.py finds the ranks). This module takes embeddings and labels; it
+opens no image and runs no network.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from proxygml import retrieval
 from proxygml.errors import UserError
+from proxygml.retrieval import Array, Precision, QueryScores, Retrieval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Array = np.ndarray[Any, Any]
 Labels = Tensor | Array | Sequence[int] | Sequence[str]
 Mask = Tensor | Array | Sequence[bool]
 
+__all__ = ["Estimate", "Evaluation", "QueryScores", "evaluate", "nearest", "score_queries"]
+
 MEMORY_LIMIT = 256 * 2**20
-_CHUNK = 128  # columns that are searched as one when the largest of a row are sought
-_LIST_BYTES = 96  # taken by one entry of a list of nearest images: values, columns, hits, and their sorted copies
+_RESAMPLES = 100  # drawn together: one matrix product for all of them
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class QueryScores:
-    """What every scored query contributes, in the order of the images; Q queries."""
-
-    index: Array  # (Q,) int64: which image the query is
-    first_positive: Array  # (Q,) int64: how many gallery images come before its nearest positive
-    average_precision: Array  # (Q,) float64: average precision at R, whose mean is MAP@R
-    r_precision: Array  # (Q,) float64
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The figures of one set of embeddings, and what they were computed from."""
 
@@ -65,9 +59,10 @@ class Evaluation:
     num_classes: int  # classes among query and gallery images
     queries_without_positive: int  # left out of every figure
     scores: QueryScores | None = field(default=None, repr=False, compare=False)
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)  # taken by each part
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of evaluation.json: plain dictionaries and numbers, without the scores of single queries."""
+        """The content of evaluation.json: plain dictionaries and numbers, without single queries and times."""
         return {
             "recall": {str(k): estimate.as_dict() for k, estimate in self.recall.items()},
             "map_at_r": self.map_at_r.as_dict(),
@@ -100,12 +95,14 @@ class Evaluation:
         return named if self.nmi is None else named | {"NMI": self.nmi}
 
     def table(self) -> Table:
-        """A table for the console, in per cent."""
+        """A table for the console, in per cent; the time of each part stands under it."""
         from rich.table import Table  # noqa: PLC0415
 
         caption = f"{self.num_queries:,} queries, gallery of {self.num_gallery:,}, {self.num_classes:,} classes"
         if self.queries_without_positive:
             caption += f"\nqueries without a positive, left out: {self.queries_without_positive:,}"
+        if self.seconds:
+            caption += "".join(f"\n{part}: {seconds:.1f} s" for part, seconds in self.seconds.items())
         table = Table(caption=caption)
         table.add_column("")
         table.add_column("per cent", justify="right")
@@ -128,6 +125,7 @@ def evaluate(
     bootstrap: int = 1000,
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = False,
+    precision: Precision = "float32",
 ) -> Evaluation:
     """Let every query find its class in the gallery by cosine similarity.
 
@@ -139,19 +137,26 @@ def evaluate(
     similarities rank in the order of the gallery, as a stable descending sort has them. An embedding of zeros has
     similarity 0 to all.
 
+    The similarity of two images is an entry of a matrix product of the embeddings, and all that follows is what sorting
+    whole rows of that matrix would give. In float32 copies of an image are equally similar to any other, to the bit;
+    in float64 the product of some processors' libraries may tell them apart in its last bit.
+
     Args:
         embeddings: (n, D) floats of any precision, of any length: they are normalised here. Computed where they are, in
-            float32 (float64 stays float64) and in the matrix-product precision that torch is set to.
+            float32 (float64 stays float64).
         labels: n integers or strings.
         recall_at: the K of Recall@K, each 1 or more.
         nmi: whether to compare the classes with the clusters of k-means (as many as there are classes, seeded) over the
             query and gallery images.
         is_query, is_gallery: n booleans each; without them every image is in. An image may be both.
-        seed: of k-means and of the bootstrap.
+        seed: of k-means and of the bootstrap, 0 to below 2**32.
         bootstrap: how often the classes are drawn anew, with replacement, for the intervals.
-        memory_limit: bytes for a block of similarities and all that is derived from it (a row at a time at least);
-            normalised copies of the embeddings come on top.
+        memory_limit: bytes for a part of the similarities and all that is derived from it (16 rows of
+            them at least); normalised copies of the embeddings come on top.
         progress: show a progress bar on standard error.
+        precision: of the products of float32 embeddings, whatever torch is set to. "tf32" (GPUs that have it) keeps 11
+            significant bits of each factor, and images about equally far may change places; "bfloat16" rounds the
+            embeddings to 8 bits. Sums are float32 in all of them.
 
     Raises:
         UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive.
@@ -159,23 +164,34 @@ def evaluate(
     ks = _checked_ks(recall_at)
     if bootstrap < 1:
         raise UserError(f"bootstrap is {bootstrap}, but at least 1 resample is needed: give 1000 for a steady interval")
-    task = _Retrieval(embeddings, labels, is_query, is_gallery)
-    scores = _score(task, memory_limit, progress)
-    per_query = np.stack(
-        [*(scores.first_positive < k for k in ks), scores.average_precision, scores.r_precision], axis=1
-    ).astype(np.float64)
-    *recalls, map_at_r, r_precision = _means_over_classes(per_query, task.codes[scores.index], bootstrap, seed)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}, but an integer from 0 to below 2**32 was expected")
+    seconds: dict[str, float] = {}
+    with _timed("retrieval", seconds):
+        task = _retrieval(embeddings, labels, is_query, is_gallery, precision)
+        scores = _scores(task, memory_limit, progress)
+    with _timed("bootstrap", seconds):
+        *recalls, map_at_r, r_precision = _means_over_classes(scores, task.codes[scores.index], ks, bootstrap, seed)
     return Evaluation(
         recall=dict(zip(ks, recalls, strict=True)),
         map_at_r=map_at_r,
         r_precision=r_precision,
-        nmi=_clustering_nmi(task, bootstrap, seed, progress) if nmi else None,
+        nmi=_clustering_nmi(task, bootstrap, seed, progress, seconds) if nmi else None,
         num_queries=len(scores.index),
         num_gallery=task.num_gallery,
         num_classes=len(np.unique(task.codes[task.evaluated])),
         queries_without_positive=int(task.is_query.sum()) - len(scores.index),
         scores=scores,
+        seconds=seconds,
     )
+
+
+@contextmanager
+def _timed(part: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the time of the block to that of the part; all parts end on the CPU, so that there is nothing to wait for."""
+    start = time.perf_counter()
+    yield
+    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def score_queries(
@@ -186,9 +202,10 @@ def score_queries(
     is_gallery: Mask | None = None,
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = False,
+    precision: Precision = "float32",
 ) -> QueryScores:
     """The scores of the single queries that have a positive; arguments and errors as in `evaluate`."""
-    return _score(_Retrieval(embeddings, labels, is_query, is_gallery), memory_limit, progress)
+    return _scores(_retrieval(embeddings, labels, is_query, is_gallery, precision), memory_limit, progress)
 
 
 def nearest(
@@ -199,6 +216,7 @@ def nearest(
     is_gallery: Mask | None = None,
     memory_limit: int = MEMORY_LIMIT,
     progress: bool = False,
+    precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
     """The k gallery images nearest to each query, nearest first, ties in the order of the gallery.
 
@@ -206,204 +224,65 @@ def nearest(
         embeddings: (n, D), as in `evaluate`.
         queries: q indices of images, 0..n-1; a query is never among its own neighbours.
         k: how many; cut to what the gallery holds beside the query.
-        is_gallery, memory_limit, progress: as in `evaluate`.
+        is_gallery, memory_limit, progress, precision: as in `evaluate`.
 
     Returns:
         Cosine similarities (q, k), and the indices of the images (q, k), int64; both where the embeddings are.
 
     Raises:
-        UserError: as in `evaluate`, and for indices outside 0..n-1.
+        UserError: as in `evaluate`, for indices that are none of 0..n-1, and without any.
     """
-    task = _Retrieval(embeddings, None, None, is_gallery)
-    images = _array(queries).astype(np.int64)
-    outside = images[(images < 0) | (images >= len(task.codes))]
-    if len(outside):
-        raise UserError(f"queries holds {outside[0]}, but there are {len(task.codes)} embeddings: give 0..n-1")
+    task = _retrieval(embeddings, None, None, is_gallery, precision)
+    images = _checked_images(queries, len(task.codes))
     k = min(k, task.num_gallery - int((task.column[images] >= 0).any()))
     if k < 1:
         raise UserError(f"k is {k} after it was cut to the gallery: at least one other image is needed")
-    blocks = _blocks(np.full(len(images), k), task.row_bytes, memory_limit)
-    found = [_best(task.similarities(images[block]), k) for block in _shown(blocks, "Searching", progress)]
-    columns = torch.cat([columns for _, columns in found])
-    return torch.cat([values for values, _ in found]), torch.from_numpy(task.gallery).to(columns.device)[columns]
+    values, columns = retrieval.nearest(task, images, k, memory_limit, progress)
+    return values, task.tensor(task.gallery)[columns]
 
 
-class _Retrieval:
-    """Checked input, and the similarities of queries to the gallery; an image's column is its place in the gallery."""
-
-    def __init__(
-        self, embeddings: Tensor | Array, labels: Labels | None, is_query: Mask | None, is_gallery: Mask | None
-    ) -> None:
-        self.unit = _normalised(embeddings)
-        count = len(self.unit)
-        self.codes = np.zeros(count, dtype=np.int64) if labels is None else _label_codes(labels, count)
-        self.is_query = _checked_mask(is_query, "is_query", count)
-        in_gallery = _checked_mask(is_gallery, "is_gallery", count)
-        self.evaluated = np.flatnonzero(self.is_query | in_gallery)
-        self.gallery = np.flatnonzero(in_gallery)
-        self.num_gallery = len(self.gallery)
-        self.column = np.where(in_gallery, np.cumsum(in_gallery) - 1, -1)
-        self._gallery_unit = self.unit if in_gallery.all() else self.unit[self._tensor(self.gallery)]
-        # Whole chunks of columns, so that `_best` can look at the maximum of each; those beyond the gallery are -inf.
-        self.width = -(-self.num_gallery // _CHUNK) * _CHUNK
-        self._buffer = self.unit.new_empty(0)
-
-    @property
-    def row_bytes(self) -> int:
-        """Memory for a row of similarities, a copy of it and the comparisons that count what lies before a positive."""
-        return self.width * (3 * self.unit.element_size() + 4)
-
-    def similarities(self, images: Array) -> Tensor:
-        """(b, width) cosine similarities to the gallery; -inf to the query itself and beyond the gallery.
-
-        The next call overwrites them: memory is claimed once for all blocks.
-        """
-        if len(images) == 1:
-            # A product with a single row rounds by position, and equal images would no longer be equally similar.
-            return self.similarities(images.repeat(2))[:1]
-        size = len(images) * self.width
-        if len(self._buffer) < size:
-            self._buffer = self.unit.new_empty(size)
-        block = self._buffer[:size].view(len(images), self.width)
-        with torch.autocast(block.device.type, enabled=False):
-            torch.mm(self.unit[self._tensor(images)], self._gallery_unit.T, out=block[:, : self.num_gallery])
-        block[:, self.num_gallery :] = -torch.inf
-        rows = np.flatnonzero(self.column[images] >= 0)
-        block[self._tensor(rows), self._tensor(self.column[images[rows]])] = -torch.inf
-        return block
-
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self.unit.device)
+def _retrieval(
+    embeddings: Tensor | Array,
+    labels: Labels | None,
+    is_query: Mask | None,
+    is_gallery: Mask | None,
+    precision: Precision,
+) -> Retrieval:
+    """Checked input; without labels all images are of one class."""
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}, but one of {', '.join(get_args(Precision))} was expected")
+    unit = _normalised(embeddings)
+    codes = np.zeros(len(unit), dtype=np.int64) if labels is None else _label_codes(labels, len(unit))
+    query_mask = _checked_mask(is_query, "is_query", len(unit))
+    gallery_mask = _checked_mask(is_gallery, "is_gallery", len(unit))
+    return Retrieval(unit, codes, query_mask, gallery_mask, precision)
 
 
-def _score(task: _Retrieval, memory_limit: int, progress: bool) -> QueryScores:
-    """Score the queries that have a positive, those with equally many together: a block's lists are of one length."""
-    device = task.unit.device
-    positives = np.bincount(task.codes[task.gallery], minlength=task.codes.max() + 1)[task.codes] - (task.column >= 0)
-    queries = np.flatnonzero(task.is_query & (positives > 0))
-    if not len(queries):
+def _scores(task: Retrieval, memory_limit: int, progress: bool) -> QueryScores:
+    if not (task.is_query & (task.num_positives() > 0)).any():
         raise UserError(
             f"none of the {task.is_query.sum()} queries has another image of its class in the gallery of "
             f"{task.num_gallery}: retrieval needs classes with at least two images"
         )
-    order = queries[np.argsort(-positives[queries], kind="stable")]
-    classes = _ClassColumns(task.codes[task.gallery], device)
-    first_positive = torch.empty(len(order), dtype=torch.int64, device=device)
-    precisions = torch.empty(2, len(order), device=device)
-    for block in _shown(_blocks(positives[order], task.row_bytes, memory_limit), "Comparing", progress):
-        images = order[block]
-        similarity = task.similarities(images)
-        codes, relevant = (torch.from_numpy(array[images]).to(device) for array in (task.codes, positives))
-        values, columns = _best(similarity, int(positives[images[0]]))
-        # A query whose list is as long as the gallery ends it on itself or on a column beyond the gallery: no hits.
-        found = classes.codes[columns.clamp(max=task.num_gallery - 1)]
-        hits = (found == codes[:, None]) & (values > -torch.inf)
-        first_positive[block] = _first_positive(similarity, hits, codes, classes)
-        precisions[:, block] = torch.stack(_precisions(hits, relevant))
-    back = np.argsort(order)
-    average_precision, r_precision = precisions.double().cpu().numpy()[:, back]
-    return QueryScores(order[back], first_positive.cpu().numpy()[back], average_precision, r_precision)
+    return retrieval.score(task, memory_limit, progress)
 
 
-class _ClassColumns:
-    """Which columns of the gallery belong to a class, in rising order."""
-
-    def __init__(self, gallery_codes: Array, device: torch.device) -> None:
-        counts = np.bincount(gallery_codes)
-        self.codes = torch.from_numpy(gallery_codes).to(device)
-        self._columns = torch.from_numpy(np.argsort(gallery_codes, kind="stable")).to(device)
-        self._counts = torch.from_numpy(counts).to(device)
-        self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
-
-    def of(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """For each class its columns, filled up to the largest class, and which of them are its own."""
-        counts = self._counts[codes][:, None]
-        offset = torch.arange(int(counts.max()), device=codes.device)
-        place = (self._starts[codes][:, None] + offset).clamp(max=len(self._columns) - 1)
-        return self._columns[place], offset < counts
-
-
-def _first_positive(similarity: Tensor, hits: Tensor, codes: Tensor, classes: _ClassColumns) -> Tensor:
-    """How many gallery images come before the nearest positive: read from the list, counted where it is not in it."""
-    found, ahead = hits.max(dim=1)
-    missing = torch.nonzero(~found).squeeze(1)
-    if len(missing):
-        ahead[missing] = _count_ahead(similarity[missing], *classes.of(codes[missing]))
-    return ahead
-
-
-def _count_ahead(similarity: Tensor, columns: Tensor, own: Tensor) -> Tensor:
-    """Columns that are more similar than the best of the given ones, or as similar and before it in the gallery."""
-    best, place = similarity.gather(1, columns).masked_fill_(~own, -torch.inf).max(dim=1, keepdim=True)
-    before = torch.arange(similarity.shape[1], device=columns.device) < columns.gather(1, place)
-    return torch.where(before, similarity >= best, similarity > best).sum(dim=1)
-
-
-def _precisions(hits: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """Average precision at R and R-precision of lists (b, k) of hits and misses; R is `relevant`, (b,)."""
-    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    hits = hits & (rank <= relevant[:, None])
-    precision = hits.cumsum(dim=1).to(torch.float32) / rank
-    return (precision * hits).sum(dim=1) / relevant, hits.sum(dim=1) / relevant
-
-
-def _best(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns, exactly as a stable descending sort would give them."""
-    count = min(k + 1, similarity.shape[1])
-    values, columns = _largest(similarity, count)
-    straddling = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -torch.inf) & (count > k)
-    # Ties inside the list: bring the columns into their order, then sort by value without disturbing it.
-    columns, order = columns[:, :k].sort(dim=1)
-    values, order = values[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
-    columns = columns.gather(1, order)
-    # A tie that goes on beyond the list: which of the equals belong in it takes the whole row, one row at a time.
-    for row in torch.nonzero(straddling).flatten().tolist():
-        columns[row] = similarity[row].sort(descending=True, stable=True).indices[:k]
-    return values, columns
-
-
-def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk, several times faster for small k: a row's k largest lie in its k chunks of largest maximum."""
-    chunks = similarity.view(len(similarity), -1, _CHUNK)
-    if 4 * k > chunks.shape[1]:
-        return similarity.topk(k, dim=1)
-    best = chunks.amax(dim=2).topk(k, dim=1, sorted=False).indices
-    candidates = chunks.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
-    values, place = candidates.topk(k, dim=1)
-    return values, best.gather(1, place // _CHUNK) * _CHUNK + place % _CHUNK
-
-
-def _blocks(lengths: Array, row_bytes: int, memory_limit: int) -> list[slice]:
-    """Slices of the queries, whose lists have these falling lengths, that fit in the memory or are one row."""
-    blocks, start = [], 0
-    while start < len(lengths):
-        rows = max(1, memory_limit // (row_bytes + int(lengths[start]) * _LIST_BYTES))
-        blocks.append(slice(start, min(start + rows, len(lengths))))
-        start += rows
-    return blocks
-
-
-def _shown(blocks: list[slice], description: str, progress: bool) -> Iterable[slice]:
-    if not progress:
-        return blocks
-    from proxygml.console import track  # noqa: PLC0415
-
-    return track(blocks, description)
-
-
-def _clustering_nmi(task: _Retrieval, bootstrap: int, seed: int, progress: bool) -> Estimate:
+def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, seconds: dict[str, float]) -> Estimate:
     """NMI of the classes and of k-means clusters; the interval holds the clustering fixed."""
     from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
 
     classes = np.unique(task.codes[task.evaluated], return_inverse=True)[1]
     whole = len(task.evaluated) == len(task.unit)
-    vectors = (task.unit if whole else task.unit[torch.from_numpy(task.evaluated).to(task.unit.device)]).cpu().numpy()
-    clusters = _kmeans(vectors, int(classes.max()) + 1, seed, progress)
-    value = float(normalized_mutual_info_score(classes, clusters))
-    information, entropy = _information_by_class(classes, clusters)
-    if entropy.sum() <= 0:  # one class and one cluster: nothing to resample
-        return Estimate(value, value, value)
-    low, high = _bootstrap_interval(information[:, None], entropy[:, None], bootstrap, seed)
+    vectors = (task.unit if whole else task.unit[task.tensor(task.evaluated)]).cpu().numpy()
+    with _timed("k-means", seconds):
+        clusters = _kmeans(vectors, int(classes.max()) + 1, seed, progress)
+    with _timed("NMI", seconds):
+        value = float(normalized_mutual_info_score(classes, clusters))
+    with _timed("bootstrap", seconds):
+        information, entropy = _information_by_class(classes, clusters)
+        if entropy.sum() <= 0:  # one class and one cluster: nothing to resample
+            return Estimate(value, value, value)
+        low, high = _bootstrap_interval(information[:, None], entropy[:, None], bootstrap, seed)
     return Estimate(value, float(low[0]), float(high[0]))
 
 
@@ -419,7 +298,7 @@ def _kmeans(vectors: Array, num_clusters: int, seed: int, progress: bool) -> Arr
         num_clusters,
         niter=25,
         nredo=1,
-        seed=seed,
+        seed=seed % 2**31,  # all that FAISS takes
         min_points_per_centroid=1,
         max_points_per_centroid=len(vectors),
     )
@@ -455,11 +334,18 @@ def _information_by_class(classes: Array, clusters: Array) -> tuple[Array, Array
     )
 
 
-def _means_over_classes(per_query: Array, codes: Array, bootstrap: int, seed: int) -> list[Estimate]:
-    """The mean of each column of (Q, m) over the queries, with intervals over their classes."""
+def _means_over_classes(
+    scores: QueryScores, codes: Array, ks: Sequence[int], bootstrap: int, seed: int
+) -> list[Estimate]:
+    """Recall at each K, MAP@R and R-precision of queries of these classes, with intervals over the classes."""
     _, codes, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    sums = np.stack([np.bincount(codes, weights=column) for column in per_query.T], axis=1)
-    values = sums.sum(axis=0) / len(per_query)
+    # The queries of a class by the first K that holds a positive: as many columns as there are K, and one for beyond.
+    first_k = np.searchsorted(ks, scores.first_positive, side="right")
+    cells = np.bincount(codes * (len(ks) + 1) + first_k, minlength=len(counts) * (len(ks) + 1))
+    found = cells.reshape(len(counts), -1).cumsum(axis=1)[:, :-1]
+    precisions = (np.bincount(codes, weights=each) for each in (scores.average_precision, scores.r_precision))
+    sums = np.column_stack([found, *precisions])
+    values = sums.sum(axis=0) / len(codes)
     low, high = _bootstrap_interval(sums, counts[:, None].astype(np.float64), bootstrap, seed)
     return [Estimate(*map(float, estimate)) for estimate in zip(values, low, high, strict=True)]
 
@@ -469,9 +355,11 @@ def _bootstrap_interval(numerators: Array, denominators: Array, resamples: int, 
     generator = np.random.default_rng(seed)
     num_classes = len(numerators)
     ratios = np.empty((resamples, numerators.shape[1]))
-    for resample in ratios:
-        drawn = np.bincount(generator.integers(num_classes, size=num_classes), minlength=num_classes).astype(np.float64)
-        resample[:] = (drawn @ numerators) / (drawn @ denominators)
+    for batch in np.split(ratios, range(_RESAMPLES, resamples, _RESAMPLES)):
+        drawn = np.stack(
+            [np.bincount(generator.integers(num_classes, size=num_classes), minlength=num_classes) for _ in batch]
+        ).astype(np.float64)
+        batch[:] = (drawn @ numerators) / (drawn @ denominators)
     low, high = np.percentile(ratios, [2.5, 97.5], axis=0).clip(0.0, 1.0)
     return low, high
 
@@ -535,6 +423,18 @@ def _checked_mask(mask: Mask | None, name: str, count: int) -> Array:
     if not array.any():
         raise UserError(f"{name} is False for all {count} images: mark at least one")
     return array
+
+
+def _checked_images(queries: Tensor | Array | Sequence[int], count: int) -> Array:
+    images = _array(queries)
+    if images.ndim != 1 or not len(images):
+        raise UserError(f"queries has the shape {images.shape}, but one index or more was expected, as (q,)")
+    if images.dtype.kind not in "iu":
+        raise UserError(f"queries is of {images.dtype}, but indices of images were expected: integers in 0..n-1")
+    outside = images[(images < 0) | (images >= count)]
+    if len(outside):
+        raise UserError(f"queries holds {outside[0]}, but there are {count} embeddings: give 0..n-1")
+    return images.astype(np.int64)
 
 
 def _checked_ks(recall_at: Sequence[int]) -> list[int]:

@@ -167,6 +167,59 @@ def _spoken(column: str) -> str:
     return known.get(name, name.replace("recall_at_", "Recall@").replace("_", " "))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A method's figure, in per cent: its mean with the ends of the interval (NaN: none), and the single runs."""
+
+    mean: float
+    low: float
+    high: float
+    values: Sequence[float]
+
+
+@mpl.rc_context(_STYLE)
+def method_points(methods: Sequence[str], panels: Mapping[str, Sequence[Spread]]) -> Figure:
+    """A panel for each figure, a line for each method: the mean, its interval as a bar, single runs as rings."""
+    figure = Figure(figsize=(9, 1.1 + 0.34 * len(methods)), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    rows = np.arange(len(methods))
+    for axes, (name, spreads) in zip(grid, panels.items(), strict=True):
+        means = np.array([spread.mean for spread in spreads])
+        ends = np.array([(spread.low, spread.high) for spread in spreads]).T
+        whiskers = np.abs(np.nan_to_num(np.stack([means - ends[0], ends[1] - means])))
+        axes.errorbar(means, rows, xerr=whiskers, fmt="none", ecolor=MUTED, elinewidth=1.2, capsize=3)
+        for row, spread in zip(rows, spreads, strict=True):
+            axes.plot(spread.values, [row] * len(spread.values), "o", ms=4, mfc="none", mec=MUTED, mew=0.8)
+        axes.plot(means, rows, "D", ms=6, color=RIGHT)
+        axes.axvline(means[0], color=FAINT, zorder=0)
+        axes.set_title(name)
+        axes.set_xlabel("per cent")
+        axes.grid(visible=False)
+        axes.tick_params(axis="y", length=0)
+    grid[0].set_yticks(rows, methods, color=INK)
+    grid[0].set_ylim(len(methods) - 0.5, -0.5)
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def method_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Recall@1 by epoch, in per cent: the mean of each method's runs, and a band from the worst to the best of them."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, runs) in enumerate(curves.items()):
+        length = min(len(run) for run in runs)
+        values = np.array([run[:length] for run in runs])
+        epochs = np.arange(1, length + 1)
+        colour, line = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+        marker = MARKERS[place % len(MARKERS)]
+        axes.plot(epochs, values.mean(axis=0), line, color=colour, marker=marker, markersize=4, label=name)
+        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, lw=0)
+    axes.set(xlabel="epoch", ylabel="Recall@1 on validation classes, per cent")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 @mpl.rc_context(_STYLE)
 def retrieval_grid(rows: Sequence[Sequence[Tile]]) -> Figure:
     """A query in each row, first, and beside it the images nearest to it: right ones framed, wrong ones dashed."""

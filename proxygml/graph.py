@@ -234,7 +234,7 @@ def _proxy_loss(
     gradient = sums.new_empty(proxies.shape) if with_gradient else None
     if gradient is not None and sampled is not None:
         gradient.zero_()
-    step = min(len(rows), max(1, terms.memory_limit // (len(sums) * sums.itemsize)))
+    step = min(len(rows), max(1, terms.memory_limit // (max(sums.shape) * sums.itemsize)))
     buffer = sums.new_empty(step, len(sums))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
@@ -345,7 +345,7 @@ def _gradients(
             grad_samples.addmm_(edges[:, block], part)
         if grad_proxies is not None:
             rows = grad_proxies[block].addmm_(edges[:, block].T, samples, beta=0 if start is None else 1)
-            along = torch.linalg.vecdot(rows, part) * inverse[block].square()
+            along = torch.linalg.vecdot(rows, part) * inverse[block] * inverse[block]
             rows.addcmul_(part, along[:, None], value=-1)
     return grad_samples, grad_proxies
 

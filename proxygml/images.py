@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -26,11 +27,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from proxygml.errors import ImageError, RecipeError
-
-try:
-    import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
-except ImportError:  # torchvision gives the same pixels, but always decodes all of them
-    simplejpeg = None
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -67,8 +63,8 @@ def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
     """Decode an image file, or the bytes of one, to upright RGB.
 
     Orientation tags (EXIF) are applied; transparent parts become white; 16-bit grey levels and colours are scaled to 8
-    bits; of an animation the first frame is taken. JPEG is decoded by simplejpeg (by torchvision where that is not
-    installed; the pixels are the same), all else by Pillow.
+    bits; of an animation the first frame is taken. JPEG is decoded by simplejpeg (one that has
+    to be turned by torchvision, which turns it), all else by Pillow.
 
     Args:
         source: a path, or the bytes of the file.
@@ -179,7 +175,7 @@ class _JpegFrame(NamedTuple):
 
 def _decode_jpeg(data: bytes, frame: _JpegFrame | None, rows: int) -> Tensor:
     buffer = bytearray(data)
-    if simplejpeg is None or frame is None or not frame.upright:
+    if frame is None or not frame.upright:
         # The operator itself: the function in front of it, torchvision.io.decode_jpeg, warns since 0.29 that TorchCodec
         # will take its place. A torchvision without the operator raises AttributeError.
         red_green_blue, upright = 3, True

@@ -130,25 +130,30 @@ class ProxyGMLLoss(nn.Module):
             ValueError: a wrong shape or dtype, a label out of range, a NaN or infinite embedding.
         """
         self._check(embeddings, labels)
-        # Half-precision inputs are computed in float32 throughout, autocast or not: sums of hundreds of terms need it.
-        dtype = torch.promote_types(torch.promote_types(embeddings.dtype, self.proxies.dtype), torch.float32)
         labels = labels.to(embeddings.device, torch.int64)
         with torch.autocast(embeddings.device.type, enabled=False):
+            samples = self._samples(embeddings)
             if len(labels) == 0:
                 no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
-                return embeddings.sum(dtype=dtype) + no_proxies.sum(dtype=dtype)
-            samples = _directions(embeddings.to(dtype), least=max(1e-12, torch.finfo(embeddings.dtype).tiny))
+                return samples.sum() + no_proxies.sum(dtype=samples.dtype)
             return graph.proxy_graph_loss(samples, self.proxies, labels, self._terms(), self._sampled())
 
     @torch.no_grad()
     def select(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The sub-graph of each sample: (M, k) int64 indices of the proxies it keeps, its own class's first."""
         self._check(embeddings, labels)
-        dtype = torch.promote_types(self.proxies.dtype, torch.float32)
-        # The lengths of the embeddings change no order.
-        similarity, _ = graph.cosine_similarity(embeddings.to(dtype), self.proxies)
         labels = labels.to(embeddings.device, torch.int64)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            similarity, _ = graph.cosine_similarity(self._samples(embeddings), self.proxies)
         return graph.select_neighbors(similarity, labels, self.proxies_per_class, self.neighbors)[1]
+
+    def _samples(self, embeddings: Tensor) -> Tensor:
+        """The embeddings, normalised, in the precision of the computation.
+
+        Half-precision inputs are computed in float32 throughout, autocast or not: sums of hundreds of terms need it.
+        """
+        dtype = torch.promote_types(torch.promote_types(embeddings.dtype, self.proxies.dtype), torch.float32)
+        return _directions(embeddings.to(dtype), least=max(1e-12, torch.finfo(embeddings.dtype).tiny))
 
     def _terms(self) -> graph.Terms:
         return graph.Terms(
@@ -190,7 +195,8 @@ class ProxyGMLLoss(nn.Module):
         return (
             f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, "
             f"proxies_per_class={self.proxies_per_class}, neighbor_ratio={self.neighbor_ratio}, "
-            f"proxy_weight={self.proxy_weight}, scale={self.scale}"
+            f"proxy_weight={self.proxy_weight}, scale={self.scale}, proxy_sample={self.proxy_sample}, "
+            f"sparse={self.sparse}"
         )
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+LARGEST_DEBT = -8.0  # logarithm of a factor, beyond which dividing by it would cost digits: all rows then settle
+
 
 class LazyAdam(Optimizer):
     """Adam over sparse gradients, with decoupled weight decay that untouched rows catch up on.
@@ -75,8 +77,7 @@ class LazyAdam(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if state := self.state[parameter]:
-                    parameter.mul_((state["decay"] - state["decayed"]).exp()[:, None])
-                    state["decayed"].fill_(state["decay"])
+                    _settle(parameter, state)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -92,7 +93,10 @@ class LazyAdam(Optimizer):
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         rows, values = _rows_of(parameter)
+        decay = _log_decay(group)
         state = self._state(parameter)
+        if state["decay"] < LARGEST_DEBT:
+            _settle(parameter, state)
         precision = state["exp_avg"].dtype
         owed = (state["decay"] - state["decayed"][rows]).exp().to(precision)[:, None]
         current, values = parameter[rows].to(precision) * owed, values.to(precision) / owed
@@ -105,11 +109,10 @@ class LazyAdam(Optimizer):
         first_bias, second_bias = 1 - first_rate ** state["step"], 1 - second_rate ** state["step"]
         denominator = second.div_(second_bias).sqrt_().add_(group["eps"])
 
-        decay = _log_decay(group)
         current.mul_(math.exp(decay)).addcdiv_(first, denominator, value=-group["lr"] / first_bias)
         state["decay"] += decay
         state["decayed"][rows] = state["decay"]
-        parameter[rows] = _stochastically_rounded(current) if parameter.dtype == torch.bfloat16 else current
+        parameter[rows] = _rounded(current, parameter.dtype)
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
@@ -128,10 +131,10 @@ def _rows_of(parameter: Tensor) -> tuple[Tensor, Tensor]:
     """The rows (U,) that have a gradient, and those gradients (U, D)."""
     gradient = parameter.grad
     assert gradient is not None
-    if not gradient.is_sparse:
+    if not gradient.is_sparse or gradient.sparse_dim() != 1:
         raise RuntimeError(
-            f"the gradient of a parameter of shape {tuple(parameter.shape)} is dense, but LazyAdam takes sparse ones: "
-            "build the loss with sparse=True, or take torch.optim.Adam"
+            f"the gradient of a parameter of shape {tuple(parameter.shape)} is dense or not sparse by rows, but "
+            "LazyAdam takes gradients of some rows: build the loss with sparse=True, or take torch.optim.Adam"
         )
     rows = gradient._indices()[0]
     if (rows[1:] > rows[:-1]).all():  # autograd forgets that it is so; coalescing would sort and copy for nothing
@@ -149,11 +152,23 @@ def _log_decay(group: dict[str, Any]) -> float:
     return math.log1p(-shrinkage)
 
 
-def _stochastically_rounded(values: Tensor) -> Tensor:
-    """float32 to bfloat16, up or down at random so that the expectation is the value."""
+def _settle(parameter: Tensor, state: dict[str, Any]) -> None:
+    precision = state["exp_avg"].dtype
+    owed = (state["decay"] - state["decayed"]).exp().to(precision)[:, None]
+    parameter.copy_(_rounded(parameter.to(precision) * owed, parameter.dtype))
+    state["decay"] = 0.0
+    state["decayed"].zero_()
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """In that precision; to bfloat16 up or down at random, so that the expectation is the value."""
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
     bits = values.contiguous().view(torch.int32)
     noise = torch.randint_like(bits, 1 << 16)
-    return (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
+    # Noise must not make a number of what is none.
+    return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -28,13 +28,16 @@ from proxygml.training import make_accelerator
 Protocol = dict[str, str | int]
 
 
-def evaluate_run(run: RunFolder, catalog: Path | None = None, *, before: bool = False) -> Evaluation | None:
+def evaluate_run(
+    run: RunFolder, catalog: Path | None = None, *, before: bool = False, report: bool = True
+) -> Evaluation | None:
     """Evaluate a run on the test split of its catalog, or of another; write evaluation.json and report.html.
 
     Args:
         run: a run whose training has finished.
         catalog: the table whose test split is used; the one that the run was trained on if left out.
         before: also evaluate the network as it was before training, for comparison.
+        report: write report.html, whose pictures take longer than the figures.
 
     Returns:
         The figures; None on all but the main process.
@@ -62,7 +65,8 @@ def evaluate_run(run: RunFolder, catalog: Path | None = None, *, before: bool = 
     earlier = None if untrained is None else _judge(untrained, test, recipe)
     protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
     _write(run.evaluation, evaluation, earlier, protocol)
-    _report(run, recipe, test, embeddings, evaluation, earlier, protocol)
+    if report:
+        _report(run, recipe, test, embeddings, evaluation, earlier, protocol)
     return evaluation
 
 

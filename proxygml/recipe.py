@@ -4,10 +4,12 @@ It holds and checks the values. What they do is in the rooms that they are named
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import yaml
 
@@ -16,25 +18,45 @@ from proxygml.errors import RecipeError
 from proxygml.files import written_whole
 from proxygml.images import ImageSettings
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
 # Inside an installed package, and beside it in a checkout.
 SHIPPED = (Path(__file__).parent / "recipes", Path(__file__).parent.parent / "recipes")
 
 SECTIONS = ("embedder", "images", "loss")
+ARGUMENTS = ("loss.arguments", "loss.miner_arguments")  # whose keys are those of the class that they are for
+OURS = "ProxyGMLLoss"
+_OF_OTHERS = ("arguments", "miner", "miner_arguments")  # keys of the loss section that are not for ProxyGMLLoss
 
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["steps", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["frozen", "trained"]
+ProxyDtype = Literal["float32", "bfloat16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
+Argument = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The loss: the `loss` section of a recipe, the arguments of ProxyGMLLoss that are chosen and not derived.
+    """The loss: the `loss` section of a recipe. ProxyGMLLoss has a key for each argument that is chosen, not derived.
 
     Raises:
-        RecipeError: a value is impossible; the message names the key.
+        RecipeError: a value is impossible, or of no use to the loss that is named; the message names the key.
     """
+
+    name: str = OURS
+    """ProxyGMLLoss, or the class of a loss of pytorch-metric-learning, such as ProxyAnchorLoss."""
+
+    arguments: dict[str, Argument] = field(default_factory=dict)
+    """The arguments of a loss of pytorch-metric-learning; number of classes and embedding size are known."""
+
+    miner: str = ""
+    """For such a loss: the class of a miner of pytorch-metric-learning, such as MultiSimilarityMiner; or none."""
+
+    miner_arguments: dict[str, Argument] = field(default_factory=dict)
+    """The arguments of the miner."""
 
     proxies_per_class: int = 12
     """N: how many proxies each training class owns."""
@@ -48,14 +70,67 @@ class LossSettings:
     scale: float = 1.0
     """Factor on the class scores before the softmax, above 0. With one proxy a class, 1 is far too flat: use 20."""
 
+    proxy_sample: int | float | None = None
+    """How many proxies the regulariser looks at in a step: a number, or a fraction in (0, 1). An unbiased estimate, for
+    very many classes; null takes all."""
+
+    sparse: bool = False
+    """Update only the proxies that a batch kept (LazyAdam), for very many classes; needs proxy_weight 0. Moments of
+    other proxies rest, so the course differs from dense Adam's; weight decay is decoupled, and owed until due."""
+
+    proxy_dtype: ProxyDtype = "float32"
+    """float32, or with `sparse` bfloat16: half the memory, rounded stochastically. The loss computes in float32."""
+
+    memory_limit: int = 32 * 2**20
+    """Bytes that the regulariser's logits may take at a time."""
+
     def __post_init__(self) -> None:
         for key, holds, expected in (
             ("proxies_per_class", self.proxies_per_class >= 1, "1 or more"),
             ("neighbor_ratio", 0 < self.neighbor_ratio <= 1, "above 0 and at most 1"),
             ("proxy_weight", 0 <= self.proxy_weight < math.inf, "0 or more"),
             ("scale", 0 < self.scale < math.inf, "above 0"),
+            ("proxy_sample", _is_sample(self.proxy_sample), "null, a number of 1 or more, or a fraction in (0, 1)"),
+            ("proxy_dtype", self.proxy_dtype in get_args(ProxyDtype), f"one of {', '.join(get_args(ProxyDtype))}"),
+            ("memory_limit", self.memory_limit >= 1, "1 or more"),
         ):
             _require(holds, f"loss.{key}", getattr(self, key), expected)
+        if self.sparse and self.proxy_weight:
+            raise RecipeError(
+                f"loss.sparse is true and loss.proxy_weight is {self.proxy_weight}, but the regulariser moves every "
+                "proxy: set proxy_weight to 0, or leave sparse out"
+            )
+        if self.proxy_dtype == "bfloat16" and not self.sparse:
+            raise RecipeError(
+                "loss.proxy_dtype is bfloat16, in which Adam would lose small updates: set loss.sparse to true, whose "
+                "optimiser does not"
+            )
+        self._require_of_use()
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name == OURS
+
+    def of_ours(self) -> dict[str, Any]:
+        """The arguments of ProxyGMLLoss."""
+        others = ("name", *_OF_OTHERS)
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.name not in others}
+
+    def _require_of_use(self) -> None:
+        """No key that the named loss would pass over in silence."""
+        if self.is_ours:
+            idle = [key for key in _OF_OTHERS if getattr(self, key)]
+            meant = (
+                f"is for the losses of pytorch-metric-learning, but loss.name is {OURS}: its settings are keys of loss"
+            )
+        else:
+            defaults = {key.name: key.default for key in fields(self)}
+            idle = [key for key, value in self.of_ours().items() if value != defaults[key]]
+            meant = f"is for {OURS}, but loss.name is {self.name}: its settings are keys of loss.arguments"
+            if self.miner_arguments and not self.miner:
+                idle, meant = ["miner_arguments"], "is for a miner, but loss.miner names none"
+        if idle:
+            raise RecipeError(f"loss.{idle[0]} is {getattr(self, idle[0])!r} and {meant}")
 
 
 @dataclass(frozen=True)
@@ -169,6 +244,8 @@ class Recipe:
             raise RecipeError(
                 f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
             )
+        if self.loss.sparse and self.precision == "fp16":
+            raise RecipeError("precision is fp16, whose loss scaling cannot follow loss.sparse: take bf16 or fp32")
         if self.cache_features and self.backbone_lr > 0:
             raise RecipeError(
                 f"cache_features needs a frozen backbone, but backbone_lr is {self.backbone_lr}: set it to 0"
@@ -177,7 +254,7 @@ class Recipe:
     def write(self, path: Path) -> None:
         """Write the recipe, every key, as YAML."""
         with written_whole(path) as temporary:
-            temporary.write_text(yaml.safe_dump(_plain(asdict(self)), sort_keys=False), encoding="utf-8")
+            temporary.write_text(yaml.safe_dump(self.content(), sort_keys=False), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Recipe":
@@ -186,26 +263,55 @@ class Recipe:
         Raises:
             RecipeError: the file is missing or no YAML, a key is unknown or a value is impossible.
         """
-        from jsonargparse import ArgumentError, ArgumentParser  # noqa: PLC0415
+        return cls.of(read_yaml(path), str(path))
 
-        check_keys(path)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, "recipe")
+    @classmethod
+    def of(cls, content: Mapping[str, object], where: str) -> "Recipe":
+        """A recipe from keys and values, as a YAML file has them; `where` they stand is named by errors.
+
+        Raises:
+            RecipeError: a key is unknown or a value is impossible.
+        """
+        from jsonargparse import ArgumentError  # noqa: PLC0415
+
+        check_content(content, where)
+        parser = _parser()
         try:
-            parsed = parser.parse_object({"recipe": yaml.safe_load(path.read_text(encoding="utf-8")) or {}})
-            recipe: Recipe = parser.instantiate(parsed).recipe
+            recipe: Recipe = parser.instantiate(parser.parse_object({"recipe": dict(content)})).recipe
         except ArgumentError as error:
-            raise RecipeError(f"{path}: {error.message}") from error
+            raise RecipeError(f"{where}: {error.message}") from error
         return recipe
 
+    def content(self) -> dict[str, Any]:
+        """Every key and value, as a YAML file has them, without those that the named loss has no use for."""
+        content: dict[str, Any] = {key: _plain(value) for key, value in asdict(self).items()}
+        idle = [key for key in _OF_OTHERS if not content["loss"][key]]
+        for key in idle if self.loss.is_ours else [*idle, *self.loss.of_ours()]:
+            del content["loss"][key]
+        return content
 
-def find_recipe(name: str) -> Path:
+
+@cache
+def _parser() -> "ArgumentParser":
+    """Made once: a comparison reads hundreds of recipes."""
+    from jsonargparse import ArgumentParser  # noqa: PLC0415
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    return parser
+
+
+def find_recipe(name: str, kind: str = "") -> Path:
     """The file of that path, or of that name among the recipes that come with proxygml (`cub200`, `sop`, ...).
+
+    Args:
+        name: a path or a name.
+        kind: the folder of ours to look in: none for the recipes of runs, `compare` for those of comparisons.
 
     Raises:
         RecipeError: there is neither.
     """
-    shipped = {path.stem: path for folder in SHIPPED for path in sorted(folder.rglob("*.yaml"))}
+    shipped = {path.stem: path for folder in SHIPPED for path in sorted((folder / kind).glob("*.yaml"))}
     path = Path(name)
     if path.is_file():
         return path
@@ -214,30 +320,42 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"the recipe {name} is not there: give a YAML file or one of {', '.join(shipped)}")
 
 
-def check_keys(path: Path) -> None:
-    """Raise RecipeError when the file is no recipe, naming an unknown key and the nearest right one."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        RecipeError: the file is missing or no YAML, or holds something else.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds {type(content).__name__}, but must hold keys and values")
+    return content or {}
+
+
+def check_content(content: Mapping[str, object], where: str) -> None:
+    """Raise RecipeError when this is no recipe, naming an unknown key and the nearest right one."""
     known = recipe_keys()
-    for key in _flat_keys(content or {}):
-        if key not in known:
-            nearest = nearest_key(key, known)
-            raise RecipeError(
-                f"{path}: a recipe has no key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
-            )
-    for key, value in (content or {}).items():
+    for key in flattened(content):
+        if key not in known and not key.startswith(tuple(f"{section}." for section in ARGUMENTS)):
+            refuse_key(key, known, where)
+    for key, value in content.items():
         if value is None or (key in SECTIONS and not isinstance(value, dict)):
             expected = "keys and values of its own" if key in SECTIONS else "a value"
-            raise RecipeError(f"{path}: {key} is {value!r}, but must be {expected}; leave it out for the default")
+            raise RecipeError(f"{where}: {key} is {value!r}, but must be {expected}; leave it out for the default")
+
+
+def refuse_key(key: str, known: list[str], where: str) -> NoReturn:
+    """Raise RecipeError for an unknown key, naming the nearest right one."""
+    nearest = nearest_key(key, known)
+    raise RecipeError(f"{where}: a recipe has no key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
 
 
 def recipe_keys() -> list[str]:
     """Every key of a recipe, dotted: `epochs`, `loss`, `loss.scale`, ..."""
-    return _flat_keys(asdict(Recipe()))
+    return list(flattened(asdict(Recipe())))
 
 
 def nearest_key(key: str, known: list[str]) -> str | None:
@@ -246,18 +364,23 @@ def nearest_key(key: str, known: list[str]) -> str | None:
     return next(iter(get_close_matches(key, known, n=1, cutoff=0.6) or ending), None)
 
 
-def _flat_keys(content: dict[str, object]) -> list[str]:
-    keys = []
+def flattened(content: Mapping[str, object]) -> dict[str, object]:
+    """Every key, dotted, and its value; those of sections too: {a: {b: 1}} gives `a` and `a.b`."""
+    flat: dict[str, object] = {}
     for key, value in content.items():
-        keys.append(str(key))
+        flat[str(key)] = value
         if isinstance(value, dict):
-            keys += [f"{key}.{inner}" for inner in _flat_keys(value)]
-    return keys
+            flat |= {f"{key}.{inner}": found for inner, found in flattened(value).items()}
+    return flat
 
 
 def _require(holds: bool, key: str, found: object, expected: str) -> None:
     if not holds:
         raise RecipeError(f"{key} is {found!r}, but must be {expected}")
+
+
+def _is_sample(value: int | float | None) -> bool:
+    return value is None or 0 < value < 1 or (type(value) is int and value >= 1)
 
 
 def _plain(value: object) -> object:

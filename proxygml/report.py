@@ -1,6 +1,6 @@
-"""report.html: one self-contained page that shows how well a model retrieves, what it confuses and how it was trained.
+"""Self-contained pages: how well a model retrieves, what it confuses and how it was trained; and how methods compare.
 
-It chooses what is shown and writes the page; evaluation.py computes the figures and figures.py draws them.
+It chooses what is shown and writes the page; evaluation.py and summary.py compute the figures, figures.py draws them.
 """
 
 import base64
@@ -23,6 +23,7 @@ from proxygml.errors import UserError
 from proxygml.evaluation import Evaluation, QueryScores, nearest, score_queries
 from proxygml.files import written_whole
 from proxygml.images import thumbnail
+from proxygml.summary import Summary, metric_name
 
 NEIGHBOURS = 7  # shown beside each query
 QUERIES = 5  # rows of a retrieval grid
@@ -86,12 +87,47 @@ def write_report(
         _proxies_section(proxy_selections),
         _facts_section(facts),
     ]
-    pictures = [picture for section in sections for picture in section.pictures]
-    for picture in pictures:
-        with written_whole(path.parent / "figures" / f"{picture.name}.png") as temporary:
-            temporary.write_bytes(picture.png)
-    with written_whole(path) as temporary:
-        temporary.write_text(_page(title, evaluation, sections), encoding="utf-8")
+    first_k = min(evaluation.recall)
+    lead = f"Recall@{first_k} {100 * evaluation.recall[first_k].value:.1f}, MAP@R {100 * evaluation.map_at_r.value:.1f}"
+    _write_page(path, title, f"{lead} per cent", sections)
+
+
+def write_comparison(folder: Path, title: str, summary: Summary) -> None:
+    """Write what the cells of a comparison show: comparison.html, table.md, table.csv and figures/, all in `folder`."""
+    tables = summary.tables()
+    markdown = "\n".join([f"# {title}\n", *(table.markdown() for table in tables)])
+    for name, text in (("table.md", markdown), ("table.csv", summary.table().to_csv(index=False))):
+        with written_whole(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    pictures = _comparison_pictures(summary)
+    sections = [_Section("Side by side", "", pictures)]
+    sections += [_Section(table.title, table.note, (), _table(table.head, table.rows)) for table in tables]
+    count = sum(summary.mean(method, "map_at_r").count for method in summary.methods)
+    lead = f"{len(summary.methods)} methods, {count} trained networks"
+    _write_page(folder / "comparison.html", title, lead, sections)
+
+
+def _comparison_pictures(summary: Summary) -> tuple["_Figure", ...]:
+    shown = [method for method in summary.methods if summary.mean(method, "map_at_r").count]
+    if not shown:
+        return ()
+    panels = {
+        metric_name(metric): [_spread(summary, method, metric) for method in shown]
+        for metric in (summary.metrics[0], "map_at_r", "nmi")
+    }
+    alt = f"The mean of every method and its interval: {', '.join(panels)}"
+    points = _Figure("methods", alt, figures.png(figures.method_points(shown, panels)))
+    curves = {method: list(summary.curves(method)) for method in shown}
+    curves = {method: runs for method, runs in curves.items() if runs}
+    if not curves:
+        return (points,)
+    drawn = figures.png(figures.method_curves(curves))
+    return points, _Figure("convergence", "Recall@1 on validation classes by epoch, for every method", drawn)
+
+
+def _spread(summary: Summary, method: str, metric: str) -> figures.Spread:
+    mean = summary.mean(method, metric)
+    return figures.Spread(mean.value, mean.low, mean.high, (100 * summary.values(method, metric)).tolist())
 
 
 @dataclass(frozen=True)
@@ -296,15 +332,22 @@ def _facts_section(facts: Sequence[tuple[str, str]]) -> _Section:
     return _Section("Settings", "", (), _table([], [list(fact) for fact in facts]) if facts else "")
 
 
-def _page(title: str, evaluation: Evaluation, sections: Sequence[_Section]) -> str:
-    first_k = min(evaluation.recall)
-    lead = f"Recall@{first_k} {100 * evaluation.recall[first_k].value:.1f}, MAP@R {100 * evaluation.map_at_r.value:.1f}"
+def _write_page(path: Path, title: str, lead: str, sections: Sequence[_Section]) -> None:
+    """The page, and its pictures in figures/ beside it."""
+    for picture in (picture for section in sections for picture in section.pictures):
+        with written_whole(path.parent / "figures" / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(picture.png)
+    with written_whole(path) as temporary:
+        temporary.write_text(_page(title, lead, sections), encoding="utf-8")
+
+
+def _page(title: str, lead: str, sections: Sequence[_Section]) -> str:
     body = "\n".join(_section(section) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(title)}</h1><p>{escape(lead)} per cent</p></header>\n{body}\n"
+        f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>\n{body}\n"
         "<footer>Written by proxygml.</footer>\n</main>\n</body>\n</html>\n"
     )
 

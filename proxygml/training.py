@@ -9,9 +9,10 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed.nn.functional as distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast, set_seed
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from proxygml.batches import Batches
 from proxygml.catalog import BOX_COLUMNS, Catalog, check_splits, hold_out_classes
 from proxygml.console import console, progress_bar
+from proxygml.criteria import make_criterion
 from proxygml.embedder import Embedder
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
 from proxygml.evaluation import score_queries
@@ -35,6 +37,7 @@ from proxygml.features import cached_features, embed_catalog, embed_features
 from proxygml.files import written_whole
 from proxygml.images import ImageDataset, collate
 from proxygml.loss import ProxyGMLLoss
+from proxygml.optimizer import LazyAdam
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
 
@@ -70,10 +73,10 @@ class Training:
         self.embedder = self._start_embedder(classes)
         if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
             self._share_statistics()
-        self.criterion: ProxyGMLLoss = ProxyGMLLoss(
-            len(classes), self.embedder.embedding_size, **asdict(recipe.loss)
-        ).to(self.accelerator.device)
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(recipe, self.embedder, self.criterion))
+        self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
+        self.criterion.to(self.accelerator.device)
+        optimizers = make_optimizers(recipe, self.embedder, self.criterion)
+        self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
         numbers = {label: number for number, label in enumerate(classes)}
         self.labels = torch.tensor([numbers[label] for label in self.train_images.labels])
         self.batches = Batches(
@@ -118,10 +121,11 @@ class Training:
         # For dropout and the like; images and batches have their own.
         set_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
         self._freeze(backbone=epoch <= self.recipe.warmup_epochs or self.recipe.backbone_lr == 0)
-        rates = set_learning_rates(self.optimizer, self.recipe, epoch)
+        rates = set_learning_rates(self.optimizers, self.recipe, epoch)
         network = self._distributed(self.embedder.head if self.recipe.cache_features else self.embedder)
-        criterion = self._distributed(self.criterion)
-        meter, kept = Meter(), ProxyCounter(self.criterion)
+        criterion = self._shared() if self.recipe.loss.sparse else self._distributed(self.criterion)
+        meter = Meter()
+        kept = ProxyCounter(self.criterion) if isinstance(self.criterion, ProxyGMLLoss) else None
         for step, (inputs, indices, size) in enumerate(self._steps(epoch, loader, meter), start=1):
             embeddings = network(inputs.to(self.accelerator.device, non_blocking=True))
             labels = self.labels[indices].to(self.accelerator.device, non_blocking=True)
@@ -129,17 +133,18 @@ class Training:
             self._look(meter, embeddings, epoch, step)
             loss = criterion(embeddings, labels)
             self.accelerator.backward(loss)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             self.progress.steps += 1
             meter.add(loss, embeddings)
-            if epoch == self.recipe.epochs:
+            if kept is not None and epoch == self.recipe.epochs:
                 kept.add(embeddings, labels)
         # What follows, validation first, sees the network as it will be saved: without mixed precision around it.
         self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         self._require_finite(meter.last_loss, epoch, step)
         self._require_sound(inputs, epoch, step)
-        if epoch == self.recipe.epochs and self.accelerator.is_main_process:
+        if kept is not None and epoch == self.recipe.epochs and self.accelerator.is_main_process:
             kept.write(self.run.proxies, self.embedder.classes)
         return {"epoch": epoch, **meter.means(), **rates}
 
@@ -221,14 +226,26 @@ class Training:
     def _distributed(self, module: nn.Module) -> nn.Module:
         """The module as Accelerate wraps it for this epoch's set of learning parameters.
 
-        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges.
+        Wrapped anew each epoch, because data parallelism fixes at that moment which gradients it exchanges. One process
+        in full precision has nothing to wrap; it would only wait for the memory to be swept.
         """
-        if not any(parameter.requires_grad for parameter in module.parameters()):
+        plain = self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no"
+        if plain or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         self.accelerator.free_memory()
         module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         prepared: nn.Module = self.accelerator.prepare_model(module)
         return prepared
+
+    def _shared(self) -> nn.Module:
+        """The criterion with sparse gradients, which data parallelism cannot exchange on every device.
+
+        Each process computes those of the whole batch and takes the same step. What rounding on a GPU may have moved
+        apart is brought together once an epoch.
+        """
+        for parameter in self.criterion.parameters():
+            broadcast(parameter.data)
+        return self.criterion
 
     def _gather(self, embeddings: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The global batch in its own order, on every process, with a graph; so every loss sees all its samples.
@@ -326,7 +343,7 @@ class Training:
                     "data": self._fingerprint(),
                     "embedder": self.embedder.state_dict(),
                     "criterion": self.criterion.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                     "scaler": None if scaler is None else scaler.state_dict(),
                 },
                 temporary,
@@ -359,7 +376,8 @@ class Training:
             )
         self.embedder.load_state_dict(state["embedder"])
         self.criterion.load_state_dict(state["criterion"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
@@ -459,29 +477,31 @@ def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
     return catalog.split("train"), catalog.split("val") if has_validation else None
 
 
-def make_optimizer(recipe: Recipe, embedder: Embedder, criterion: nn.Module) -> torch.optim.Optimizer:
-    """Adam over three groups, each with its own learning rate; see set_learning_rates."""
-    groups = {
-        "backbone": list(embedder.backbone.parameters()),
-        "embedding": [*embedder.pool.parameters(), *embedder.head.parameters()],
-        "proxy": list(criterion.parameters()),
-    }
+def make_optimizers(recipe: Recipe, embedder: Embedder, criterion: nn.Module) -> list[torch.optim.Optimizer]:
+    """Adam over three groups, each with its own learning rate (see set_learning_rates).
+
+    Proxies with sparse gradients are a LazyAdam's, a second optimiser.
+    """
+    groups = [
+        {"name": "backbone", "params": list(embedder.backbone.parameters())},
+        {"name": "embedding", "params": [*embedder.pool.parameters(), *embedder.head.parameters()]},
+        {"name": "proxy", "params": list(criterion.parameters())},
+    ]
+    settings = {"lr": 0.0, "eps": recipe.eps, "weight_decay": recipe.weight_decay}
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    optimizer: torch.optim.Optimizer = kind(
-        [{"params": parameters, "name": name} for name, parameters in groups.items()],
-        lr=0.0,
-        eps=recipe.eps,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    return optimizer
+    if not recipe.loss.sparse:
+        return [kind(groups, **settings, fused=True)]
+    return [
+        kind(groups[:2], **settings, fused=True),
+        LazyAdam(groups[2:], lr=0.0, eps=recipe.eps, weight_decay=recipe.weight_decay),
+    ]
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> Row:
+def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe, epoch: int) -> Row:
     """Set and return each group's learning rate for an epoch, counted from 1."""
     factor = schedule_factor(recipe, epoch)
     bases = {"backbone": recipe.backbone_lr, "embedding": recipe.embedding_lr, "proxy": recipe.proxy_lr}
-    for group in optimizer.param_groups:
+    for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
         group["lr"] = bases[group["name"]] * factor
     return {f"{name}_lr": base * factor for name, base in bases.items()}
 

@@ -44,7 +44,7 @@ def small_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "small.parquet"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_recipe(small_catalog: Path) -> Recipe:
     """A recipe that trains on the small catalog in seconds."""
     return Recipe(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxygml import evaluation as module
+from proxygml import retrieval
 from proxygml.errors import UserError
 from proxygml.evaluation import Evaluation, evaluate, nearest, score_queries
 
@@ -61,9 +62,12 @@ def plain(similarity: np.ndarray, labels, is_query=None, is_gallery=None) -> Pla
     return result
 
 
-def agrees(embeddings, labels, *, is_query=None, is_gallery=None, memory_limit=module.MEMORY_LIMIT) -> None:
+def agrees(
+    embeddings, labels, *, is_query=None, is_gallery=None, memory_limit=module.MEMORY_LIMIT, similarity=None
+) -> None:
     """Every score of every query, and the figures, are those of the plain computation."""
-    expected = plain(cosine(embeddings), np.asarray(labels), is_query, is_gallery)
+    similarity = cosine(embeddings) if similarity is None else similarity
+    expected = plain(similarity, np.asarray(labels), is_query, is_gallery)
     masks = {"is_query": is_query, "is_gallery": is_gallery}
     if not expected.index:
         with pytest.raises(UserError, match="none of the"):
@@ -88,7 +92,7 @@ def signs(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 seeds = st.integers(0, 2**32 - 1)
-limits = st.sampled_from([1, 5_000, 12_000, module.MEMORY_LIMIT])
+limits = st.sampled_from([1, 5_000, 12_000, 40_000, module.MEMORY_LIMIT])  # 40,000 bytes: tiles of 16 x 16
 
 
 @settings(max_examples=150, deadline=None)
@@ -141,12 +145,59 @@ def test_equal_images_are_equally_similar_wherever_they_stand(seed, count, size,
     assert np.all(index[:, 1:][same] > index[:, :-1][same])
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=seeds,
+    count=st.integers(16, 90),
+    size=st.integers(1, 70),
+    classes=st.integers(1, 60),
+    limit=limits,
+    masked=st.booleans(),
+)
+def test_copies_rank_as_the_sorted_float32_matrix_has_them(seed, count, size, classes, limit, masked):
+    """To the bit: few different images, copied under any label, whose similarities are rounded as products are."""
+    generator = np.random.default_rng(seed)
+    different = generator.standard_normal((generator.integers(1, count), size)).astype(np.float32)
+    embeddings = different[generator.integers(len(different), size=count)]
+    labels = generator.integers(classes, size=count)
+    is_query, is_gallery = (generator.random((2, count)) < 0.7) if masked else (None, None)
+    if masked and not (is_query.any() and is_gallery.any()):
+        return
+    unit = module._normalised(embeddings)
+    similarity = (unit @ unit.T).numpy()
+    agrees(embeddings, labels, is_query=is_query, is_gallery=is_gallery, memory_limit=limit, similarity=similarity)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=seeds, count=st.integers(2, 400), tile=st.sampled_from([16, 48, 160]), kind=st.sampled_from(["self", "masks"])
+)
+def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, tile, kind):
+    generator = np.random.default_rng(seed)
+    embeddings = generator.standard_normal((count, 6)).astype(np.float32)[generator.integers(count, size=count)]
+    is_query, is_gallery = np.ones((2, count), bool) if kind == "self" else generator.random((2, count)) < 0.6
+    labels = generator.permutation(np.arange(count) // 4)
+    embeddings += (labels % 7)[:, None]
+    task = retrieval.Retrieval(module._normalised(embeddings), labels, is_query, is_gallery)
+    positives = task.num_positives()
+    queries = np.flatnonzero(is_query & (positives > 0))
+    if not len(queries):
+        return
+    listed = retrieval._score_by_lists(task, queries, positives, module.MEMORY_LIMIT, progress=False)
+    rows = task.gallery if kind == "self" else queries
+    counted = retrieval._Tiles(task, rows, kind == "self", (tile, tile)).scores(queries, positives[queries], False)
+    assert counted.index.tolist() == listed.index.tolist() == queries.tolist()
+    assert counted.first_positive.tolist() == listed.first_positive.tolist()
+    assert counted.average_precision == pytest.approx(listed.average_precision, abs=1e-6)
+    assert counted.r_precision == pytest.approx(listed.r_precision, abs=1e-6)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 29, 40])
 def test_the_size_of_a_block_changes_nothing(rows):
     generator = np.random.default_rng(3)
     embeddings, labels = signs(generator, 40, 4), generator.integers(8, size=40)
-    row_bytes = module._Retrieval(embeddings, labels, None, None).row_bytes
-    longest = int(np.bincount(labels).max()) * module._LIST_BYTES
+    row_bytes = retrieval._Rows(module._retrieval(embeddings, labels, None, None, "float32")).row_bytes
+    longest = int(np.bincount(labels).max()) * retrieval._LIST_BYTES
     agrees(embeddings, labels, memory_limit=rows * (row_bytes + longest))
 
 
@@ -190,6 +241,31 @@ def test_autocast_around_it_changes_nothing():
 def test_collapsed_embeddings_are_ranked_by_the_gallery_alone():
     agrees(np.ones((200, 16), dtype=np.float32), np.arange(200) % 50)
     agrees(np.zeros((40, 16), dtype=np.float32), np.arange(40) % 10)
+
+
+@pytest.mark.parametrize("limit", [1, 40_000, module.MEMORY_LIMIT])
+@pytest.mark.parametrize("different", [2, 3])
+def test_a_handful_of_different_embeddings(different, limit):
+    embeddings = signs(np.random.default_rng(0), different, 16)[np.arange(96) % different]
+    agrees(embeddings, np.arange(96) // 3, memory_limit=limit)
+    agrees(embeddings, np.arange(96) % 40, memory_limit=limit)
+
+
+def test_precision_is_that_asked_for_whatever_torch_is_set_to():
+    embeddings, labels = blobs(60, 5, 1.5)
+    exact = nearest(embeddings.astype(np.float32), range(300), 5)[0]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(nearest(embeddings.astype(np.float32), range(300), 5)[0], exact)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    coarse = nearest(embeddings.astype(np.float32), range(300), 5, precision="bfloat16")[0]
+    assert not torch.equal(coarse, exact)
+    assert torch.allclose(coarse, exact, atol=2**-7)
+    found = evaluate(embeddings.astype(np.float32), labels, nmi=False, precision="bfloat16")
+    assert found.map_at_r.value == pytest.approx(evaluate(embeddings, labels, nmi=False).map_at_r.value, abs=0.05)
 
 
 def test_one_class_and_gallery_smaller_than_every_k():
@@ -253,6 +329,29 @@ def test_intervals_hold_the_value_and_are_seeded(spread):
     for name, estimate in found.figures().items():
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1, name
         assert estimate.high - estimate.low < 0.2, name
+
+
+def test_intervals_are_percentiles_of_classes_drawn_anew():
+    generator = np.random.default_rng(0)
+    numerators = generator.random((9, 3))
+    counts = generator.integers(1, 5, size=(9, 1)).astype(float)
+    resamples = 2 * module._RESAMPLES + 7
+    draws = np.random.default_rng(5)
+    ratios = []
+    for _ in range(resamples):
+        drawn = draws.integers(9, size=9)
+        ratios.append(numerators[drawn].sum(axis=0) / counts[drawn].sum())
+    low, high = module._bootstrap_interval(numerators, counts, resamples, seed=5)
+    assert low == pytest.approx(np.percentile(ratios, 2.5, axis=0))
+    assert high == pytest.approx(np.percentile(ratios, 97.5, axis=0))
+
+
+def test_the_time_of_each_part_is_kept_beside_the_figures():
+    found = evaluate(*blobs(5, 4, 1.0))
+    assert set(found.seconds) == {"retrieval", "bootstrap", "k-means", "NMI"}
+    assert all(seconds >= 0 for seconds in found.seconds.values())
+    assert set(evaluate(*blobs(5, 4, 1.0), nmi=False).seconds) == {"retrieval", "bootstrap"}
+    assert "seconds" not in found.as_dict()
 
 
 def test_the_interval_covers_what_other_classes_give():
@@ -339,7 +438,17 @@ def test_the_table_names_every_figure():
     console = Console(width=100, record=True)
     console.print(found.table())
     text = console.export_text()
-    for part in ("Recall@1", "Recall@10", "MAP@R", "R-precision", "NMI", "100.0", "left out: 1"):
+    for part in (
+        "retrieval",
+        "k-means",
+        "Recall@1",
+        "Recall@10",
+        "MAP@R",
+        "R-precision",
+        "NMI",
+        "100.0",
+        "left out: 1",
+    ):
         assert part in text
 
 
@@ -366,6 +475,8 @@ LABELS = [0, 0, 1, 1]
         (lambda: evaluate(GOOD, LABELS, recall_at=(0, 1)), r"recall_at is \(0, 1\)"),
         (lambda: evaluate(GOOD, LABELS, recall_at=()), r"recall_at is \(\)"),
         (lambda: evaluate(GOOD, LABELS, bootstrap=0), "bootstrap is 0"),
+        (lambda: evaluate(GOOD, LABELS, seed=-1), "seed is -1, but an integer from 0"),
+        (lambda: evaluate(GOOD, LABELS, precision="fp8"), "precision is 'fp8', but one of float32, tf32, bfloat16"),
         (lambda: evaluate(GOOD, [0, 1, 2, 3]), "none of the 4 queries has another image of its class"),
         (lambda: evaluate(GOOD, LABELS, is_query=[True]), r"is_query has the shape \(1,\)"),
         (lambda: evaluate(GOOD, LABELS, is_gallery=[1, 1, 1, 0]), "is_gallery is of int64, but booleans"),
@@ -374,6 +485,8 @@ LABELS = [0, 0, 1, 1]
         (lambda: nearest(GOOD, [0, 4], 1), "queries holds 4, but there are 4 embeddings"),
         (lambda: nearest(GOOD, [-1], 1), "queries holds -1"),
         (lambda: nearest(GOOD[:1], [0], 1), "k is 0"),
+        (lambda: nearest(GOOD, [], 1), r"queries has the shape \(0,\), but one index or more"),
+        (lambda: nearest(GOOD, [0.5], 1), "queries is of float64, but indices"),
     ],
 )
 def test_wrong_input_is_named(call, message):

@@ -170,3 +170,25 @@ def test_drawing_leaves_the_global_state_alone():
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         == "False True\n"
     )
+
+
+def test_methods_stand_at_their_means_with_intervals_and_single_runs():
+    spreads = [figures.Spread(50.0, 45.0, 55.0, [48.0, 52.0]), figures.Spread(60.0, np.nan, np.nan, [60.0])]
+    axes = figures.method_points(["A", "B"], {"Recall@1": spreads}).axes[0]
+    segments = axes.containers[0][2][0].get_segments()
+    assert [tuple(segment[:, 0]) for segment in segments] == [(45, 55), (60, 60)]
+    rings = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert rings == [[48.0, 52.0], [60.0]]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["A", "B"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first method is at the top"
+
+
+def test_curves_of_methods_are_means_with_a_band_from_worst_to_best():
+    figure = figures.method_curves({"A": [[10.0, 30.0], [20.0, 50.0]], "B": [[5.0, 6.0, 7.0]]})
+    lines = figure.axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[15, 40], [5, 6, 7]]
+    assert list(lines[1].get_xdata()) == [1, 2, 3]
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (10, 50)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["A", "B"]
+    assert opened(figure).width > 1000

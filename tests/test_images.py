@@ -237,20 +237,9 @@ def test_damaged_bytes_give_an_image_or_an_image_error(format: str, data: st.Dat
 # --- decoding: a part of an image ---------------------------------------------------------------------------------
 
 
-def without_simplejpeg(monkeypatch: pytest.MonkeyPatch, without: bool) -> None:
-    if without:
-        monkeypatch.setattr(images, "simplejpeg", None)
-    elif images.simplejpeg is None:
-        pytest.skip("simplejpeg is not installed")
-
-
-@pytest.mark.parametrize("without", [False, True])
 @pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 3}, {}], ids=str)
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1"])
-def test_a_part_has_the_pixels_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subsampling: str, options: dict[str, object], without: bool
-) -> None:
-    without_simplejpeg(monkeypatch, without)
+def test_a_part_has_the_pixels_of_the_whole(tmp_path: Path, subsampling: str, options: dict[str, object]) -> None:
     noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 50, 3), dtype=np.uint8))
     noisy.save(tmp_path / "a.jpg", subsampling=subsampling, **options)  # type: ignore[arg-type]
     whole = decode_image(tmp_path / "a.jpg")
@@ -261,11 +250,9 @@ def test_a_part_has_the_pixels_of_the_whole(
         assert torch.equal(part, whole[:, bottom // 2 : bottom, 7:37])
 
 
-@pytest.mark.parametrize("without", [False, True])
-def test_both_jpeg_decoders_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch, without: bool) -> None:
+def test_a_photo_has_the_pixels_that_pillow_gives_it() -> None:
     photo = encoded(picture(333, 500), "JPEG", quality=90)
     expected = as_tensor(Image.open(io.BytesIO(photo)))
-    without_simplejpeg(monkeypatch, without)
     assert torch.equal(decode_image(photo), expected)
 
 

@@ -146,6 +146,32 @@ def test_compiled_it_is_the_same(C: int, N: int, r: float, weight: float) -> Non
     assert_same((value.detach(), embeddings.grad, loss.proxies.grad), expected, 1e-5)
 
 
+def test_the_mathematics_compiles_in_one_piece() -> None:
+    """Without a break in the graph, which the checks of values on the CPU make in the module."""
+    torch.manual_seed(0)
+    loss, labels = make_loss(40, 8, 3, 0.1), torch.arange(5)
+    samples = F.normalize(torch.randn(5, 8), dim=1).requires_grad_()
+
+    def compute(samples: Tensor, proxies: Tensor) -> Tensor:
+        return graph.proxy_graph_loss(samples, proxies, labels, loss._terms())
+
+    torch._dynamo.reset()
+    compiled = torch.compile(compute, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (compute, compiled):
+        value = function(samples, loss.proxies)
+        results.append((value.detach(), *torch.autograd.grad(value, (samples, loss.proxies))))
+    assert_same(results[1], results[0], 1e-5)
+
+
+def test_under_autocast_the_same_proxies_are_selected() -> None:
+    torch.manual_seed(0)
+    loss, embeddings, labels = make_loss(2000, 8, 1, 0.05), torch.randn(8, 8), torch.arange(8)
+    expected = loss.select(embeddings, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss.select(embeddings, labels), expected)
+
+
 @pytest.mark.parametrize(("C", "N"), [(50, 3), (300, 1)])
 def test_the_memory_limit_changes_nothing(C: int, N: int) -> None:
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from proxygml import ProxyGMLLoss
-from proxygml.optimizer import LazyAdam
+from proxygml.optimizer import LazyAdam, _rounded
 
 RATES = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}
 
@@ -138,11 +138,36 @@ def test_bfloat16_keeps_updates_below_its_resolution() -> None:
     assert float(parameter.detach().float().mean()) == pytest.approx(1 - 2000 * 1e-5, abs=2e-3)
 
 
+def test_bfloat16_settles_what_it_owes() -> None:
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(-torch.ones(400, 4, dtype=torch.bfloat16))
+    optimizer = LazyAdam([parameter], lr=1e-3, weight_decay=1.0)
+    for _ in range(1000):
+        parameter.grad = torch.sparse_coo_tensor([[0]], torch.zeros(1, 4).bfloat16(), (400, 4), check_invariants=True)
+        optimizer.step()
+        optimizer.settle()
+    assert float(parameter.detach()[1:].float().mean()) == pytest.approx(-(0.999**1000), abs=0.01)
+
+
+def test_rounding_keeps_what_is_no_number() -> None:
+    canonical = torch.full((4,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert _rounded(canonical, torch.bfloat16).isnan().all()
+
+
+def test_a_row_that_rested_for_long_is_updated_as_ever() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = LazyAdam([parameter], lr=0.3, weight_decay=0.1)
+    for row in [0] * 3500 + [1]:
+        parameter.grad = torch.sparse_coo_tensor([[row]], torch.ones(1, 3), (2, 3), check_invariants=True)
+        optimizer.step()
+    assert parameter.isfinite().all() and optimizer.state[parameter]["exp_avg_sq"].isfinite().all()
+
+
 def test_wrong_use_is_named() -> None:
     parameter = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = LazyAdam([parameter], lr=1.0)
     parameter.grad = torch.ones(3, 2)
-    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) is dense.*sparse=True"):
+    with pytest.raises(RuntimeError, match=r"shape \(3, 2\) is dense or .*sparse=True"):
         optimizer.step()
     for setting, value in (("lr", -1.0), ("betas", (0.9, 1.0)), ("eps", 0.0), ("weight_decay", -0.1)):
         with pytest.raises(ValueError, match=setting):

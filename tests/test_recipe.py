@@ -7,7 +7,7 @@ import pytest
 from proxygml.errors import RecipeError
 from proxygml.recipe import Recipe, find_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -59,6 +59,13 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("seed: 4294967296", "seed is 4294967296"),
         ("loss: {scale: -1}", "loss.scale is -1"),
         ("loss: {neighbor_ratio: 2}", "loss.neighbor_ratio is 2"),
+        ("loss: {proxy_sample: 0}", "loss.proxy_sample is 0"),
+        ("loss: {proxy_sample: 1.5}", "loss.proxy_sample is 1.5"),
+        ("loss: {proxy_dtype: float64}", "loss.proxy_dtype"),
+        ("loss: {proxy_dtype: bfloat16}", "loss.proxy_dtype is bfloat16.*loss.sparse"),
+        ("loss: {memory_limit: 0}", "loss.memory_limit is 0"),
+        ("loss: {sparse: true}", "loss.sparse is true and loss.proxy_weight is 0.3"),
+        ("{precision: fp16, loss: {sparse: true, proxy_weight: 0}}", "precision is fp16"),
     ],
 )
 def test_wrong_recipes_are_named(content: str, message: str, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from proxygml import report
 from proxygml.catalog import Catalog
 from proxygml.errors import UserError
 from proxygml.evaluation import Evaluation, evaluate
-from proxygml.report import write_report
+from proxygml.report import write_comparison, write_report
+from proxygml.summary import Summary
+from tests import test_summary
 
 LABELS = ["<wren> & co", "owl", 'a "tern"']
 
@@ -218,3 +220,23 @@ def test_embeddings_of_another_catalog_are_refused(birds, tmp_path):
     with pytest.raises(UserError, match="there are 23 embeddings, but 24 rows"):
         written(tmp_path / "report.html", birds, embeddings=embedded(23))
     assert not (tmp_path / "report.html").exists()
+
+
+def test_comparison_page_holds_tables_and_figures(tmp_path):
+    table = test_summary.rows({"ours <1>": [0.5, 0.6], "theirs": [0.6, 0.65], "wild": [np.nan, np.nan]})
+    table["val_recall_at_1"] = ["0.1 0.2", "0.3 0.4", "0.1 0.5", "0.2 0.3", None, None]
+    write_comparison(tmp_path, "birds & co", Summary(table))
+    page = Page(tmp_path / "comparison.html")
+    assert page.found["h1"] == ["birds & co"]
+    assert page.found["h2"] == ["Side by side", "Figures", "Difference from ours <1>", "Costs and settings"]
+    assert not page.fetched
+    assert len(page.pictures) == 2
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"methods", "convergence"}
+    assert "55.0 (-8.5 \N{EN DASH} 118.5)" in page.found["td"]
+    assert "wild, seeds 0 (diverged), 1 (diverged)" in (tmp_path / "table.md").read_text()
+    assert pd.read_csv(tmp_path / "table.csv")["n"].tolist() == [2] * 10 + [0] * 5
+
+
+def test_comparison_without_a_figure_is_a_page_all_the_same(tmp_path):
+    write_comparison(tmp_path, "birds", Summary(test_summary.rows({"wild": [np.nan]})))
+    assert not Page(tmp_path / "comparison.html").pictures

@@ -108,6 +108,19 @@ def test_resumed_run_with_workers_ends_like_one_that_was_not_stopped(small_recip
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("proxy_dtype", ["float32", "bfloat16"])
+def test_sparse_proxies_train_and_resume(small_recipe: Recipe, tmp_path: Path, proxy_dtype: str) -> None:
+    loss = replace(small_recipe.loss, sparse=True, proxy_weight=0.0, neighbor_ratio=0.3, proxy_dtype=proxy_dtype)
+    recipe = replace(small_recipe, loss=loss)
+    whole = train(recipe, tmp_path / "whole")
+    losses = metrics(whole)["loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    run = train(replace(recipe, epochs=1), tmp_path / "run")
+    recipe.write(run.recipe)
+    resume(run)
+    assert_same_run(run, whole)
+
+
 def test_starting_workers_leaves_the_random_numbers_of_dropout_alone(small_recipe: Recipe, tmp_path: Path) -> None:
     training = Training(replace(small_recipe, workers=2), RunFolder(tmp_path / "unused"))
     before = torch.get_rng_state()
@@ -345,9 +358,12 @@ def test_embedding_by_the_pooled_features_themselves(small_recipe: Recipe, tmp_p
     assert Embedder.load(run.path).embedding_size == 256
 
 
-def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, sparse: bool) -> None:
     """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15."""
     recipe = replace(small_recipe, epochs=3, batch_size=15, batch_norm="frozen", validation_classes=0.25, eps=0.01)
+    if sparse:
+        recipe = replace(recipe, loss=replace(recipe.loss, sparse=True, proxy_weight=0.0, neighbor_ratio=0.3))
     recipe.write(tmp_path / "recipe.yaml")
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     arguments = ["-m", "proxygml", "train", "--recipe", str(tmp_path / "recipe.yaml"), "--run"]

@@ -1,0 +1,351 @@
+"""Running a comparison: every cell an ordinary run folder, what is done is skipped, what was stopped goes on.
+
+    <folder>/<method>/tune/00, 01, ...    the trials; judged on validation classes, never on the test classes
+    <folder>/<method>/seed-0, seed-1, ... the cells; each looks at the test classes once, when it has been trained
+
+Several machines share the work by a fixed division, not by claims: it needs no lock that a network file system may
+not keep and that a killed machine would leave behind.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+
+from proxygml.comparison import Comparison, Method, Values, described, differences
+from proxygml.console import console
+from proxygml.criteria import make_criterion
+from proxygml.errors import DivergedError, RecipeError, RunError
+from proxygml.files import written_whole
+from proxygml.protocol import evaluate_run
+from proxygml.recipe import Recipe, read_yaml
+from proxygml.run_folder import RunFolder
+from proxygml.training import fit, make_accelerator, resume, split_for_training
+
+AT_WILL = ("workers", "tracker")  # keys that change no result: a cell may go on under others
+MIB = 2**20
+
+Job = tuple[Method, Sequence[int]]  # a method and the seeds to train it with
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which share of the work is done here: part `number` of `count`, counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> "Part":
+        """2/8 -> part 2 of 8.
+
+        Raises:
+            RecipeError: it is no such part.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise RecipeError(f"the part is {text!r}, but must be like 2/8: the second of eight")
+        return cls(int(found[1]), int(found[2]))
+
+    def of_all(self, jobs: Sequence["Job"]) -> Sequence["Job"]:
+        """The jobs of this part: every `count`-th, so that costly neighbours go to different machines."""
+        return jobs[self.number - 1 :: self.count]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training a cell took: cost.json. Written last of all, so that it says that the training is over."""
+
+    seconds_per_epoch: float  # the median over its epochs
+    peak_memory_mib: float | None  # of this process while it trained; workers that decode images come on top
+    gpu_memory_mib: float | None  # the peak of what tensors took on the GPU
+    device: str
+    loss_parameters: int  # numbers that the loss learns: proxies, class weights
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training run of the comparison and what it leaves beside an ordinary run's files."""
+
+    method: str
+    seed: int
+    run: RunFolder
+    trial: int | None = None  # its number where it is a trial
+
+    @property
+    def cost(self) -> Path:
+        return self.run.path / "cost.json"
+
+    @property
+    def diverged(self) -> Path:
+        """Why there is no model: the message of training that gave no numbers."""
+        return self.run.path / "diverged.txt"
+
+    @property
+    def finished(self) -> bool:
+        trained = self.cost if self.trial is not None else self.run.evaluation
+        return trained.exists() or self.diverged.exists()
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, " + (f"seed {self.seed}" if self.trial is None else f"trial {self.trial}")
+
+
+class Cells:
+    """The cells of a comparison in their folder: run those that are left, choose among trials, gather the rows.
+
+    Args:
+        comparison: what is compared.
+        folder: where the cells lie; a comparison that was stopped, or that has grown, goes on there.
+
+    Raises:
+        UserError: the catalog is missing or of no use, or a method names no loss that there is.
+    """
+
+    def __init__(self, comparison: Comparison, folder: Path) -> None:
+        self.comparison = comparison
+        self.folder = folder
+        make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
+        self.has_validation = split_for_training(comparison.shared)[1] is not None
+        self.trials = {method.name: comparison.trials_of(method) for method in comparison.methods}
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Name a loss that cannot be built before hours are spent on those before it."""
+        for method in self.comparison.methods:
+            for values in self.trials[method.name] or [{}]:
+                settings = self.comparison.recipe_of(method, values, self.comparison.seeds[0]).loss
+                if not settings.is_ours:
+                    make_criterion(settings, num_classes=2, embedding_size=2)
+
+    def cell(self, method: Method, seed: int) -> Cell:
+        """Where a method is trained with a seed."""
+        return Cell(method.name, seed, RunFolder(self.folder / method.name / f"seed-{seed}"))
+
+    def trial(self, method: Method, number: int) -> Cell:
+        """Where a setting of a method is tried."""
+        run = RunFolder(self.folder / method.name / "tune" / f"{number:02d}")
+        return Cell(method.name, self.comparison.seeds[0], run, number)
+
+    def planned(self) -> list[tuple[str, int]]:
+        """The method and seed of every cell that there should be."""
+        return [(method.name, seed) for method in self.comparison.methods for seed in self.comparison.seeds]
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def run(self, part: Part) -> None:
+        """Train and judge what is left of a part, cell by cell.
+
+        Raises:
+            UserError: a method cannot be trained, or a cell there was trained by another recipe.
+        """
+        jobs = part.of_all(self.jobs())
+        for number, (method, seeds) in enumerate(jobs, start=1):
+            for place, values in enumerate(self.trials[method.name]):
+                _run(self.trial(method, place), self._trial_recipe(method, values), f"{number} of {len(jobs)}")
+            chosen = self.chosen(method)
+            if method.tune and chosen is None:
+                console.print(f"{method.name}: every trial diverged, so it has no cells", style="yellow", markup=False)
+                continue
+            for seed in seeds:
+                values = {} if chosen is None else self.trials[method.name][chosen]
+                recipe = self.comparison.recipe_of(method, values, seed)
+                _run(self.cell(method, seed), recipe, f"{number} of {len(jobs)}")
+
+    def jobs(self) -> list["Job"]:
+        """What the parts divide: a cell; or a method whole where its trials come first, so that no part waits."""
+        jobs: list[Job] = []
+        seeds = self.comparison.seeds
+        for method in self.comparison.methods:
+            jobs += [(method, seeds)] if method.tune else [(method, [seed]) for seed in seeds]
+        return jobs
+
+    def _trial_recipe(self, method: Method, values: Values) -> Recipe:
+        """The method's recipe, with validation classes where it has none."""
+        recipe = self.comparison.recipe_of(method, values, self.comparison.seeds[0])
+        return recipe if self.has_validation else replace(recipe, validation_classes=self.comparison.tune_on)
+
+    # Choosing ---------------------------------------------------------------------------------------------------------
+
+    def chosen(self, method: Method) -> int | None:
+        """The trial with the best MAP@R on validation classes, the first of several.
+
+        None while trials are left, where all diverged, and for a method that is taken as given.
+        """
+        trials = [self.trial(method, number) for number in range(len(self.trials[method.name]))]
+        scores = [self.score(trial) if trial.finished else None for trial in trials]
+        if not all(trial.finished for trial in trials) or all(score is None for score in scores):
+            return None
+        return max(range(len(scores)), key=lambda number: scores[number] or 0.0)
+
+    def score(self, trial: Cell) -> float | None:
+        """MAP@R on the validation classes at the epoch that a cell would keep; None for a trial that diverged.
+
+        That is the last epoch, unless cells have validation classes too and keep the best.
+        """
+        if trial.diverged.exists():
+            return None
+        history = pd.read_csv(trial.run.metrics)["val_map_at_r"]
+        return float(history.max() if self.has_validation else history.iloc[-1])
+
+    # Gathering --------------------------------------------------------------------------------------------------------
+
+    def gather(self) -> pd.DataFrame:
+        """A row for every finished cell and trial, in the order of the methods; what tables and figures are made of.
+
+        Columns: method, seed, trial (its number; empty for a cell), chosen (of a trial), data (the catalog's name),
+        protocol (what all share, where it is not a recipe's default), settings (what the run has of its own),
+        val_map_at_r (of a trial), recall_at_K, map_at_r, r_precision, nmi (of a cell, in 0..1), those of `Cost`,
+        val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures).
+        """
+        rows: list[dict[str, Any]] = []
+        for method in self.comparison.methods:
+            trials, chosen = self.trials[method.name], self.chosen(method)
+            for number, values in enumerate(trials):
+                trial = self.trial(method, number)
+                if trial.finished:
+                    judged = {"settings": described(values) or "as given", "val_map_at_r": self.score(trial)}
+                    rows.append(self._row(trial) | judged | {"chosen": number == chosen})
+            cells = [self.cell(method, seed) for seed in self.comparison.seeds]
+            rows += [self._row(cell) for cell in cells if cell.finished]
+        return pd.DataFrame(rows, columns=None if rows else list(COLUMNS)).astype({"trial": "Int64"})
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        shared = self.comparison.shared.content()
+        own = differences(read_yaml(cell.run.recipe), shared)
+        row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
+            "method": cell.method,
+            "seed": cell.seed,
+            "trial": cell.trial,
+            "data": Path(self.comparison.shared.catalog).stem,
+            "protocol": _described_settings(differences(shared, Recipe().content())),
+            "settings": _described_settings(own),
+        }
+        if cell.diverged.exists():
+            return row | {"note": cell.diverged.read_text(encoding="utf-8").partition(";")[0]}
+        row |= json.loads(cell.cost.read_text(encoding="utf-8"))
+        history = pd.read_csv(cell.run.metrics) if cell.run.metrics.exists() else pd.DataFrame()
+        if "val_recall_at_1" in history:
+            row["val_recall_at_1"] = " ".join(f"{value:.4f}" for value in history["val_recall_at_1"])
+        return row if cell.trial is not None else row | _figures(cell.run.evaluation)
+
+
+COLUMNS = (
+    *("method", "seed", "trial", "chosen", "data", "protocol", "settings", "val_map_at_r"),
+    *(field.name for field in fields(Cost)),
+    *("val_recall_at_1", "note"),
+)
+
+
+def _described_settings(values: Values) -> str:
+    """Settings in a line, without what changes no figure, and without the folders of one machine."""
+    shown = {key: value for key, value in values.items() if key not in ("catalog", "seed", *AT_WILL)}
+    if "embedder.weights" in shown:
+        shown["embedder.weights"] = Path(shown["embedder.weights"]).name
+    return described(shown)
+
+
+def _figures(path: Path) -> dict[str, float]:
+    """The values of evaluation.json, in 0..1."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    values = {f"recall_at_{k}": estimate["value"] for k, estimate in content["recall"].items()}
+    return values | {name: content[name]["value"] for name in ("map_at_r", "r_precision", "nmi")}
+
+
+def _run(cell: Cell, recipe: Recipe, place: str) -> None:
+    """Train a cell, from where it stopped, note what it cost, and judge it unless it is a trial."""
+    _refuse_other(cell, recipe)
+    if cell.finished:
+        return
+    if PartialState().is_main_process:
+        console.print(f"{cell.name} ({place})", style="bold", markup=False, highlight=False)
+    diverged = not cell.cost.exists() and not _train(cell, recipe)
+    if cell.trial is None and not diverged:
+        evaluate_run(cell.run, report=False)
+    PartialState().wait_for_everyone()
+
+
+def _refuse_other(cell: Cell, recipe: Recipe) -> None:
+    if not cell.run.recipe.exists():
+        return
+    # Read as a recipe, so that a key that a newer version has stands at its default in an older run.
+    there, asked = cell.run.read_recipe().content(), recipe.content()
+    found, wanted = (
+        {key: value for key, value in differences(*pair).items() if key not in AT_WILL}
+        for pair in ((there, asked), (asked, there))
+    )
+    if found or wanted:
+        raise RunError(
+            f"{cell.run.path} was trained with {described(found) or 'defaults'}, but the comparison asks for "
+            f"{described(wanted) or 'defaults'}: give the method another name, or the comparison another --run"
+        )
+
+
+def _train(cell: Cell, recipe: Recipe) -> bool:
+    """Train a cell and note what it cost; whether it gave numbers."""
+    _forget_peak_memory()
+    started, state = cell.run.recipe.exists(), PartialState()
+    state.wait_for_everyone()  # before one of several processes writes what another looks for
+    try:
+        if started:
+            resume(cell.run)
+        else:
+            fit(recipe, cell.run)
+    except DivergedError as error:
+        # Too bold a setting says something about its method, and nothing against the cells that follow.
+        if state.is_main_process:
+            console.print(str(error), style="yellow", markup=False)
+            _write(cell.diverged, str(error))
+        return False
+    if state.is_main_process:
+        _write(cell.cost, json.dumps(asdict(_cost(cell.run)), indent=2) + "\n")
+        # There is nothing left to go on from, and hundreds of cells fill a disk; a trial's figures are all it is for.
+        shutil.rmtree(cell.run.checkpoint.parent, ignore_errors=True)
+        if cell.trial is not None:
+            cell.run.model.unlink()
+    return True
+
+
+def _cost(run: RunFolder) -> Cost:
+    on_gpu = torch.cuda.is_available()
+    epochs = pd.read_csv(run.metrics)["seconds"] if run.metrics.exists() else [0.0]
+    learned: dict[str, torch.Tensor] = {}
+    if run.checkpoint.exists():
+        learned = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)["criterion"]
+    return Cost(
+        seconds_per_epoch=round(median(epochs), 3),
+        peak_memory_mib=_peak_memory(),
+        gpu_memory_mib=round(torch.cuda.max_memory_allocated() / MIB, 1) if on_gpu else None,
+        device=torch.cuda.get_device_name() if on_gpu else "CPU",
+        loss_parameters=sum(tensor.numel() for tensor in learned.values()),
+    )
+
+
+def _forget_peak_memory() -> None:
+    """Start measuring anew, where the system can: on Linux, and on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> float | None:
+    """MiB of main memory that this process has held at its peak; None where the system does not say (not Linux)."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return round(int(found[1]) / 1024, 1) if found else None
+    return None
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

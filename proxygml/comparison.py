@@ -1,0 +1,202 @@
+"""The recipe of a comparison: methods x seeds under one protocol, and the settings that are tried for each method.
+
+It says what is to be run. cells.py runs it, summary.py makes the table.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proxygml.errors import RecipeError
+from proxygml.recipe import Recipe, check_content, flattened, nearest_key, read_yaml
+
+KEYS = ("recipe", "seeds", "methods", "trials", "tune_on")
+SHARED = ("catalog", "seed", "validation_classes", "recall_at")  # what a method may not have of its own
+
+Values = dict[str, Any]  # keys of a recipe, dotted, and their values
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: what sets it apart from the shared recipe, and the values to choose from."""
+
+    name: str
+    changes: dict[str, Any]  # keys of a recipe, nested as in its file
+    tune: dict[str, list[Any]]  # the values to try for a key, dotted; none for a method that is taken as given
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods, seeds and what they share: the content of a comparison's YAML file.
+
+    Raises:
+        RecipeError: a key or value is impossible; the message names it.
+    """
+
+    shared: Recipe
+    """The recipe of every cell, but for what its method changes and for the seed."""
+
+    methods: tuple[Method, ...]
+    """The first is the one that the others are tested against."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each method is trained once with each."""
+
+    trials: int = 0
+    """How many settings are tried for every method that has a `tune` section, the method as given among them."""
+
+    tune_on: float = 0.25
+    """Fraction of the training classes that judge the trials, held out whole; unused where the shared recipe or its
+    catalog has validation classes already."""
+
+    where: str = "the comparison"
+    """The file, for messages."""
+
+    def __post_init__(self) -> None:
+        self._require(bool(self.methods), "methods is empty: name at least one")
+        self._require(bool(self.seeds), "seeds is empty: give at least one")
+        self._require(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}: no seed may come twice")
+        self._require(self.trials >= 0, f"trials is {self.trials}, but must be 0 or more")
+        self._require(0 < self.tune_on < 1, f"tune_on is {self.tune_on}, but must be between 0 and 1")
+        tuned = [method.name for method in self.methods if method.tune]
+        if tuned and not self.trials:
+            self._require(False, f"{tuned[0]} has values to tune, but trials is 0: say how many settings are tried")
+        if self.trials and not tuned:
+            self._require(False, f"trials is {self.trials}, but no method has a tune section: give the values to try")
+        for method in self.methods:
+            for values in self.trials_of(method) or [{}]:
+                self.recipe_of(method, values, self.seeds[0])
+
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise RecipeError(f"{self.where}: {message}")
+
+    @classmethod
+    def read(cls, path: Path) -> "Comparison":
+        """Read a comparison from YAML.
+
+        Raises:
+            RecipeError: the file is missing or no YAML, a key is unknown or a value is impossible.
+        """
+        content, where = read_yaml(path), str(path)
+        for key in content:
+            if key not in KEYS:
+                nearest = nearest_key(str(key), list(KEYS))
+                hint = f"did you mean {nearest!r}?" if nearest else f"those are {', '.join(KEYS)}"
+                raise RecipeError(f"{where}: a comparison has no key {key!r}; {hint}")
+        return cls(
+            shared=Recipe.of(_section(content.get("recipe"), f"{where}: recipe"), f"{where}: recipe"),
+            methods=_methods(content.get("methods"), where),
+            seeds=tuple(
+                _typed(seed, int, f"{where}: seeds") for seed in _list(content.get("seeds", [0, 1, 2]), "seeds")
+            ),
+            trials=_typed(content.get("trials", 0), int, f"{where}: trials"),
+            tune_on=_typed(content.get("tune_on", 0.25), float, f"{where}: tune_on"),
+            where=where,
+        )
+
+    def recipe_of(self, method: Method, values: Mapping[str, Any], seed: int) -> Recipe:
+        """The shared recipe with a method's changes, chosen values and a seed."""
+        content = merged(self.shared.content(), method.changes)
+        for key, value in values.items():
+            content = merged(content, _nested(key, value))
+        return replace(Recipe.of(content, f"{self.where}: {method.name}"), seed=seed)
+
+    def trials_of(self, method: Method) -> list[Values]:
+        """The settings to try: the method as given, then others drawn at random from its space, none twice.
+
+        As many for every method, or the whole space where that is smaller. The draws follow from the space alone, so
+        every machine and every new start tries the same.
+        """
+        if not method.tune:
+            return []
+        sizes = [len(values) for values in method.tune.values()]
+        given = flattened(self.recipe_of(method, {}, self.seeds[0]).content())
+        drawn: list[Values] = [{}]
+        for number in np.random.default_rng(0).permutation(math.prod(sizes)):
+            if len(drawn) == self.trials:
+                break
+            places = np.unravel_index(number, sizes)
+            values = {key: choices[place] for (key, choices), place in zip(method.tune.items(), places, strict=True)}
+            if any(given.get(key) != value for key, value in values.items()):
+                drawn.append(values)
+        return drawn
+
+
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values with changes in them, section by section; a loss section that names its loss stands alone."""
+    result = dict(content)
+    for key, value in changes.items():
+        whole = key == "loss" and isinstance(value, dict) and "name" in value
+        inner = isinstance(value, dict) and isinstance(result.get(key), dict) and not whole
+        result[key] = merged(result[key], value) if inner else value
+    return result
+
+
+def differences(content: Mapping[str, Any], other: Mapping[str, Any]) -> Values:
+    """The keys, dotted, whose values are not those of the other; sections themselves are left out."""
+    before = flattened(other)
+    return {
+        key: value
+        for key, value in flattened(content).items()
+        if not isinstance(value, dict) and before.get(key) != value
+    }
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """Keys and values as one line, which a table can hold."""
+    return "; ".join(f"{key}={value}" for key, value in values.items())
+
+
+def _methods(content: object, where: str) -> tuple[Method, ...]:
+    return tuple(
+        _method(str(name), _section(section, f"{where}: methods.{name}"), f"{where}: {name}")
+        for name, section in _section(content, f"{where}: methods").items()
+    )
+
+
+def _method(name: str, section: Mapping[str, Any], where: str) -> Method:
+    if not re.fullmatch(r"\w[\w .,=+()-]*", name):
+        raise RecipeError(f"{where}: a method's name is its folder's too: take letters, digits and . , = + - ( )")
+    changes = {key: value for key, value in section.items() if key != "tune"}
+    choices = _section(section.get("tune"), f"{where}: tune")
+    tune = {str(key): _list(values, f"{where}: tune.{key}") for key, values in choices.items()}
+    spread: dict[str, Any] = {}
+    for key, values in tune.items():
+        spread = merged(spread, _nested(key, values[0]))
+    for content in (changes, spread):
+        check_content(content, where)
+        for key in SHARED:
+            if key in content:
+                raise RecipeError(f"{where}: {key} is the same for all methods: give it in the shared recipe")
+    return Method(name, changes, tune)
+
+
+def _nested(key: str, value: object) -> dict[str, Any]:
+    """loss.scale, 3 -> {loss: {scale: 3}}"""
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _section(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict | None):
+        raise RecipeError(f"{what} is {value!r}, but must be keys and values of its own")
+    return value or {}
+
+
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise RecipeError(f"{what} is {value!r}, but must be a list of values")
+    return value
+
+
+def _typed(value: object, kind: type, what: str) -> Any:
+    number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not number:
+        raise RecipeError(f"{what} is {value!r}, but must be a {'number' if kind is float else 'whole number'}")
+    return value

@@ -1,0 +1,239 @@
+"""A comparison as a person runs it: whole, killed and continued, in parts, grown, and with settings to choose."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from proxygml.cells import Cells, Part
+from proxygml.cli import main
+from proxygml.comparison import Comparison
+from proxygml.errors import RecipeError, RunError
+from proxygml.recipe import Recipe
+from proxygml.run_folder import RunFolder
+from proxygml.summary import read_rows
+from proxygml.training import fit
+
+TIMES = ["seconds_per_epoch", "peak_memory_mib"]
+METHODS = {
+    "ProxyGML": {"loss": {"proxies_per_class": 2, "neighbor_ratio": 0.5, "scale": 4.0}},
+    "Proxy-Anchor": {
+        "loss": {"name": "ProxyAnchorLoss", "arguments": {"alpha": 16}},
+        "proxy_lr": 0.01,
+        "tune": {"proxy_lr": [0.01, 0.1], "loss.arguments.alpha": [16, 32]},
+    },
+    "N-pair": {"loss": {"name": "NPairsLoss"}, "images_per_class": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def content(small_recipe: Recipe) -> dict[str, Any]:
+    """Three methods, two seeds, three trials for one of them: nine runs of two epochs."""
+    shared = replace(small_recipe, loss=Recipe().loss, epochs=2).content()
+    return {"recipe": shared, "seeds": [0, 1], "trials": 3, "methods": METHODS}
+
+
+@pytest.fixture
+def small_comparison(content: dict[str, Any], tmp_path: Path) -> Path:
+    return write(content, tmp_path / "mine.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small comparison, run without a stop."""
+    folder = tmp_path_factory.mktemp("finished")
+    compare(write(content, folder / "mine.yaml"), folder / "run")
+    return folder / "run"
+
+
+def write(content: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def compare(recipe: Path, folder: Path, *options: object) -> pd.DataFrame:
+    main(["compare", "--recipe", str(recipe), "--run", str(folder), *map(str, options)])
+    return read_rows([folder / "cells.csv"])
+
+
+def assert_same_cells(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(one.drop(columns=TIMES), other.drop(columns=TIMES), check_exact=True)
+
+
+def test_table_holds_every_cell_and_trial(finished: Path) -> None:
+    whole = read_rows([finished / "cells.csv"])
+    assert list(whole["method"]) == ["ProxyGML"] * 2 + ["Proxy-Anchor"] * 5 + ["N-pair"] * 2
+    cells = whole[whole["trial"].isna()]
+    assert cells[["recall_at_1", "map_at_r", "r_precision", "nmi"]].notna().all(axis=None)
+    assert cells["loss_parameters"].tolist() == [12 * 2 * 16] * 2 + [12 * 16] * 2 + [0] * 2
+    trials = whole[whole["trial"].notna()]
+    assert trials["chosen"].astype(bool).sum() == 1
+    assert trials["val_map_at_r"].idxmax() == trials["chosen"].astype(bool).idxmax()
+    assert (finished / "comparison.html").stat().st_size > 10_000
+    assert "| ProxyGML | 2 |" in (finished / "table.md").read_text()
+    assert len(pd.read_csv(finished / "table.csv")) == 3 * 7
+
+
+def test_killed_and_continued_comparison_gives_the_same_table(
+    small_comparison: Path, finished: Path, tmp_path: Path
+) -> None:
+    """A real kill -9 of a real process in the middle of its trials."""
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "proxygml", "compare", "--recipe", small_comparison, "--run", folder]
+    third_trial = folder / "Proxy-Anchor" / "tune" / "02" / "metrics.csv"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not third_trial.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert third_trial.exists()
+    assert not (folder / "N-pair").exists(), "the comparison had finished before it was killed"
+    done = (folder / "ProxyGML" / "seed-0" / "evaluation.json").stat().st_mtime_ns
+    assert_same_cells(compare(small_comparison, folder), read_rows([finished / "cells.csv"]))
+    assert (folder / "ProxyGML" / "seed-0" / "evaluation.json").stat().st_mtime_ns == done, "a finished cell ran again"
+
+
+def test_parts_together_are_the_whole(small_comparison: Path, finished: Path, tmp_path: Path) -> None:
+    whole = read_rows([finished / "cells.csv"])
+    first = compare(small_comparison, tmp_path / "run", "--part", "1/2")
+    assert len(first) < len(whole)
+    assert "Missing: ProxyGML, seed 1; N-pair, seed 0." in (tmp_path / "run" / "table.md").read_text()
+    assert_same_cells(compare(small_comparison, tmp_path / "run", "--part", "2/2"), whole)
+
+
+def test_parts_share_all_cells_and_none_twice(small_comparison: Path, tmp_path: Path) -> None:
+    jobs = Cells(Comparison.read(small_comparison), tmp_path / "run").jobs()
+    for count in (1, 2, 3, 7):
+        shared = [job for number in range(1, count + 1) for job in Part(number, count).of_all(jobs)]
+        assert sorted(shared, key=jobs.index) == jobs
+    for wrong in ("0/2", "3/2", "2", "a/b", "1/0"):
+        with pytest.raises(RecipeError, match=f"the part is '{wrong}'"):
+            Part.read(wrong)
+
+
+def test_cells_are_ordinary_runs_with_the_chosen_values(
+    content: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    cells = Cells(Comparison.read(write(content, tmp_path / "mine.yaml")), finished)
+    ours, anchor, _ = cells.comparison.methods
+    recipe = cells.comparison.recipe_of(ours, {}, 1)
+    alone = RunFolder(tmp_path / "alone")
+    fit(recipe, alone)
+    cell = cells.cell(ours, 1).run
+    assert cell.model.read_bytes() == alone.model.read_bytes()
+    assert cell.read_recipe() == recipe
+    chosen = cells.chosen(anchor)
+    assert chosen is not None
+    values = cells.trials[anchor.name][chosen]
+    for seed in (0, 1):
+        assert cells.cell(anchor, seed).run.read_recipe() == cells.comparison.recipe_of(anchor, values, seed)
+    trial = cells.trial(anchor, chosen).run
+    assert trial.read_recipe().validation_classes == 0.25
+    assert not trial.evaluation.exists(), "a trial looked at the test classes"
+    cost, history = json.loads(cells.cell(ours, 1).cost.read_text()), pd.read_csv(cell.metrics)
+    assert cost["seconds_per_epoch"] == pytest.approx(history["seconds"].median(), abs=1e-3)
+    if sys.platform == "linux":
+        assert cost["peak_memory_mib"] > 50, "torch alone takes more"
+
+
+def test_a_comparison_grows_but_keeps_its_cells(small_comparison: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(small_comparison.read_text())
+    content["methods"] = {"ProxyGML": content["methods"]["ProxyGML"]}
+    content |= {"seeds": [0], "trials": 0}
+    write(content, small_comparison)
+    first = compare(small_comparison, tmp_path / "run")
+    content["methods"]["Fewer"] = {"loss": {"proxies_per_class": 1, "neighbor_ratio": 0.5, "scale": 8.0}}
+    content["seeds"] = [0, 1]
+    write(content, small_comparison)
+    grown = compare(small_comparison, tmp_path / "run", "--workers", 1)
+    assert list(zip(grown["method"], grown["seed"], strict=True)) == [
+        *(("ProxyGML", 0), ("ProxyGML", 1)),
+        *(("Fewer", 0), ("Fewer", 1)),
+    ]
+    assert_same_cells(grown.head(1), first)
+    content["methods"]["ProxyGML"]["proxy_lr"] = 0.5
+    write(content, small_comparison)
+    with pytest.raises(RunError, match=r"ProxyGML.seed-0 was trained with proxy_lr=0.03, but .* asks for proxy_lr=0.5"):
+        Cells(Comparison.read(small_comparison), tmp_path / "run").run(Part())
+
+
+def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    anchor = content["methods"]["Proxy-Anchor"] | {"loss": {"name": "ProxyAnchorLoss"}}
+    changed = content | {"methods": content["methods"] | {"Proxy-Anchor": anchor}}
+    cells = Cells(Comparison.read(write(changed, tmp_path / "mine.yaml")), finished)
+    with pytest.raises(RunError, match=r"was trained with loss\.arguments\.alpha=16, but .* asks for defaults"):
+        cells.run(Part())
+
+
+def test_a_diverging_cell_does_not_stop_the_others(small_comparison: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(small_comparison.read_text())
+    content["recipe"] |= {"warmup_epochs": 0, "epochs": 1}
+    wild = {"loss": {"name": "NPairsLoss"}, "backbone_lr": 1e30, "embedding_lr": 1e30}
+    tuned = wild | {"tune": {"proxy_lr": [0.1, 0.2]}}
+    content |= {"seeds": [0], "trials": 2, "methods": {"Wild": wild, "Tuned": tuned, "Tame": METHODS["N-pair"]}}
+    write(content, small_comparison)
+    rows = compare(small_comparison, tmp_path / "run")
+    assert rows["method"].tolist() == ["Wild", "Tuned", "Tuned", "Tame"]
+    assert rows["note"].notna().tolist() == [True, True, True, False]
+    text = (tmp_path / "run" / "table.md").read_text()
+    assert "Missing: Wild, seed 0 (diverged); Tuned, seed 0." in text
+    assert "| Tuned | as given | diverged |" in text
+
+
+def test_table_is_drawn_from_the_rows_alone(finished: Path, tmp_path: Path) -> None:
+    """Without the cells, their catalog, or their recipe."""
+    (tmp_path / "birds.csv").write_bytes((finished / "cells.csv").read_bytes())
+    main(["compare", "--from", str(tmp_path / "birds.csv"), "--out", str(tmp_path / "again")])
+    one, other = (folder / "table.md" for folder in (finished, tmp_path / "again"))
+    assert one.read_text().splitlines()[1:] == other.read_text().splitlines()[1:]
+    page = (tmp_path / "again" / "comparison.html").read_text()
+    assert "<img" in page
+    assert str(finished) not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a comparison needs its recipe, --recipe, and its folder, --run"),
+        (["--run", "x"], "a comparison needs its recipe"),
+        (
+            ["--recipe", "nowhere", "--run", "x"],
+            "the recipe nowhere is not there: give a YAML file or one of cub200_2010",
+        ),
+        (["--recipe", "cub200_2010_crops", "--run", "x"], "no catalog is given"),
+        (["--recipe", "cub200_2010_crops", "--run", "x", "--epoch", "3"], "did you mean --epochs?"),
+        (["--from", "a.csv"], "--from takes --out"),
+        (["--from", "a.csv", "--out", "b", "--run", "c"], "--from takes --out, the folder for the table, and no other"),
+        (["--from", "a.csv", "--out", "b"], "a.csv cannot be read"),
+    ],
+)
+def test_wrong_commands_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_wrong_part_and_wrong_loss_are_named_before_anything_runs(
+    small_comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        compare(small_comparison, tmp_path / "run", "--part", "3/2")
+    assert "the part is '3/2', but must be like 2/8" in capsys.readouterr().err.replace("\n", " ")
+    content = yaml.safe_load(small_comparison.read_text())
+    content["methods"]["N-pair"] = {"loss": {"name": "NPairLoss"}}
+    write(content, small_comparison)
+    with pytest.raises(SystemExit):
+        compare(small_comparison, tmp_path / "run")
+    assert "did you mean NPairsLoss?" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,115 @@
+"""The table of a comparison: means, intervals and tests against plain computations, and what is missing."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from proxygml.errors import UserError
+from proxygml.summary import Summary, read_rows
+
+
+def rows(values: dict[str, list[float]]) -> pd.DataFrame:
+    """Cells of the methods, one a seed; a NaN is a seed that diverged."""
+    table = [
+        {
+            "method": method,
+            "seed": seed,
+            "trial": None,
+            "data": "birds",
+            "protocol": "epochs=3",
+            "settings": "proxy_lr=0.1",
+            "device": "CPU",
+            "seconds_per_epoch": 2.0,
+            "peak_memory_mib": 900.0,
+            "gpu_memory_mib": None,
+            "loss_parameters": 512,
+            "recall_at_10": value,
+            "recall_at_2": value,
+            "map_at_r": value / 2,
+            "r_precision": value / 2,
+            "nmi": value,
+            "note": "the loss became nan" if np.isnan(value) else None,
+        }
+        for method, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    return pd.DataFrame(table)
+
+
+THREE = {"A": [0.50, 0.52, 0.54], "B": [0.53, 0.54, 0.58], "C": [0.50, 0.52, 0.54]}
+
+
+def test_means_and_intervals() -> None:
+    """Student's t with two degrees of freedom: 4.3027 standard errors at each side."""
+    mean = Summary(rows(THREE)).mean("A", "recall_at_2")
+    half = 4.302653 * 2 / np.sqrt(3)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((52, 52 - half, 52 + half), rel=1e-6)
+    assert mean.count == 3
+
+
+def test_paired_differences() -> None:
+    """3, 2 and 4 points: a mean of 3 with a standard error of 1 / sqrt(3), so t is 5.196 and p 0.0351."""
+    summary = Summary(rows(THREE))
+    gap = summary.difference("B", "recall_at_2")
+    assert (gap.value, gap.p) == pytest.approx((3, 0.035099), rel=1e-4)
+    assert gap.high - gap.value == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    same = summary.difference("C", "recall_at_2")
+    assert same.value == 0
+    assert np.isnan(same.p)
+    assert str(same).startswith("+0.0")
+
+
+def test_pairs_are_the_seeds_that_both_have() -> None:
+    summary = Summary(rows({"A": [0.5, np.nan, 0.6], "B": [0.6, 0.1, 0.7]}))
+    gap = summary.difference("B", "recall_at_2")
+    assert (gap.count, gap.value) == (2, pytest.approx(10))
+    assert summary.missing() == ["A, seed 1 (diverged)"]
+
+
+def test_one_seed_has_no_interval_and_no_test() -> None:
+    summary = Summary(rows({"A": [0.5], "B": [0.6]}))
+    assert str(summary.mean("A", "recall_at_2")) == "50.0"
+    assert str(summary.difference("B", "recall_at_2")) == "+10.0"
+
+
+def test_missing_cells_are_named() -> None:
+    summary = Summary(rows({"A": [0.5, np.nan]}), [("A", 0), ("A", 1), ("A", 2), ("B", 0)])
+    assert summary.missing() == ["A, seeds 1 (diverged), 2", "B, seed 0"]
+    assert "Missing: A, seeds 1 (diverged), 2; B, seed 0." in summary.tables()[0].note
+    assert summary.tables()[0].rows[1][1] == "0"
+
+
+def test_figures_come_in_the_order_of_k() -> None:
+    summary = Summary(rows(THREE))
+    assert summary.tables()[0].head[2:] == ["Recall@2", "Recall@10", "MAP@R", "R-precision", "NMI"]
+    long = summary.table()
+    assert len(long) == 3 * 5
+    assert long.loc[(long["method"] == "B") & (long["figure"] == "MAP@R"), "difference"].item() == pytest.approx(1.5)
+
+
+def test_rows_survive_their_file(tmp_path: Path) -> None:
+    table = rows(THREE)
+    table.to_csv(tmp_path / "cells.csv", index=False)
+    again = Summary(read_rows([tmp_path / "cells.csv"]))
+    assert [part.markdown() for part in again.tables()] == [part.markdown() for part in Summary(table).tables()]
+    table[table["method"] == "A"].to_csv(tmp_path / "a.csv", index=False)
+    table[table["method"] != "A"].to_csv(tmp_path / "b.csv", index=False)
+    both = Summary(read_rows([tmp_path / "a.csv", tmp_path / "b.csv"]))
+    pd.testing.assert_frame_equal(both.table(), again.table())
+
+
+def test_rows_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    table = rows(THREE)
+    with pytest.raises(UserError, match="different protocol, 'epochs=3' and 'epochs=4'"):
+        Summary(pd.concat([table, table.assign(protocol="epochs=4")]))
+    with pytest.raises(UserError, match="A, seed 0, comes twice"):
+        Summary(pd.concat([table, table]))
+    with pytest.raises(UserError, match="no cell of the comparison has finished"):
+        Summary(table.head(0))
+    with pytest.raises(UserError, match=r"nowhere\.csv cannot be read"):
+        read_rows([tmp_path / "nowhere.csv"])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="has no column 'method': give the cells.csv"):
+        read_rows([tmp_path / "other.csv"])
