@@ -1,11 +1,12 @@
 """Files that are written whole or not at all."""
 
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from proxygml.errors import OverwriteError
 
@@ -40,12 +41,12 @@ def refuse_overwrite(path: Path, force: bool) -> None:
 def only_writer(lock: Path) -> Iterator[None]:
     """Be the only process inside such a block with this lock file; raise OverwriteError where another one is.
 
-    The lock goes with the process, however that ends; the file stays.
+    The lock goes with the process, however that ends.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OverwriteError(f"another process is writing {lock.parent}: wait until it has finished") from error
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout as error:
+        raise OverwriteError(f"another process is writing {lock.parent}: wait until it has finished") from error
+    with held:
         yield
