@@ -121,10 +121,7 @@ class Catalog:
     @property
     def boxes(self) -> npt.NDArray[np.int64] | None:
         """(n, 4) int64, x_1 y_1 x_2 y_2 in pixels; zeros stand for the whole image. None without box columns."""
-        if BOX_COLUMNS[0] not in self.table:
-            return None
-        boxes: npt.NDArray[np.int64] = self.table[list(BOX_COLUMNS)].fillna(0).to_numpy(dtype=np.int64)
-        return boxes
+        return boxes_of(self.table)
 
     @property
     def is_query(self) -> npt.NDArray[np.bool_] | None:
@@ -163,6 +160,14 @@ def check_suffix(path: Path) -> None:
     """Raise CatalogError when a catalog cannot be written or read under that name."""
     if path.suffix.lower() not in SUFFIXES:
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
+
+
+def boxes_of(table: pd.DataFrame) -> npt.NDArray[np.int64] | None:
+    """The boxes of a table of images; see Catalog.boxes."""
+    if BOX_COLUMNS[0] not in table:
+        return None
+    boxes: npt.NDArray[np.int64] = table[list(BOX_COLUMNS)].fillna(0).to_numpy(dtype=np.int64)
+    return boxes
 
 
 def check_splits(catalog: Catalog) -> list[str]:

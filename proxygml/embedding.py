@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from proxygml.catalog import BOX_COLUMNS, Catalog
+from proxygml.catalog import Catalog, boxes_of
 from proxygml.console import console, progress_bar
 from proxygml.embedder import Embedder
 from proxygml.errors import GalleryError, ImageError
@@ -75,10 +75,7 @@ class ImageList:
     @property
     def boxes(self) -> npt.NDArray[np.int64] | None:
         """(n, 4), see Catalog.boxes."""
-        if BOX_COLUMNS[0] not in self.table:
-            return None
-        boxes: npt.NDArray[np.int64] = self.table[list(BOX_COLUMNS)].fillna(0).to_numpy(dtype=np.int64)
-        return boxes
+        return boxes_of(self.table)
 
     def __len__(self) -> int:
         return len(self.table)
