@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import console, default_device, machine, milliseconds, side_by_side, table
 from proxygml.gallery import Gallery
-from proxygml.indexes import Kind, recall_against_exact
+from proxygml.nearest_neighbors import Kind, recall_against_exact
 
 Vectors = npt.NDArray[np.float32]
 

@@ -30,7 +30,15 @@ from proxygml.gallery_folder import (
     refuse_gallery,
     write_facts,
 )
-from proxygml.indexes import ApproximateIndex, Kind, Rows, Vectors, exact_candidates, ranked, recall_against_exact
+from proxygml.nearest_neighbors import (
+    ApproximateIndex,
+    Kind,
+    Rows,
+    Vectors,
+    exact_candidates,
+    ranked,
+    recall_against_exact,
+)
 from proxygml.reranking import reranked
 
 RESERVED = ("id", "removed", "query", "rank", "score", "embedding")

@@ -12,7 +12,7 @@ import numpy as np
 
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import written_whole
-from proxygml.indexes import Kind, Vectors
+from proxygml.nearest_neighbors import Kind, Vectors
 
 FORMAT = 1
 MANIFEST = "gallery.json"

@@ -19,7 +19,7 @@ from proxygml.embedding import Block, EmbeddedImages, ImageList, OnBad, VectorFi
 from proxygml.errors import GalleryError, UserError
 from proxygml.gallery import Gallery
 from proxygml.gallery_folder import Facts, refuse_gallery
-from proxygml.indexes import Kind
+from proxygml.nearest_neighbors import Kind
 from proxygml.prediction import calibrate
 from proxygml.run_folder import RunFolder
 

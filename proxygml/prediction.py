@@ -14,7 +14,7 @@ from torch import Tensor
 from proxygml.errors import GalleryError
 from proxygml.gallery import Gallery, SearchResult
 from proxygml.gallery_folder import Threshold
-from proxygml.indexes import Vectors
+from proxygml.nearest_neighbors import Vectors
 
 TEMPERATURE = 0.07
 """A neighbour's vote weighs exp(cosine / 0.07), as in Wu et al., CVPR 2018."""

@@ -17,7 +17,7 @@ import torch
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.gallery_folder import Facts
-from proxygml.indexes import Kind
+from proxygml.nearest_neighbors import Kind
 
 Array = npt.NDArray[np.float32]
 
