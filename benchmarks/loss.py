@@ -1,9 +1,8 @@
 """`python -m benchmarks.loss`: a step of the loss, forward and backward, beside the dense computation and the floor.
 
-The floor is the matrix products of the exact loss and its dense gradients, alone, into memory that is there already.
-Where few proxies are kept we need less than these. The dense
-computation is that of the tests, its one-hot matrix made beforehand. SoftTriple and Proxy-Anchor are those of
-pytorch-metric-learning; they compute another loss, of the same proxies, and are told apart in the table by their names.
+The floor is the matrix products of the exact loss and its dense gradients, alone, into memory that is there already;
+where few proxies are kept we need less than these. The dense computation is that of the tests, its one-hot matrix made
+beforehand. SoftTriple and Proxy-Anchor, of pytorch-metric-learning, are other losses of as many proxies, or of one.
 """
 
 from __future__ import annotations

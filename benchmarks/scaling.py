@@ -75,9 +75,11 @@ def million(seconds: float) -> None:
     for neighbor_ratio in (0.001, 0.05):
         case = replace(MILLION, r=neighbor_ratio)
         rows = table(f"A training step, optimiser included: {case.symbols}", ["", "time", "peak memory beyond proxies"])
-        for name, (dtype, sparse) in variants.items():
-            (taken,) = side_by_side({name: training_step(case, dtype, sparse)}, seconds, rounds=3).values()
-            rows.add_row(name, milliseconds(taken), mebibytes(peak_memory(training_step, case, dtype, sparse)))
+        steps = {name: training_step(case, *variant) for name, variant in variants.items()}
+        taken = side_by_side(steps, seconds)
+        del steps
+        for name, variant in variants.items():
+            rows.add_row(name, milliseconds(taken[name]), mebibytes(peak_memory(training_step, case, *variant)))
         console.print(rows)
 
 

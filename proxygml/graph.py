@@ -168,12 +168,12 @@ class _ProxyGraphLoss(Function):
             if neighbors is None:
                 edges = slope.repeat_interleave(terms.proxies_per_class, dim=1).mul_(inverse)
                 gradients = _gradients(samples, proxies, inverse, edges, start, wanted)
-            elif terms.sparse or (start is None and _touches_few(neighbors, proxies)):
-                edges = slope.mul_(inverse[neighbors])
-                gradients = _gradients_of_touched(samples, proxies, inverse, neighbors, edges, wanted, terms.sparse)
             else:
                 edges = slope.mul_(inverse[neighbors])
-                gradients = _gradients_of_kept(samples, proxies, inverse, neighbors, edges, start, wanted)
+                if terms.sparse or (start is None and _touches_few(neighbors, proxies)):
+                    gradients = _gradients_of_touched(samples, proxies, inverse, neighbors, edges, wanted, terms.sparse)
+                else:
+                    gradients = _gradients_of_kept(samples, proxies, inverse, neighbors, edges, start, wanted)
         return *_differentiated_once(gradients, samples, proxies), None, None, None, None
 
 

@@ -86,7 +86,8 @@ class ProxyGMLLoss(nn.Module):
         self.scale = scale
         self.sparse = sparse
         self.memory_limit = memory_limit
-        self.proxy_sample = _sample_size(proxy_sample, num_classes * proxies_per_class)
+        self.proxy_sample = proxy_sample
+        self._sample_size = _sample_size(proxy_sample, num_classes * proxies_per_class)
         self.neighbors = graph.neighbor_count(num_classes, proxies_per_class, neighbor_ratio)
         self._warn_if_raised()
         self.proxies = nn.Parameter(
@@ -161,9 +162,10 @@ class ProxyGMLLoss(nn.Module):
         )
 
     def _sampled(self) -> Tensor | None:
-        if self.proxy_sample == len(self.proxies) or self.proxy_weight == 0:
+        """The proxies that the regulariser looks at in this step; None for all."""
+        if self._sample_size == len(self.proxies) or self.proxy_weight == 0:
             return None
-        return torch.randperm(len(self.proxies), device=self.proxies.device)[: self.proxy_sample]
+        return torch.randperm(len(self.proxies), device=self.proxies.device)[: self._sample_size]
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if not embeddings.is_floating_point():

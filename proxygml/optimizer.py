@@ -52,11 +52,18 @@ class LazyAdam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take one more group, with settings of its own or the defaults; raise ValueError where one is impossible."""
+        lr, betas, eps, decay = (
+            param_group.get(key, self.defaults[key]) for key in ("lr", "betas", "eps", "weight_decay")
+        )
         _require(0 <= lr < math.inf, "lr", lr, "0 or more")
         _require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
         _require(0 < eps < math.inf, "eps", eps, "above 0")
-        _require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "0 or more")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        _require(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

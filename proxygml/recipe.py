@@ -100,6 +100,11 @@ class LossSettings:
                 f"loss.sparse is true and loss.proxy_weight is {self.proxy_weight}, but the regulariser moves every "
                 "proxy: set proxy_weight to 0, or leave sparse out"
             )
+        if self.proxy_sample is not None and not self.proxy_weight:
+            raise RecipeError(
+                f"loss.proxy_sample is {self.proxy_sample}, but loss.proxy_weight is 0: there is no regulariser to "
+                "estimate; leave proxy_sample out"
+            )
         if self.proxy_dtype == "bfloat16" and not self.sparse:
             raise RecipeError(
                 "loss.proxy_dtype is bfloat16, in which Adam would lose small updates: set loss.sparse to true, whose "
@@ -243,6 +248,11 @@ class Recipe:
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise RecipeError(
                 f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
+            )
+        if self.loss.sparse and self.proxy_lr * self.weight_decay >= 1:
+            raise RecipeError(
+                f"proxy_lr {self.proxy_lr} times weight_decay {self.weight_decay} shrinks the proxies to nothing: with "
+                "loss.sparse it must stay below 1"
             )
         if self.loss.sparse and self.precision == "fp16":
             raise RecipeError("precision is fp16, whose loss scaling cannot follow loss.sparse: take bf16 or fp32")

@@ -172,6 +172,8 @@ def test_wrong_use_is_named() -> None:
     for setting, value in (("lr", -1.0), ("betas", (0.9, 1.0)), ("eps", 0.0), ("weight_decay", -0.1)):
         with pytest.raises(ValueError, match=setting):
             LazyAdam([parameter], **{setting: value})
+        with pytest.raises(ValueError, match=setting):
+            LazyAdam([{"params": [parameter], setting: value}])
     parameter.grad = torch.ones(3, 2).to_sparse(1)
     with pytest.raises(ValueError, match=r"lr 1\.0 times weight_decay 2\.0"):
         LazyAdam([parameter], lr=1.0, weight_decay=2.0).step()
