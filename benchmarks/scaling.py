@@ -72,7 +72,7 @@ def million(seconds: float) -> None:
         "float32, sparse gradients, LazyAdam": (torch.float32, True),
         "bfloat16, sparse gradients, LazyAdam": (torch.bfloat16, True),
     }
-    for neighbor_ratio in (0.001, 0.05):
+    for neighbor_ratio in (0.0001, 0.001, 0.05):
         case = replace(MILLION, r=neighbor_ratio)
         rows = table(f"A training step, optimiser included: {case.symbols}", ["", "time", "peak memory beyond proxies"])
         steps = {name: training_step(case, *variant) for name, variant in variants.items()}

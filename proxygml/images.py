@@ -22,6 +22,7 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -316,7 +317,11 @@ def test_transform(settings: ImageSettings) -> Transform:
         # No more than this can reach the centre crop; scaling a strip of 1 x 60,000 pixels as it is would fill memory.
         longest = 3 * min(height, width)
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
-        image = _scaled(image, [settings.resize], settings.interpolation)
+        height, width = image.shape[-2:]
+        least = min(height, width)
+        image = _scaled(
+            image, settings.resize * height // least, settings.resize * width // least, settings.interpolation
+        )
         square: Tensor = F.center_crop(image, [settings.size, settings.size])
         return square
 
@@ -345,13 +350,13 @@ def train_transform(settings: ImageSettings, generator: np.random.Generator) -> 
 
 def _finish(crop: Tensor, settings: ImageSettings, generator: np.random.Generator) -> Tensor:
     """Scale a training crop, perhaps mirror it."""
-    square = _scaled(crop, [settings.size, settings.size], settings.interpolation)
+    square = _scaled(crop, settings.size, settings.size, settings.interpolation)
     return square.flip(-1) if settings.horizontal_flip and generator.random() < 0.5 else square
 
 
 def scale_down(image: Tensor, shorter_side: int) -> Tensor:
     """Scale uint8 (3, H, W) until its shorter side has so many pixels; one that has no more is returned as it is."""
-    return _scaled(image, list(scaled_size(image.shape[-2], image.shape[-1], shorter_side)), "bicubic")
+    return _scaled(image, *scaled_size(image.shape[-2], image.shape[-1], shorter_side), "bicubic")
 
 
 def scaled_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
@@ -362,12 +367,12 @@ def scaled_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
     return height * shorter_side // least, width * shorter_side // least
 
 
-def _scaled(image: Tensor, size: list[int], interpolation: str) -> Tensor:
-    """Scale (3, H, W) to that size, or its shorter side to that length; with antialiasing."""
+def _scaled(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """Scale uint8 (3, H, W) to that height and width, with antialiasing."""
     # As a batch of one whose strides say that the channels come last: PyTorch then neither unpacks nor packs them.
+    # Its own function, because torchvision's in front of it packs the result another way, which `collate` would undo.
     batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
-    scaled: Tensor = F.resize(batch, size, InterpolationMode(interpolation), antialias=True)[0]
-    return scaled
+    return interpolate(batch, (height, width), mode=interpolation, antialias=True, align_corners=False)[0]
 
 
 def random_crop(height: int, width: int, settings: ImageSettings, generator: np.random.Generator) -> Region:
@@ -433,8 +438,8 @@ def thumbnail(path: str | Path, box: Sequence[int] | None, side: int) -> npt.NDA
         return np.full((side, side, 3), 225, dtype=np.uint8)
     height, width = image.shape[-2:]
     scale = side / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    picture: npt.NDArray[np.uint8] = F.resize(image, size, antialias=True).permute(1, 2, 0).contiguous().numpy()
+    image = _scaled(image, max(1, round(height * scale)), max(1, round(width * scale)), "bilinear")
+    picture: npt.NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
     return picture
 
 
