@@ -32,7 +32,7 @@ format: .venv/ready
 
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
-		--python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
+		--python-version 3.11 --all-extras pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
