@@ -34,6 +34,9 @@ class Terms(NamedTuple):
     scale: float  # factor on the samples' class scores
     sparse: bool  # whether the proxies' gradient is a sparse tensor; proxy_weight is then 0
     memory_limit: int  # bytes of a block of the regulariser's logits
+    positive_mask: bool  # whether a sample's own proxies are always kept
+    mask_softmax: bool  # whether the softmax is over the classes with a kept proxy alone
+    degree_normalized: bool  # whether a class's score is divided by the number of its kept proxies
 
 
 def neighbor_count(num_classes: int, proxies_per_class: int, neighbor_ratio: float) -> int:
@@ -62,7 +65,9 @@ def cosine_similarity(samples: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]
     return similarity, inverse
 
 
-def select_neighbors(similarity: Tensor, labels: Tensor, proxies_per_class: int, k: int) -> tuple[Tensor, Tensor]:
+def select_neighbors(
+    similarity: Tensor, labels: Tensor, proxies_per_class: int, k: int, positive_mask: bool = True
+) -> tuple[Tensor, Tensor]:
     """Steps 2 and 3: the sub-graph of each sample, its own class's proxies and then the most similar others.
 
     Args:
@@ -70,11 +75,15 @@ def select_neighbors(similarity: Tensor, labels: Tensor, proxies_per_class: int,
         labels: (M,) int64 class of each sample.
         proxies_per_class: N.
         k: number of proxies that each sample keeps, N < k <= C*N.
+        positive_mask: False leaves step 2 out: the k most similar proxies are kept, of whichever class.
 
     Returns:
         Similarities (M, k) of the kept proxies, and their int64 indices; the N own ones come first, the others in no
         order. Which of several equally similar proxies is kept as the last is not defined.
     """
+    if not positive_mask:
+        nearest = similarity.topk(k, dim=1, sorted=False)
+        return nearest.values, nearest.indices
     own = labels[:, None] * proxies_per_class + torch.arange(proxies_per_class, device=labels.device)
     own_similarity = similarity.gather(1, own)
     hardest = similarity.scatter_(1, own, -math.inf).topk(k - proxies_per_class, dim=1, sorted=False)
@@ -178,16 +187,22 @@ class _ProxyGraphLoss(Function):
 
 
 def _whole_graph_loss(similarity: Tensor, labels: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """L_s where every proxy is every sample's neighbour, and its slopes by the class scores, (M, C)."""
+    """L_s where every proxy is every sample's neighbour, and its slopes by the sums of the class scores, (M, C)."""
+    factor = terms.scale / (terms.proxies_per_class if terms.degree_normalized else 1)
     scores = similarity.view(len(similarity), -1, terms.proxies_per_class).sum(dim=2)
-    logits = terms.scale * scores
+    loss, slope = _class_loss(scores.mul_(factor), labels)
+    return loss, slope.mul_(factor)
+
+
+def _class_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of logits (M, C), which are used up, and its slopes by them, (M, C)."""
     logits -= logits.amax(dim=1, keepdim=True)
     own = labels[:, None]
     own_logit = logits.gather(1, own)
     slope = logits.exp_().scatter_(1, own, 0)
     others = slope.sum(dim=1, keepdim=True)
-    slope.scatter_(1, own, -others).div_(others + own_logit.exp())
-    return _cross_entropy(own_logit, others), slope.mul_(terms.scale / len(labels))
+    slope.scatter_(1, own, -others).div_((others + own_logit.exp()).mul_(len(labels)))
+    return _cross_entropy(own_logit, others), slope
 
 
 def _sub_graph_loss(similarity: Tensor, labels: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,16 +212,44 @@ def _sub_graph_loss(similarity: Tensor, labels: Tensor, terms: Terms) -> tuple[T
     sum over its edges of exp(scale z) / n. The slope of an edge is scale / M (softmax of its class - [own class]).
     """
     num_own, num_classes = terms.proxies_per_class, similarity.shape[1] // terms.proxies_per_class
-    weights, neighbors = select_neighbors(similarity, labels, num_own, terms.neighbors)
+    weights, neighbors = select_neighbors(similarity, labels, num_own, terms.neighbors, terms.positive_mask)
+    if not (terms.positive_mask and terms.mask_softmax):
+        return *_ablated_loss(weights, neighbors, labels, num_classes, terms), neighbors
     scores, edges = propagate_labels(weights, neighbors, num_classes, num_own)
     logits = terms.scale * scores
+    if terms.degree_normalized:
+        logits /= edges
     logits -= logits.amax(dim=1, keepdim=True)
     own_logit = logits[:, :1].clone()
     slope = logits.exp_()
     others = (slope[:, num_own:] / edges[:, num_own:]).sum(dim=1, keepdim=True)
     slope[:, :num_own] = -others
     slope /= others + own_logit.exp()
+    if terms.degree_normalized:
+        slope /= edges
     return _cross_entropy(own_logit, others), slope.mul_(terms.scale / len(labels)), neighbors
+
+
+def _ablated_loss(
+    weights: Tensor, neighbors: Tensor, labels: Tensor, num_classes: int, terms: Terms
+) -> tuple[Tensor, Tensor]:
+    """L_s and its slopes, (M, k), without the positive mask, the mask softmax, or both: the paper's ablation.
+
+    Plain, over the scores of all C classes: it is for comparing, not for speed. A class without a kept proxy has score
+    0. The own class stays a candidate of the mask softmax even so (ours): there would be no cross-entropy without it.
+    """
+    classes = neighbors // terms.proxies_per_class
+    blank = weights.new_zeros(len(weights), num_classes)
+    logits = blank.scatter_add(1, classes, weights).mul_(terms.scale)
+    edges = blank.scatter_add_(1, classes, torch.ones_like(weights))
+    if terms.degree_normalized:
+        logits /= edges.clamp(min=1)
+    if terms.mask_softmax:
+        logits.masked_fill_((edges == 0).scatter_(1, labels[:, None], False), -math.inf)
+    loss, slope = _class_loss(logits, labels)
+    if terms.degree_normalized:
+        slope /= edges.clamp(min=1)
+    return loss, slope.gather(1, classes).mul_(terms.scale)
 
 
 def _cross_entropy(own_logit: Tensor, others: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ class ProxyGMLLoss(nn.Module):
         sparse: whether the proxies' gradient is a sparse tensor, of the rows that some sample of the batch kept, for an
             optimiser that updates those alone (proxygml.optimizer.LazyAdam). The gradient is the same; finding the rows
             makes a GPU wait. Needs proxy_weight 0, because the regulariser moves every proxy.
+        positive_mask: False leaves out step 2, by which a sample's own proxies are always kept: the paper's ablation.
+        mask_softmax: False takes the softmax over all classes, those without a kept proxy with score 0: likewise.
+        degree_normalized: whether a class's score is the mean of its kept similarities instead of their sum (ours). A
+            sample's own class is kept with all N proxies, others mostly with fewer, so a sum favours it by count. N is
+            no inverse temperature then, and `scale` has to take that part: try 16.
         memory_limit: bytes that the regulariser's logits may take at a time (one row of them at least).
         device, dtype: of the proxies, as for the layers of torch.nn. In bfloat16 they take half the memory; the loss
             still computes in float32.
@@ -61,6 +66,9 @@ class ProxyGMLLoss(nn.Module):
         *,
         proxy_sample: int | float | None = None,
         sparse: bool = False,
+        positive_mask: bool = True,
+        mask_softmax: bool = True,
+        degree_normalized: bool = False,
         memory_limit: int = 32 * 2**20,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,6 +93,9 @@ class ProxyGMLLoss(nn.Module):
         self.proxy_weight = proxy_weight
         self.scale = scale
         self.sparse = sparse
+        self.positive_mask = positive_mask
+        self.mask_softmax = mask_softmax
+        self.degree_normalized = degree_normalized
         self.memory_limit = memory_limit
         self.proxy_sample = proxy_sample
         self._sample_size = _sample_size(proxy_sample, num_classes * proxies_per_class)
@@ -141,12 +152,15 @@ class ProxyGMLLoss(nn.Module):
 
     @torch.no_grad()
     def select(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The sub-graph of each sample: (M, k) int64 indices of the proxies it keeps, its own class's first."""
+        """The sub-graph of each sample: (M, k) int64 indices of the proxies it keeps, its own class's first.
+
+        (Without `positive_mask` in no order.)
+        """
         self._check(embeddings, labels)
         labels = labels.to(embeddings.device, torch.int64)
         with torch.autocast(embeddings.device.type, enabled=False):
             similarity, _ = graph.cosine_similarity(self._samples(embeddings), self.proxies)
-        return graph.select_neighbors(similarity, labels, self.proxies_per_class, self.neighbors)[1]
+        return graph.select_neighbors(similarity, labels, self.proxies_per_class, self.neighbors, self.positive_mask)[1]
 
     def _samples(self, embeddings: Tensor) -> Tensor:
         """The embeddings, normalised, in the precision of the computation.
@@ -158,7 +172,15 @@ class ProxyGMLLoss(nn.Module):
 
     def _terms(self) -> graph.Terms:
         return graph.Terms(
-            self.proxies_per_class, self.neighbors, self.proxy_weight, self.scale, self.sparse, self.memory_limit
+            self.proxies_per_class,
+            self.neighbors,
+            self.proxy_weight,
+            self.scale,
+            self.sparse,
+            self.memory_limit,
+            self.positive_mask,
+            self.mask_softmax,
+            self.degree_normalized,
         )
 
     def _sampled(self) -> Tensor | None:
@@ -198,7 +220,8 @@ class ProxyGMLLoss(nn.Module):
             f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, "
             f"proxies_per_class={self.proxies_per_class}, neighbor_ratio={self.neighbor_ratio}, "
             f"proxy_weight={self.proxy_weight}, scale={self.scale}, proxy_sample={self.proxy_sample}, "
-            f"sparse={self.sparse}"
+            f"sparse={self.sparse}, positive_mask={self.positive_mask}, mask_softmax={self.mask_softmax}, "
+            f"degree_normalized={self.degree_normalized}"
         )
 
 

@@ -81,6 +81,15 @@ class LossSettings:
     proxy_dtype: ProxyDtype = "float32"
     """float32, or with `sparse` bfloat16: half the memory, rounded stochastically. The loss computes in float32."""
 
+    positive_mask: bool = True
+    """Keep a sample's own proxies whatever their similarity; false is the paper's ablation."""
+
+    mask_softmax: bool = True
+    """Take the softmax over the classes with a kept proxy alone; false, over all, is the paper's ablation."""
+
+    degree_normalized: bool = False
+    """Score a class by the mean of its kept similarities, not by their sum; give it a larger scale, such as 16."""
+
     memory_limit: int = 32 * 2**20
     """Bytes that the regulariser's logits may take at a time."""
 

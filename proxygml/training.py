@@ -596,8 +596,9 @@ class ProxyCounter:
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
         """Count the sub-graphs of a batch."""
-        kept = self.criterion.select(embeddings.detach(), labels)[:, self.criterion.proxies_per_class :].flatten()
-        self.counts.index_add_(0, kept, torch.ones_like(kept))
+        kept = self.criterion.select(embeddings.detach(), labels)
+        others = kept // self.criterion.proxies_per_class != labels[:, None]
+        self.counts.index_add_(0, kept.flatten(), others.flatten().to(self.counts.dtype))
 
     def write(self, path: Path, classes: tuple[str, ...]) -> None:
         """Write a row a proxy: its class, its number within the class, how often it was kept."""

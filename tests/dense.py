@@ -13,15 +13,33 @@ def one_hot_proxies(C: int, N: int, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def dense_loss(
-    embeddings: Tensor, proxies: Tensor, labels: Tensor, C: int, N: int, r: float, weight: float, scale: float
+    embeddings: Tensor,
+    proxies: Tensor,
+    labels: Tensor,
+    C: int,
+    N: int,
+    r: float,
+    weight: float,
+    scale: float,
+    **switches: bool,
 ) -> Tensor:
     """Steps 1 to 8 of the paper written out with one-hot matrices."""
     Y = one_hot_proxies(C, N, torch.promote_types(embeddings.dtype, proxies.dtype))
-    return dense_loss_of(embeddings, proxies, labels, Y, r, weight, scale)
+    return dense_loss_of(embeddings, proxies, labels, Y, r, weight, scale, **switches)
 
 
 def dense_loss_of(
-    embeddings: Tensor, proxies: Tensor, labels: Tensor, Y: Tensor, r: float, weight: float, scale: float
+    embeddings: Tensor,
+    proxies: Tensor,
+    labels: Tensor,
+    Y: Tensor,
+    r: float,
+    weight: float,
+    scale: float,
+    *,
+    positive_mask: bool = True,
+    mask_softmax: bool = True,
+    degree_normalized: bool = False,
 ) -> Tensor:
     """The same from a Y that is there already."""
     C, N = Y.shape[1], len(Y) // Y.shape[1]
@@ -30,9 +48,12 @@ def dense_loss_of(
     S = X @ P.T
     positive = labels[:, None] == proxy_labels[None, :]
     k = min(max(math.ceil(r * C * N), N + 1), C * N)
-    kept = torch.zeros_like(S).scatter(1, (S + 1000 * positive).topk(k, dim=1).indices, 1.0)
+    kept = torch.zeros_like(S).scatter(1, (S + 1000 * positive * positive_mask).topk(k, dim=1).indices, 1.0)
     Z = (kept * S) @ Y
-    present = (kept @ Y) > 0
+    degree = kept @ Y
+    if degree_normalized:
+        Z = Z / degree.clamp(min=1)
+    present = (degree > 0) | (F.one_hot(labels, C) > 0) | (not mask_softmax)
     log_probability = (scale * Z).masked_fill(~present, -math.inf).log_softmax(dim=1)
     loss = F.nll_loss(log_probability, labels)
     if weight > 0:

@@ -14,10 +14,12 @@ from proxygml import ProxyGMLLoss, graph
 from tests.dense import dense_loss
 
 
-def make_loss(C: int, D: int, N: int, r: float, weight: float = 0.3, scale: float = 1.0) -> ProxyGMLLoss:
+def make_loss(
+    C: int, D: int, N: int, r: float, weight: float = 0.3, scale: float = 1.0, **switches: bool
+) -> ProxyGMLLoss:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ProxyGMLLoss(C, D, N, r, weight, scale)
+        return ProxyGMLLoss(C, D, N, r, weight, scale, **switches)
 
 
 def loss_and_gradients(loss: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,6 +48,9 @@ shapes = st.fixed_dictionaries(
         "seed": st.integers(0, 10_000),
     }
 )
+switches = st.fixed_dictionaries(
+    {"positive_mask": st.booleans(), "mask_softmax": st.booleans(), "degree_normalized": st.booleans()}
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -63,6 +68,20 @@ def test_agrees_with_the_dense_computation(dtype: torch.dtype, tolerance: float,
     actual = loss_and_gradients(loss, embeddings, labels)
     # exp() makes a relative error of the absolute rounding of its argument, which reaches scale * N.
     assert_same(actual, (expected.detach(), X.grad, P.grad), tolerance * max(1, scale * N / 10))
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, switches)
+def test_agrees_with_the_dense_computation_in_every_variant(shape: dict, switched: dict) -> None:
+    torch.manual_seed(shape["seed"])
+    C, N, r, weight, scale = (shape[key] for key in ("C", "N", "r", "weight", "scale"))
+    loss = make_loss(C, shape["D"], N, r, weight, scale, **switched).double()
+    embeddings = torch.randn(shape["M"], shape["D"], dtype=torch.float64)
+    labels = torch.randint(C, (shape["M"],))
+    X, P = embeddings.clone().requires_grad_(), loss.proxies.detach().clone().requires_grad_()
+    expected = dense_loss(X, P, labels, C, N, r, weight, scale, **switched)
+    expected.backward()
+    assert_same(loss_and_gradients(loss, embeddings, labels), (expected.detach(), X.grad, P.grad), 1e-9)
 
 
 @pytest.mark.parametrize("N", [1, 7])
