@@ -83,7 +83,8 @@ def cache_folder() -> Path:
 def _key(embedder: Embedder, catalog: Catalog) -> str:
     digest = hashlib.sha256()
     images = embedder.images
-    digest.update(repr((embedder.settings.backbone, embedder.settings.pooling, embedder.space)).encode())
+    settings = embedder.settings
+    digest.update(repr((settings.backbone, settings.pooling, settings.mirror, embedder.space)).encode())
     digest.update(repr((images.size, images.resize, images.interpolation)).encode())
     for name, tensor in embedder.backbone.state_dict().items():
         digest.update(name.encode())

@@ -23,7 +23,7 @@ from proxygml.features import embed_catalog
 from proxygml.files import written_whole
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
-from proxygml.training import make_accelerator
+from proxygml.training import make_accelerator, split_for_training, start_embedder
 
 Protocol = dict[str, str | int]
 
@@ -53,7 +53,7 @@ def evaluate_run(
     warnings = check_splits(whole)
     embedder = Embedder.load(run.path, accelerator.device)
     embeddings = _embed(embedder, test, recipe, accelerator)
-    untrained = _embed(_untrained(recipe, embedder), test, recipe, accelerator) if before else None
+    untrained = _embed(_untrained(recipe, embedder, accelerator), test, recipe, accelerator) if before else None
     if not accelerator.is_main_process:
         return None
     seen = sorted(set(test.classes) & set(embedder.classes))
@@ -70,10 +70,13 @@ def evaluate_run(
     return evaluation
 
 
-def _untrained(recipe: Recipe, embedder: Embedder) -> Embedder:
+def _untrained(recipe: Recipe, embedder: Embedder, accelerator: Accelerator) -> Embedder:
     """The network as training.py starts it: the same seed, drawn from in the same order."""
     set_seed(recipe.seed)
-    return Embedder(recipe.embedder, recipe.images, embedder.classes).to(embedder.device)
+    untrained = Embedder(recipe.embedder, recipe.images, embedder.classes).to(embedder.device)
+    if recipe.embedding_start == "features":
+        start_embedder(untrained, split_for_training(recipe)[0], accelerator, recipe.workers)
+    return untrained
 
 
 def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Tensor:

@@ -34,6 +34,7 @@ Schedule = Literal["steps", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["frozen", "trained"]
 ProxyDtype = Literal["float32", "bfloat16"]
+Start = Literal["random", "features"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 Argument = bool | int | float | str
 
@@ -206,6 +207,13 @@ class Recipe:
     decay: float = 0.1
     """For schedule steps: the factor at each milestone."""
 
+    embedding_start: Start = "random"
+    """random, as published; features: the projection that keeps most of the training images' first features. It needs
+    little training, or none (embedding_lr 0), and keeps what a pretrained backbone tells apart."""
+
+    proxy_start: Start = "random"
+    """random, as published; features: means over parts of each class's first embeddings."""
+
     batch_norm: BatchNorm = "frozen"
     """frozen: the backbone's batch-norm layers keep statistics and weights; trained: they learn as usual."""
 
@@ -247,6 +255,8 @@ class Recipe:
         for key, choices in (
             ("optimizer", Optimizer),
             ("schedule", Schedule),
+            ("embedding_start", Start),
+            ("proxy_start", Start),
             ("batch_norm", BatchNorm),
             ("precision", Precision),
             ("tracker", Tracker),
@@ -258,6 +268,12 @@ class Recipe:
             raise RecipeError(
                 f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
             )
+        if self.embedding_start == "features" and not self.embedder.embedding_size:
+            raise RecipeError(
+                "embedding_start is features, but embedder.embedding_size is 0: there is no linear layer to start"
+            )
+        if self.proxy_start == "features" and not self.loss.is_ours:
+            raise RecipeError(f"proxy_start is features, but loss.name is {self.loss.name}: only {OURS} can start so")
         if self.loss.sparse and self.proxy_lr * self.weight_decay >= 1:
             raise RecipeError(
                 f"proxy_lr {self.proxy_lr} times weight_decay {self.weight_decay} shrinks the proxies to nothing: with "

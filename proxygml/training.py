@@ -40,6 +40,7 @@ from proxygml.loss import ProxyGMLLoss
 from proxygml.optimizer import LazyAdam
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
+from proxygml.starting import start_embedding, start_proxies
 
 LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
 COLLAPSED = 0.9  # mean cosine of a batch above which hardly any direction is left to tell images apart
@@ -106,6 +107,8 @@ class Training:
         """Train all epochs that are left, keep the model that the protocol says, and write it."""
         data = self._data()
         loader = self._loader(data)
+        if self.progress.epoch == 0:
+            self._start_from_features()
         for epoch in range(self.progress.epoch + 1, self.recipe.epochs + 1):
             self.batches.set_epoch(epoch)
             data.set_epoch(epoch)
@@ -116,6 +119,16 @@ class Training:
         self._write_model()
         for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
             tracker.finish()
+
+    def _start_from_features(self) -> None:
+        """Embedding layer and proxies, where the recipe takes them from the training images."""
+        recipe, images = self.recipe, self.train_images
+        if recipe.embedding_start == "features":
+            start_embedder(self.embedder, images, self.accelerator, recipe.workers)
+        if recipe.proxy_start == "features":
+            assert isinstance(self.criterion, ProxyGMLLoss)
+            features = cached_features(self.embedder, images, self.accelerator, workers=recipe.workers)
+            start_proxies(self.criterion, embed_features(self.embedder, features), self.labels)
 
     def _train_epoch(self, epoch: int, loader: "Loader") -> Row:
         # For dropout and the like; images and batches have their own.
@@ -425,6 +438,17 @@ def resume(run: RunFolder) -> None:
     training.resume()
     training.accelerator.init_trackers("proxygml")
     training.fit()
+
+
+def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator, workers: int) -> None:
+    """Start its linear layer from the features of the training images.
+
+    Raises:
+        RecipeError: there are fewer directions in them than the embedding has.
+    """
+    linear = embedder.head.linear
+    assert isinstance(linear, nn.Linear)  # the recipe asks for an embedding size
+    start_embedding(linear, cached_features(embedder, images, accelerator, workers=workers))
 
 
 def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:

@@ -1,6 +1,7 @@
 """The embedder: any backbone, the same RGB images for all, saved and loaded without loss."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +250,17 @@ def test_real_weights_load_strictly() -> None:
 
 def test_errors_are_value_errors() -> None:
     assert issubclass(UserError, ValueError)
+
+
+def test_mirrored_embedding_does_not_tell_an_image_from_its_mirror_image() -> None:
+    torch.manual_seed(0)
+    settings = EmbedderSettings(backbone="conv4", weights="none", embedding_size=8, mirror=True)
+    embedder = Embedder(settings, ImageSettings(size=32, resize=32))
+    images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    both = embedder.embed(images)
+    assert torch.allclose(both, embedder.embed(images.flip(3)), atol=1e-6)
+    plain = Embedder(replace(settings, mirror=False), embedder.images)
+    plain.load_state_dict(embedder.state_dict())
+    features = (plain.eval().features(images) + plain.features(images.flip(3))) / 2
+    assert torch.allclose(both, plain.head(features), atol=1e-6)
+    assert not torch.allclose(both, plain.embed(images), atol=1e-3)

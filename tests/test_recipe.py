@@ -53,6 +53,8 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("{batch_size: 32, images_per_class: 5}", "no multiple of images_per_class"),
         ("cache_features: true", "cache_features needs a frozen backbone, but backbone_lr is 0.0001"),
         ("loss: null", "loss is None, but must be keys and values"),
+        ("embedding_start: features\nembedder: {embedding_size: 0}", "there is no linear layer to start"),
+        ("proxy_start: features\nloss: {name: ProxyAnchorLoss}", "only ProxyGMLLoss can start so"),
         ("images: 3", "images is 3, but must be keys and values"),
         ("workers: null", "workers is None, but must be a value"),
         ("milestones: [-3]", "milestones"),

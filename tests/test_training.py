@@ -168,6 +168,18 @@ def test_resuming_needs_no_weights_file_that_training_started_from(small_recipe:
     resume(run)
 
 
+def test_starting_from_features_is_resumed_and_repeated(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, embedding_start="features", proxy_start="features", embedding_lr=0.0, epochs=2)
+    whole = train(recipe, tmp_path / "whole")
+    weight = Embedder.load(whole.path).head.linear.weight
+    assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-5)  # as it started: nothing trained it
+    train(replace(recipe, epochs=1), tmp_path / "stopped")
+    stopped = RunFolder(tmp_path / "stopped")
+    recipe.write(stopped.recipe)
+    resume(stopped)
+    assert_same_run(stopped, whole)
+
+
 @pytest.mark.parametrize("seed", [0, 123_456, 2**32 - 1])
 def test_any_seed(small_recipe: Recipe, tmp_path: Path, seed: int) -> None:
     run = train(replace(small_recipe, seed=seed, epochs=1), tmp_path / "run")

@@ -1,0 +1,64 @@
+"""Where training starts from: an embedding layer and proxies made of the first features of the training images.
+
+Random ones, the paper's, throw away part of what a pretrained backbone knows, and spend the first epochs on winning it
+back. What these are worth is measured in docs/results.md.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from proxygml.errors import RecipeError
+from proxygml.loss import ProxyGMLLoss
+
+
+@torch.no_grad()
+def start_embedding(linear: nn.Linear, features: Tensor) -> None:
+    """Make the linear layer the projection that keeps most of the features' inner products: ours, by truncated SVD.
+
+    Its rows are the leading right singular vectors of the features, not centred, so that cosines stay what they were.
+
+    Args:
+        linear: (F -> D), D at most F; its bias becomes 0.
+        features: float32 (n, F).
+
+    Raises:
+        RecipeError: D is larger than F, or than n.
+    """
+    size, most = linear.out_features, min(features.shape)
+    if size > most:
+        raise RecipeError(
+            f"embedder.embedding_size is {size}, but embedding_start features finds only {most} directions in "
+            f"{features.shape[0]:,} training images of {features.shape[1]:,} features: take at most {most}, or "
+            "embedding_start random"
+        )
+    exact = features.double()
+    directions = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)[:, :size]
+    # A direction's sign is anybody's choice; so it is the same on every machine.
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    linear.weight.copy_((directions * largest.sign()).T)
+    nn.init.zeros_(linear.bias)
+
+
+@torch.no_grad()
+def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -> None:
+    """Turn each proxy to the mean of a part of its class's embeddings: ours. Lengths stay as they were drawn.
+
+    Image i of a class goes to its proxy i modulo N; a class with fewer than N images starts several proxies alike.
+
+    Args:
+        criterion: with C*N proxies.
+        embeddings: (n, D), L2-normalised.
+        labels: (n,) int64 in 0..C-1, every class at least once.
+    """
+    per_class, total = criterion.proxies_per_class, len(criterion.proxies)
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels, minlength=criterion.num_classes)
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]  # of an image within its class
+    sums = embeddings.new_zeros(total, embeddings.shape[1])
+    sums.index_add_(0, labels[order] * per_class + place % per_class, embeddings[order])
+    rows = torch.arange(total)
+    owner = rows // per_class
+    shared = owner * per_class + rows % per_class % counts[owner].clamp(max=per_class)
+    directions = F.normalize(sums[shared], dim=1).to(criterion.proxies.device, criterion.proxies.dtype)
+    criterion.proxies.copy_(directions * torch.linalg.vector_norm(criterion.proxies, dim=1, keepdim=True))
