@@ -224,6 +224,10 @@ class Recipe:
     """Fraction of the training classes held out whole, 0 to below 1; the epoch best on them by MAP@R is kept.
     With 0, and no val split in the catalog, the last epoch is kept. The test classes never choose anything."""
 
+    label_noise: float = 0.0
+    """Fraction of the training images that are given a wrong class, drawn by the seed: to measure how a method bears
+    with wrong labels. Validation and test labels stay right."""
+
     cache_features: bool = False
     """With backbone_lr 0: compute the backbone's features once, keep them on disk, train the head on them.
     Training images are then cut like test images: no random crops."""
@@ -252,6 +256,7 @@ class Recipe:
         _require(0 < self.eps < math.inf, "eps", self.eps, "above 0")
         _require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
         _require(0 <= self.validation_classes < 1, "validation_classes", self.validation_classes, "0 to below 1")
+        _require(0 <= self.label_noise < 1, "label_noise", self.label_noise, "0 to below 1")
         for key, choices in (
             ("optimizer", Optimizer),
             ("schedule", Schedule),

@@ -44,12 +44,13 @@ def start_embedding(linear: nn.Linear, features: Tensor) -> None:
 def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -> None:
     """Turn each proxy to the mean of a part of its class's embeddings: ours. Lengths stay as they were drawn.
 
-    Image i of a class goes to its proxy i modulo N; a class with fewer than N images starts several proxies alike.
+    Image i of a class goes to its proxy i modulo N; a class with fewer than N images starts several proxies alike, and
+    one that label noise has left without any stays as drawn.
 
     Args:
         criterion: with C*N proxies.
         embeddings: (n, D), L2-normalised.
-        labels: (n,) int64 in 0..C-1, every class at least once.
+        labels: (n,) int64 in 0..C-1.
     """
     per_class, total = criterion.proxies_per_class, len(criterion.proxies)
     order = torch.argsort(labels, stable=True)
@@ -59,6 +60,8 @@ def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -
     sums.index_add_(0, labels[order] * per_class + place % per_class, embeddings[order])
     rows = torch.arange(total)
     owner = rows // per_class
-    shared = owner * per_class + rows % per_class % counts[owner].clamp(max=per_class)
-    directions = F.normalize(sums[shared], dim=1).to(criterion.proxies.device, criterion.proxies.dtype)
-    criterion.proxies.copy_(directions * torch.linalg.vector_norm(criterion.proxies, dim=1, keepdim=True))
+    shared = owner * per_class + rows % per_class % counts[owner].clamp(1, per_class)
+    proxies = criterion.proxies
+    directions = F.normalize(sums[shared], dim=1).to(proxies.device, proxies.dtype)
+    turned = directions * torch.linalg.vector_norm(proxies, dim=1, keepdim=True)
+    proxies.copy_(torch.where(counts[owner, None].to(proxies.device) > 0, turned, proxies))

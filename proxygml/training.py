@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed.nn.functional as distributed
 from accelerate import Accelerator
@@ -48,6 +49,7 @@ COLLAPSED = 0.9  # mean cosine of a batch above which hardly any direction is le
 UNSPREAD_EPOCHS = 5  # after the warm-up, in which a network that starts in a narrow cone may still spread
 
 Row = dict[str, float]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -79,7 +81,8 @@ class Training:
         optimizers = make_optimizers(recipe, self.embedder, self.criterion)
         self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
         numbers = {label: number for number, label in enumerate(classes)}
-        self.labels = torch.tensor([numbers[label] for label in self.train_images.labels])
+        labels = np.array([numbers[label] for label in self.train_images.labels])
+        self.labels = torch.from_numpy(mislabelled(labels, len(classes), recipe.label_noise, recipe.seed))
         self.batches = Batches(
             self.labels.numpy(),
             recipe.batch_size,
@@ -438,6 +441,21 @@ def resume(run: RunFolder) -> None:
     training.resume()
     training.accelerator.init_trackers("proxygml")
     training.fit()
+
+
+def mislabelled(labels: Labels, num_classes: int, share: float, seed: int) -> Labels:
+    """Class numbers (n,) of which the share, rounded, is replaced by another class, each equally likely; seeded.
+
+    Raises:
+        RecipeError: there is no other class.
+    """
+    if share and num_classes < 2:
+        raise RecipeError(f"label_noise is {share}, but there is one training class alone: no label can be wrong")
+    generator = np.random.default_rng((seed, 0x1ABE1))  # a stream of its own: it shifts no other draw
+    wrong = generator.permutation(len(labels))[: round(share * len(labels))]
+    labels = labels.copy()
+    labels[wrong] = (labels[wrong] + generator.integers(1, max(num_classes, 2), size=len(wrong))) % num_classes
+    return labels
 
 
 def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator, workers: int) -> None:

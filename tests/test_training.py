@@ -28,7 +28,7 @@ from proxygml.evaluation import score_queries
 from proxygml.protocol import evaluate_run
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
-from proxygml.training import CollapseWatch, Training, fit, mean_cosine, resume, schedule_factor
+from proxygml.training import CollapseWatch, Training, fit, mean_cosine, mislabelled, resume, schedule_factor
 
 TIMES = ["seconds", "images_per_second"]
 
@@ -166,6 +166,16 @@ def test_resuming_needs_no_weights_file_that_training_started_from(small_recipe:
     run = train(replace(small_recipe, embedder=settings, epochs=1), tmp_path / "run")
     (tmp_path / "weights.safetensors").unlink()
     resume(run)
+
+
+def test_label_noise_makes_its_share_of_the_labels_wrong() -> None:
+    labels = np.repeat(np.arange(5), 40)
+    noisy = mislabelled(labels, 5, 0.2, seed=3)
+    assert (noisy != labels).sum() == 40
+    assert set(noisy) == set(range(5))
+    assert np.array_equal(noisy, mislabelled(labels, 5, 0.2, seed=3))
+    assert not np.array_equal(noisy, mislabelled(labels, 5, 0.2, seed=4))
+    assert np.array_equal(mislabelled(labels, 5, 0.0, seed=3), labels)
 
 
 def test_starting_from_features_is_resumed_and_repeated(small_recipe: Recipe, tmp_path: Path) -> None:
