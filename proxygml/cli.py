@@ -520,6 +520,20 @@ def demo(arguments: Sequence[str]) -> None:
     say(f"the run: {run}", f"open the report: {run / 'report.html'}")
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Write a trained embedder as an ONNX file, and how to prepare images for it as JSON beside it."""
+    parser = Parser("export", str(export.__doc__))
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--onnx", type=Path, required=True, help="the file to write, such as birds.onnx")
+    parser.add_argument("--force", action="store_true", help="replace what is there already")
+    options = parser.parse(arguments)
+    from proxygml.exporting import export_onnx
+
+    difference = export_onnx(options.run, options.onnx, force=options.force)
+    say(f"model:         {options.onnx} (differs from PyTorch by at most {difference:.1e})")
+    say(f"preprocessing: {options.onnx.with_suffix('.json')}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "prepare": prepare,
@@ -530,6 +544,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "index": index,
     "search": search,
     "cluster": cluster,
+    "export": export,
 }
 
 
