@@ -1,14 +1,13 @@
 """The gallery: vectors with a table of what they are, to be searched, added to and removed from.
 
-On disk it is a folder, which a reader sees as it was before a change or after it (gallery_folder.py). No image is
-opened here and no network runs: vectors come in.
+On disk it is a folder, which a reader sees as it was before a change or after it (gallery_folder.py); or its items are
+in Milvus (milvus_gallery.py). No image is opened here and no network runs: vectors come in.
 """
 
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import only_writer, written_whole
+from proxygml.filters import Where, matches, told
 from proxygml.gallery_folder import (
     MANIFEST,
     Facts,
@@ -30,6 +30,7 @@ from proxygml.gallery_folder import (
     refuse_gallery,
     write_facts,
 )
+from proxygml.milvus import Address, is_milvus
 from proxygml.nearest_neighbors import (
     ApproximateIndex,
     Kind,
@@ -48,7 +49,6 @@ RECALL_SAMPLE, RECALL_AT = 500, 10
 _TAIL = 1000  # items, or a tenth of all, that may be added before an approximate index takes them in
 _DEAD = 4  # one removed item in so many lets the next save write all files anew, without them
 
-Where = Mapping[str, str | float | bool | Sequence[str | float | bool]]
 Block = tuple[Vectors, pd.DataFrame]
 
 
@@ -127,26 +127,36 @@ class Gallery:
         """
         if kind not in get_args(Kind):
             raise GalleryError(f"kind is {kind!r}, but must be one of {', '.join(get_args(Kind))}")
-        vectors = _unit(embeddings)
+        vectors = unit_vectors(embeddings)
         gallery = cls(vectors[:0], _empty_table(items), Facts(kind, model, run, dimension=vectors.shape[1]), None, None)
         gallery.add(vectors, items)
         gallery._reindex()
         return gallery
 
     @classmethod
-    def build(cls, folder: Path, blocks: Iterable[Block], facts: Facts, *, force: bool = False) -> "Gallery":
-        """A gallery on disk, from blocks of vectors (n, D) and items, with one block in memory at a time.
+    def build(
+        cls, folder: str | Path, blocks: Iterable[Block], facts: Facts, *, force: bool = False, total: int | None = None
+    ) -> "Gallery":
+        """A gallery on disk or in Milvus, from blocks of vectors (n, D) and items, with one block in memory at a time.
+
+        A build that was stopped, and is called again with the same blocks, goes on.
 
         Args:
-            folder: the gallery's; it appears, whole, when all is done.
+            folder: the gallery's, or its place in Milvus, see `load`; it appears, whole, when all is done.
             blocks: at least one row in all.
             facts: of which `kind`, `model`, `run` and `dimension` are taken.
             force: replace the gallery that is there.
+            total: the number of rows in all, for the progress bar.
 
         Raises:
             OverwriteError: something is there already, or another process is building it.
             GalleryError: see `create`.
         """
+        if is_milvus(folder):
+            from proxygml.milvus_gallery import MilvusGallery  # noqa: PLC0415  (a kind of Gallery: it imports this)
+
+            return MilvusGallery.build(folder, blocks, facts, force=force, total=total)
+        folder = Path(folder)
         refuse_gallery(folder, force)
         with only_writer(folder / ".lock"):
             name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
@@ -154,8 +164,8 @@ class Gallery:
             try:
                 with (folder / name).open("wb") as file:
                     for vectors, items in blocks:
-                        file.write(_unit(vectors).astype("<f4").tobytes())
-                        tables.append(_checked_items(items, len(vectors)))
+                        file.write(unit_vectors(vectors).astype("<f4").tobytes())
+                        tables.append(checked_items(items, len(vectors)))
                     file.flush()
                     os.fsync(file.fileno())
                 table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -177,9 +187,16 @@ class Gallery:
     def load(cls, folder: str | Path) -> "Gallery":
         """Open a gallery; its vectors stay on disk and are read where they are needed.
 
+        Args:
+            folder: the gallery's; or NAME.db (milvus-lite), or the URI of a Milvus server, each perhaps with #GALLERY.
+
         Raises:
             GalleryError: there is none, or it is damaged.
         """
+        if is_milvus(folder):
+            from proxygml.milvus_gallery import MilvusGallery  # noqa: PLC0415
+
+            return MilvusGallery.load(folder)
         folder = Path(folder)
         for _ in range(10):  # a writer may take the files away between two of our steps, and name others
             facts = read_facts(folder)
@@ -202,8 +219,27 @@ class Gallery:
 
     @property
     def items(self) -> pd.DataFrame:
-        """The item table, by id, without what was removed."""
+        """The item table, by id, without what was removed; for a gallery in Milvus this fetches all of it."""
         return self._shown[self._alive]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the item table's columns."""
+        return list(self._shown.columns)
+
+    def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
+        """For each of the n rows the id, int64, of the first item that is the same in these columns, -1 for none.
+
+        Args:
+            items: the rows; a column that they or the gallery lack is empty there, and empty equals empty.
+            columns: `path` among them.
+        """
+        return first_equal(items, self.items, columns)
+
+    @property
+    def place(self) -> str:
+        """Its folder, as `load` takes it; empty where it was never saved."""
+        return str(self.folder or "")
 
     def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
         """The vectors, float32 (n, D), of items.
@@ -243,7 +279,7 @@ class Gallery:
         k = min(k, available - spare)
         if k < 1:
             found = "no item" if not available else "no other item"
-            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + _told(where))
+            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + told(where))
         wanted = min((max(k, RERANKED) if rerank else k) + spare, available)
         own = np.full(len(queries), -1) if exclude is None else self._rows_or_none(exclude, len(queries))
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -272,7 +308,7 @@ class Gallery:
             GalleryError: shapes that do not fit, or a reserved column.
         """
         vectors = self._checked_queries(embeddings)
-        items = _checked_items(items, len(vectors))
+        items = checked_items(items, len(vectors))
         ids = np.arange(self.facts.next_id, self.facts.next_id + len(items))
         first, last = len(self._table), len(self._table) + len(items)
         if last > len(self._buffer):
@@ -311,6 +347,8 @@ class Gallery:
                 else is in the folder.
             GalleryError: there is nothing to save, or no folder is given for a new gallery.
         """
+        if folder is not None and is_milvus(folder):
+            raise GalleryError(f"save writes folders, and {folder} is in Milvus: Gallery.build puts a gallery there")
         target = Path(folder) if folder is not None else self.folder
         if target is None:
             raise GalleryError("the gallery has no folder yet: give one to save it in")
@@ -358,7 +396,7 @@ class Gallery:
         return np.asarray(self._table.index.get_indexer(wanted), dtype=np.int64)
 
     def _checked_queries(self, embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
-        vectors = _unit(embeddings)
+        vectors = unit_vectors(embeddings)
         if vectors.shape[1] != self.facts.dimension:
             raise GalleryError(
                 f"embeddings are of size {vectors.shape[1]}, but the gallery's of {self.facts.dimension}: "
@@ -372,7 +410,7 @@ class Gallery:
             return None if self._all_alive else self._alive
         allowed = self._alive.copy()
         for column, values in where.items():
-            allowed &= _matches(self._shown, column, values)
+            allowed &= matches(self._shown, column, values)
         return allowed
 
     def _candidates(self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None) -> list[Rows]:
@@ -453,7 +491,7 @@ class Gallery:
         clear_up(folder, self.facts)
 
 
-def _unit(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
+def unit_vectors(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
     """Float32 (n, D) of length 1; those that are already stay bit for bit as they are."""
     given = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
     if given.ndim != 2 or given.shape[1] == 0 or given.dtype.kind != "f":
@@ -475,7 +513,7 @@ def _empty_table(items: pd.DataFrame) -> pd.DataFrame:
     return items.iloc[:0].assign(removed=False).set_axis(pd.Index([], dtype=np.int64, name="id"))
 
 
-def _checked_items(items: pd.DataFrame, count: int) -> pd.DataFrame:
+def checked_items(items: pd.DataFrame, count: int) -> pd.DataFrame:
     if len(items) != count:
         raise GalleryError(f"there are {len(items)} items, but {count} embeddings: give one row for each")
     taken = [name for name in items.columns if name in RESERVED]
@@ -484,22 +522,27 @@ def _checked_items(items: pd.DataFrame, count: int) -> pd.DataFrame:
     return items
 
 
-def _matches(table: pd.DataFrame, column: str, values: object) -> npt.NDArray[np.bool_]:
-    """Which rows have one of the values in the column, numbers compared as numbers and all else as text."""
-    if column not in table:
-        close = get_close_matches(column, list(table.columns), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {', '.join(table.columns) or 'none'}"
-        raise GalleryError(f"the item table has no column {column!r}: {hint}")
-    wanted = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-    cells = table[column]
-    if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
-        try:
-            wanted = [float(str(value)) for value in wanted]
-        except ValueError:
-            raise GalleryError(f"the column {column!r} holds numbers, but {wanted[0]!r} is none") from None
-        return np.asarray(cells.astype("float64").isin(wanted), dtype=bool)
-    return np.asarray(cells.astype("string").isin([str(value) for value in wanted]), dtype=bool)
+def first_equal(wanted: pd.DataFrame, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
+    """See Gallery.ids_of; `items` are by id."""
+    keys = list(columns)
+    known = items.reindex(columns=keys).reset_index().drop_duplicates(keys)
+    given = wanted.reindex(columns=keys)
+    if empty := [key for key in keys if known[key].isna().all() or given[key].isna().all()]:
+        known, given = (part.astype(dict.fromkeys(empty, object)) for part in (known, given))
+    ids: Rows = given.merge(known, "left", on=keys)["id"].fillna(-1).to_numpy(dtype=np.int64)
+    return ids
 
 
-def _told(where: Where | None) -> str:
-    return "" if not where else f": none has {', '.join(f'{column}={value}' for column, value in where.items())}"
+def work_place(place: str | Path, purpose: str) -> Path:
+    """Where on this machine work in progress on a gallery is kept, until it is part of the gallery."""
+    return Address.parse(place).work(purpose) if is_milvus(place) else Path(place) / f".{purpose}"
+
+
+def refuse_place(place: str | Path, force: bool) -> None:
+    """Raise OverwriteError when a gallery may not be put there."""
+    if is_milvus(place):
+        from proxygml.milvus_gallery import MilvusGallery  # noqa: PLC0415
+
+        MilvusGallery.refuse(Address.parse(place), force)
+    else:
+        refuse_gallery(Path(place), force)

@@ -4,6 +4,7 @@ Both only propose candidates. `ranked` computes their similarities anew, in one 
 depends on the kind of index, on the batch or on an item's place, and equal scores rank in the order of the gallery.
 """
 
+import math
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -174,15 +175,24 @@ def _trained_ivfpq(vectors: Vectors, seed: int) -> Any:
         raise GalleryError(
             f"an ivfpq index needs at least {SMALLEST_IVFPQ:,} items, but there are {count:,}: choose the kind exact"
         )
-    lists = max(1, min(round(4 * count**0.5), count // 39))
-    codes = max(divisor for divisor in range(1, size // 4 + 1) if size % divisor == 0) if size >= 4 else size
-    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(size), size, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
+    lists = inverted_lists(count)
+    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(size), size, lists, product_codes(size), 8, faiss.METRIC_INNER_PRODUCT)
     for clustering in (index.cp, index.pq.cp):
         clustering.seed = seed
         clustering.min_points_per_centroid = 1  # else FAISS writes warnings that a user can do nothing about
     sample = np.random.default_rng(seed).permutation(count)[: max(64 * lists, 65_536)]
     index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
     return index
+
+
+def inverted_lists(count: int) -> int:
+    """How many lists an IVF index of so many vectors has."""
+    return max(1, min(round(4 * math.sqrt(count)), count // 39))
+
+
+def product_codes(size: int) -> int:
+    """How many codes stand for a vector of that size: the most that divide it into parts of 4 or more."""
+    return max(divisor for divisor in range(1, size // 4 + 1) if size % divisor == 0) if size >= 4 else size
 
 
 def recall_against_exact(found: Rows, exact: Rows) -> float:
