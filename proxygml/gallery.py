@@ -4,18 +4,20 @@ On disk it is a folder, which a reader sees as it was before a change or after i
 in Milvus (milvus_gallery.py). No image is opened here and no network runs: vectors come in.
 """
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import BinaryIO, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import only_writer, written_whole
 from proxygml.filters import Where, matches, told
@@ -35,6 +37,7 @@ from proxygml.nearest_neighbors import (
     ApproximateIndex,
     Kind,
     Rows,
+    VectorRows,
     Vectors,
     exact_candidates,
     ranked,
@@ -42,6 +45,7 @@ from proxygml.nearest_neighbors import (
 )
 from proxygml.reranking import reranked
 
+WRITTEN_AT_A_TIME = 16_384  # vectors
 RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
 RERANKED = 100  # nearest items that k-reciprocal neighbours bring into another order
 RECALL_SAMPLE, RECALL_AT = 500, 10
@@ -90,7 +94,7 @@ class Gallery:
     ) -> None:
         self.facts = facts
         self.folder = folder
-        self._buffer = vectors  # rows beyond the table's are room to grow into
+        self._vectors = VectorRows(vectors)
         self._index = index
         self._set_table(table)
 
@@ -160,14 +164,8 @@ class Gallery:
         refuse_gallery(folder, force)
         with only_writer(folder / ".lock"):
             name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
-            tables = []
             try:
-                with (folder / name).open("wb") as file:
-                    for vectors, items in blocks:
-                        file.write(unit_vectors(vectors).astype("<f4").tobytes())
-                        tables.append(checked_items(items, len(vectors)))
-                    file.flush()
-                    os.fsync(file.fileno())
+                tables, digest = _copied(blocks, folder / name, total)
                 table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
                 if table.empty:
                     raise GalleryError(f"no items are left to build {folder} from")
@@ -176,8 +174,11 @@ class Gallery:
                 )
                 table.index = pd.RangeIndex(len(table), name="id")
                 gallery = cls(mapped(folder, facts), table.assign(removed=False), facts, None, folder)
-                gallery._reindex()
+                checkpoint = folder / f".{facts.kind}-{digest[:16]}.faiss"
+                gallery._reindex(checkpoint)
                 gallery._publish(folder)
+                for left in folder.glob(".*.faiss"):  # of stopped builds, this one or others
+                    left.unlink()
             except BaseException:
                 (folder / name).unlink(missing_ok=True)
                 raise
@@ -247,7 +248,7 @@ class Gallery:
         Raises:
             GalleryError: there is no such item.
         """
-        return self._vectors[self._rows_of(ids)]
+        return self._vectors.take(self._rows_of(ids))
 
     def search(
         self,
@@ -289,7 +290,7 @@ class Gallery:
             values, best = ranked(self._vectors, query, candidates, wanted)
             values, best = values[best != own[place]], best[best != own[place]]
             if rerank:
-                order = reranked(query, self._vectors[best])
+                order = reranked(query, self._vectors.take(best))
                 values, best = values[order], best[order]
             scores[place], rows[place] = values[:k], best[:k]
         return SearchResult(scores, self._ids[rows], self._shown)
@@ -310,14 +311,9 @@ class Gallery:
         vectors = self._checked_queries(embeddings)
         items = checked_items(items, len(vectors))
         ids = np.arange(self.facts.next_id, self.facts.next_id + len(items))
-        first, last = len(self._table), len(self._table) + len(items)
-        if last > len(self._buffer):
-            grown = np.empty((max(last, len(self._buffer) * 3 // 2), self.facts.dimension), np.float32)
-            grown[:first] = self._vectors
-            self._buffer = grown
-        self._buffer[first:last] = vectors
+        self._vectors.append(vectors)
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
-        self._set_table(pd.concat([self._table, added]) if first else added)
+        self._set_table(pd.concat([self._table, added]) if len(self._table) else added)
         self.facts = replace(self.facts, next_id=self.facts.next_id + len(items))
         return ids
 
@@ -360,21 +356,17 @@ class Gallery:
         with only_writer(target / ".lock"):
             if not new and read_facts(target).generation != self.facts.generation:
                 raise OverwriteError(f"{target} was changed since it was loaded: load it again, and repeat the change")
-            if _DEAD * (len(self._table) - len(self)) >= len(self._table):
-                self._compact()
-                new = True
+            if new or _DEAD * (len(self._table) - len(self)) >= len(self._table):
+                self._rewrite_vectors(target)
+            else:
+                self._append_vectors(target)
             if self.facts.kind != "exact" and self._tail >= max(_TAIL, len(self._table) // 10):
                 self._take_in_tail()
-            self._write_vectors(target, whole=new)
             self._publish(target)
 
     def calibrated(self, threshold: Threshold) -> None:
         """Keep a threshold (prediction.calibrate) with the gallery, in memory until `save`."""
         self.facts = replace(self.facts, threshold=threshold)
-
-    @property
-    def _vectors(self) -> Vectors:
-        return self._buffer[: len(self._table)]
 
     @property
     def _tail(self) -> int:
@@ -420,21 +412,20 @@ class Gallery:
             return exact_candidates(self._vectors, queries, k, allowed)
         found = self._index.candidates(queries, k, allowed)
         first = len(self._index)
-        tail_allowed = None if allowed is None else allowed[first:]
-        tail_count = self._tail if tail_allowed is None else int(np.count_nonzero(tail_allowed))
+        tail_count = self._tail if allowed is None else int(np.count_nonzero(allowed[first:]))
         if tail_count:
-            tail = exact_candidates(self._vectors[first:], queries, min(k, tail_count), tail_allowed)
-            found = [np.concatenate([rows, first + more]) for rows, more in zip(found, tail, strict=True)]
+            tail = exact_candidates(self._vectors, queries, min(k, tail_count), allowed, first)
+            found = [np.concatenate([rows, more]) for rows, more in zip(found, tail, strict=True)]
         for place, rows in enumerate(found):
             if len(rows) < k:
                 found[place] = exact_candidates(self._vectors, queries[place : place + 1], k, allowed)[0]
         return found
 
-    def _reindex(self) -> None:
+    def _reindex(self, checkpoint: Path | None = None) -> None:
         """Build the approximate index anew and measure what it loses."""
         if self.facts.kind == "exact":
             return
-        self._index = ApproximateIndex.build(self.facts.kind, self._vectors)
+        self._index = ApproximateIndex.build(self.facts.kind, self._vectors, checkpoint=checkpoint)
         self.facts = replace(self.facts, index="", recall=self._measured_recall())
 
     def _measured_recall(self) -> float | None:
@@ -444,36 +435,47 @@ class Gallery:
             return None
         sample = np.random.default_rng(0).permutation(self.items.index.to_numpy())[:RECALL_SAMPLE]
         queries = self.vectors(sample)
-        exact = Gallery(self._buffer, self._table, replace(self.facts, kind="exact"), None, None)
-        found, truth = (gallery.search(queries, k, exclude=sample).ids for gallery in (self, exact))
-        return recall_against_exact(found, truth)
+        found = self.search(queries, k, exclude=sample).ids
+        index, self._index = self._index, None  # without it, it searches exactly
+        try:
+            return recall_against_exact(found, self.search(queries, k, exclude=sample).ids)
+        finally:
+            self._index = index
 
     def _take_in_tail(self) -> None:
         if self._index is None:
             self._reindex()
             return
-        self._index.add(self._vectors[len(self._index) :])
+        self._index.add(self._vectors)
         self.facts = replace(self.facts, index="", recall=self._measured_recall())
 
-    def _compact(self) -> None:
-        self._buffer = self._vectors[self._alive]
-        self._set_table(self._table[self._alive])
-        self._reindex()
-
-    def _write_vectors(self, folder: Path, whole: bool) -> None:
-        """Append the rows that are not on disk yet, beyond what readers look at; or write all to a new file."""
-        name = f"vectors-{uuid.uuid4().hex[:8]}.f32" if whole else self.facts.vectors
-        start = 0 if whole else self.facts.rows
-        with (folder / name).open("wb" if whole else "r+b") as file:
-            file.truncate(4 * start * self.facts.dimension)  # what a writer left that was stopped
+    def _append_vectors(self, folder: Path) -> None:
+        """Write the rows that are not on disk yet, beyond what readers look at."""
+        with (folder / self.facts.vectors).open("r+b") as file:
+            file.truncate(4 * self.facts.rows * self.facts.dimension)  # what a writer left that was stopped
             file.seek(0, os.SEEK_END)
-            for row in range(start, len(self._table), 65_536):
-                file.write(self._vectors[row : row + 65_536].astype("<f4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        generation = generation_of(folder)
-        index = "" if whole else self.facts.index
-        self.facts = replace(self.facts, vectors=name, rows=len(self._table), index=index, generation=generation)
+            self._write_rows(file, np.arange(self.facts.rows, len(self._table)))
+        self.facts = replace(self.facts, rows=len(self._table))
+        self._vectors = VectorRows(mapped(folder, self.facts))
+
+    def _rewrite_vectors(self, folder: Path) -> None:
+        """Write the rows that can be found to a new file, and go on with those alone."""
+        name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
+        kept = np.flatnonzero(self._alive)
+        with (folder / name).open("wb") as file:
+            self._write_rows(file, kept)
+        changed = len(kept) < len(self._table)
+        self.facts = replace(self.facts, vectors=name, rows=len(kept), index="", generation=generation_of(folder))
+        self._vectors = VectorRows(mapped(folder, self.facts))
+        if changed:
+            self._set_table(self._table[self._alive])
+            self._reindex()
+
+    def _write_rows(self, file: BinaryIO, rows: Rows) -> None:
+        for start in range(0, len(rows), WRITTEN_AT_A_TIME):
+            file.write(self._vectors.take(rows[start : start + WRITTEN_AT_A_TIME]).astype("<f4").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
     def _publish(self, folder: Path) -> None:
         """Write items and index under new names, then gallery.json, which makes them the gallery; clear up."""
@@ -489,6 +491,22 @@ class Gallery:
         write_facts(folder, self.facts)
         self.folder = folder
         clear_up(folder, self.facts)
+
+
+def _copied(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[list[pd.DataFrame], str]:
+    """Write the vectors of all blocks to a file; the item tables, and a digest of the file."""
+    tables, digest = [], hashlib.sha256()
+    with path.open("wb") as file, progress_bar(disable=total is not None and total < WRITTEN_AT_A_TIME) as bar:
+        task = bar.add_task("copying", total=total, note="")
+        for vectors, items in blocks:
+            part = unit_vectors(vectors).astype("<f4").tobytes()
+            tables.append(checked_items(items, len(vectors)))
+            file.write(part)
+            digest.update(part)
+            bar.advance(task, len(items))
+        file.flush()
+        os.fsync(file.fileno())
+    return tables, digest.hexdigest()
 
 
 def unit_vectors(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:

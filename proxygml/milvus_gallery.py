@@ -62,6 +62,7 @@ from proxygml.nearest_neighbors import (
     REFINED,
     Kind,
     Rows,
+    VectorRows,
     Vectors,
     inverted_lists,
     product_codes,
@@ -239,7 +240,7 @@ class MilvusGallery(Gallery):
             raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + told(where))
         scores, best = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for place, ((ids, vectors), query) in enumerate(zip(candidates, queries, strict=True)):
-            values, order = ranked(vectors, query, np.arange(len(ids)), wanted)
+            values, order = ranked(VectorRows(vectors), query, np.arange(len(ids)), wanted)
             kept = ids[order] != own[place]
             values, order = values[kept], order[kept]
             if rerank:
