@@ -11,18 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from proxygml.bn_inception import BNInception
 from proxygml.conv4 import Conv4
 from proxygml.errors import RecipeError, WeightsError
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 PRETRAINED_OWN = {"bn_inception": "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"}
 
@@ -54,10 +55,6 @@ def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module,
         RecipeError: no backbone has that name.
         WeightsError: the weights cannot be had or do not fit.
     """
-    if name not in OWN and not timm.is_model(name):
-        close = get_close_matches(name, [*OWN, *timm.list_models()], n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists the names"
-        raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows{hint}")
     backbone, space = _build_own(name) if name in OWN else _build_timm(name, weights == "pretrained", image_size)
     if weights == "pretrained" and name in OWN:
         _load(backbone, _download(name), name)
@@ -72,7 +69,13 @@ def _build_own(name: str) -> tuple[nn.Module, InputSpace]:
 
 
 def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module, InputSpace]:
-    config = timm.get_pretrained_cfg(name) or PretrainedCfg()
+    import timm  # noqa: PLC0415  (loads all of its models; our own need none of it)
+
+    if not timm.is_model(name):
+        close = get_close_matches(name, [*OWN, *timm.list_models()], n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists the names"
+        raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows{hint}")
+    config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     if pretrained:
         _require_reachable(name, config)
     # Only models built for one input size take a size, and they must be told it.
@@ -87,7 +90,7 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module
     return backbone, InputSpace((red[0], green[0], blue[0]), (red[1], green[1], blue[1]))
 
 
-def _require_reachable(name: str, config: PretrainedCfg) -> None:
+def _require_reachable(name: str, config: "PretrainedCfg") -> None:
     """Fail at once and quietly where there is no network: the hub's own client retries for most of a minute."""
     from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415
 
@@ -104,7 +107,7 @@ def _require_reachable(name: str, config: PretrainedCfg) -> None:
         raise WeightsError(_how_to_fetch(name, config)) from error
 
 
-def _how_to_fetch(name: str, config: PretrainedCfg) -> str:
+def _how_to_fetch(name: str, config: "PretrainedCfg") -> str:
     return (
         f"the pretrained weights of {name} could not be downloaded: fetch "
         f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors on a machine with a network and "

@@ -36,6 +36,7 @@ output = Console()
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 _QUERIES_PRINTED = 5
+_GALLERY_HELP = "a folder; or, in Milvus, NAME.db or http://HOST:19530 (token: MILVUS_TOKEN), perhaps with #GALLERY"
 _RECIPE_HELP = "a YAML file with any of the keys below, or the name of one of ours; other options win over it"
 
 
@@ -324,7 +325,7 @@ def index(arguments: Sequence[str]) -> None:
     )
     _add_source(parser)
     parser.add_argument("--vectors", type=Path | None, default=None, help="a file that `proxygml embed` wrote")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the gallery")
+    parser.add_argument("--out", type=str, required=True, help=f"the gallery: {_GALLERY_HELP}")
     parser.add_argument(
         "--kind",
         type=Literal["exact", "hnsw", "ivfpq"],
@@ -425,7 +426,7 @@ def _where(conditions: Sequence[str] | None) -> dict[str, list[str]]:
 def search(arguments: Sequence[str]) -> None:
     """Find the images of a gallery that are most similar to yours."""
     parser = Parser("search", str(search.__doc__))
-    parser.add_argument("gallery", type=Path, help="the folder of the gallery")
+    parser.add_argument("gallery", type=str, help=_GALLERY_HELP)
     parser.add_argument("queries", type=Path, nargs="+", help="images, or folders of them")
     parser.add_argument("--k", type=int, default=10, help="how many to find for each")
     parser.add_argument("--where", nargs="+", default=None, help="only items with column=value, such as label=sparrow")

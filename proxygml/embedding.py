@@ -323,6 +323,11 @@ class VectorFile:
         return int(pq.read_schema(self.path).field("embedding").type.list_size)
 
     @property
+    def rows(self) -> int:
+        """How many vectors."""
+        return int(pq.read_metadata(self.path).num_rows)
+
+    @property
     def model(self) -> str:
         """Fingerprint of the model; empty where the file does not say."""
         return str(self._facts().get("model", ""))

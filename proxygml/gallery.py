@@ -1,24 +1,26 @@
 """The gallery: vectors with a table of what they are, to be searched, added to and removed from.
 
-On disk it is a folder, which a reader sees as it was before a change or after it (gallery_folder.py). No image is
-opened here and no network runs: vectors come in.
+On disk it is a folder, which a reader sees as it was before a change or after it (gallery_folder.py); or its items are
+in Milvus (milvus_gallery.py). No image is opened here and no network runs: vectors come in.
 """
 
+import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args
+from typing import BinaryIO, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import only_writer, written_whole
+from proxygml.filters import Where, matches, told
 from proxygml.gallery_folder import (
     MANIFEST,
     Facts,
@@ -30,10 +32,12 @@ from proxygml.gallery_folder import (
     refuse_gallery,
     write_facts,
 )
+from proxygml.milvus import Address, is_milvus
 from proxygml.nearest_neighbors import (
     ApproximateIndex,
     Kind,
     Rows,
+    VectorRows,
     Vectors,
     exact_candidates,
     ranked,
@@ -41,6 +45,7 @@ from proxygml.nearest_neighbors import (
 )
 from proxygml.reranking import reranked
 
+WRITTEN_AT_A_TIME = 16_384  # vectors
 RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
 RERANKED = 100  # nearest items that k-reciprocal neighbours bring into another order
 RECALL_SAMPLE, RECALL_AT = 500, 10
@@ -48,7 +53,6 @@ RECALL_SAMPLE, RECALL_AT = 500, 10
 _TAIL = 1000  # items, or a tenth of all, that may be added before an approximate index takes them in
 _DEAD = 4  # one removed item in so many lets the next save write all files anew, without them
 
-Where = Mapping[str, str | float | bool | Sequence[str | float | bool]]
 Block = tuple[Vectors, pd.DataFrame]
 
 
@@ -90,7 +94,7 @@ class Gallery:
     ) -> None:
         self.facts = facts
         self.folder = folder
-        self._buffer = vectors  # rows beyond the table's are room to grow into
+        self._vectors = VectorRows(vectors)
         self._index = index
         self._set_table(table)
 
@@ -127,37 +131,41 @@ class Gallery:
         """
         if kind not in get_args(Kind):
             raise GalleryError(f"kind is {kind!r}, but must be one of {', '.join(get_args(Kind))}")
-        vectors = _unit(embeddings)
+        vectors = unit_vectors(embeddings)
         gallery = cls(vectors[:0], _empty_table(items), Facts(kind, model, run, dimension=vectors.shape[1]), None, None)
         gallery.add(vectors, items)
         gallery._reindex()
         return gallery
 
     @classmethod
-    def build(cls, folder: Path, blocks: Iterable[Block], facts: Facts, *, force: bool = False) -> "Gallery":
-        """A gallery on disk, from blocks of vectors (n, D) and items, with one block in memory at a time.
+    def build(
+        cls, folder: str | Path, blocks: Iterable[Block], facts: Facts, *, force: bool = False, total: int | None = None
+    ) -> "Gallery":
+        """A gallery on disk or in Milvus, from blocks of vectors (n, D) and items, with one block in memory at a time.
+
+        A build that was stopped, and is called again with the same blocks, goes on.
 
         Args:
-            folder: the gallery's; it appears, whole, when all is done.
+            folder: the gallery's, or its place in Milvus, see `load`; it appears, whole, when all is done.
             blocks: at least one row in all.
             facts: of which `kind`, `model`, `run` and `dimension` are taken.
             force: replace the gallery that is there.
+            total: the number of rows in all, for the progress bar.
 
         Raises:
             OverwriteError: something is there already, or another process is building it.
             GalleryError: see `create`.
         """
+        if is_milvus(folder):
+            from proxygml.milvus_gallery import MilvusGallery  # noqa: PLC0415  (a kind of Gallery: it imports this)
+
+            return MilvusGallery.build(folder, blocks, facts, force=force, total=total)
+        folder = Path(folder)
         refuse_gallery(folder, force)
         with only_writer(folder / ".lock"):
             name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
-            tables = []
             try:
-                with (folder / name).open("wb") as file:
-                    for vectors, items in blocks:
-                        file.write(_unit(vectors).astype("<f4").tobytes())
-                        tables.append(_checked_items(items, len(vectors)))
-                    file.flush()
-                    os.fsync(file.fileno())
+                tables, digest = _copied(blocks, folder / name, total)
                 table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
                 if table.empty:
                     raise GalleryError(f"no items are left to build {folder} from")
@@ -166,8 +174,11 @@ class Gallery:
                 )
                 table.index = pd.RangeIndex(len(table), name="id")
                 gallery = cls(mapped(folder, facts), table.assign(removed=False), facts, None, folder)
-                gallery._reindex()
+                checkpoint = folder / f".{facts.kind}-{digest[:16]}.faiss"
+                gallery._reindex(checkpoint)
                 gallery._publish(folder)
+                for left in folder.glob(".*.faiss"):  # of stopped builds, this one or others
+                    left.unlink()
             except BaseException:
                 (folder / name).unlink(missing_ok=True)
                 raise
@@ -177,9 +188,16 @@ class Gallery:
     def load(cls, folder: str | Path) -> "Gallery":
         """Open a gallery; its vectors stay on disk and are read where they are needed.
 
+        Args:
+            folder: the gallery's; or NAME.db (milvus-lite), or the URI of a Milvus server, each perhaps with #GALLERY.
+
         Raises:
             GalleryError: there is none, or it is damaged.
         """
+        if is_milvus(folder):
+            from proxygml.milvus_gallery import MilvusGallery  # noqa: PLC0415
+
+            return MilvusGallery.load(folder)
         folder = Path(folder)
         for _ in range(10):  # a writer may take the files away between two of our steps, and name others
             facts = read_facts(folder)
@@ -202,8 +220,27 @@ class Gallery:
 
     @property
     def items(self) -> pd.DataFrame:
-        """The item table, by id, without what was removed."""
+        """The item table, by id, without what was removed; for a gallery in Milvus this fetches all of it."""
         return self._shown[self._alive]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the item table's columns."""
+        return list(self._shown.columns)
+
+    def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
+        """For each of the n rows the id, int64, of the first item that is the same in these columns, -1 for none.
+
+        Args:
+            items: the rows; a column that they or the gallery lack is empty there, and empty equals empty.
+            columns: `path` among them.
+        """
+        return first_equal(items, self.items, columns)
+
+    @property
+    def place(self) -> str:
+        """Its folder, as `load` takes it; empty where it was never saved."""
+        return str(self.folder or "")
 
     def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
         """The vectors, float32 (n, D), of items.
@@ -211,7 +248,7 @@ class Gallery:
         Raises:
             GalleryError: there is no such item.
         """
-        return self._vectors[self._rows_of(ids)]
+        return self._vectors.take(self._rows_of(ids))
 
     def search(
         self,
@@ -243,7 +280,7 @@ class Gallery:
         k = min(k, available - spare)
         if k < 1:
             found = "no item" if not available else "no other item"
-            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + _told(where))
+            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + told(where))
         wanted = min((max(k, RERANKED) if rerank else k) + spare, available)
         own = np.full(len(queries), -1) if exclude is None else self._rows_or_none(exclude, len(queries))
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -253,7 +290,7 @@ class Gallery:
             values, best = ranked(self._vectors, query, candidates, wanted)
             values, best = values[best != own[place]], best[best != own[place]]
             if rerank:
-                order = reranked(query, self._vectors[best])
+                order = reranked(query, self._vectors.take(best))
                 values, best = values[order], best[order]
             scores[place], rows[place] = values[:k], best[:k]
         return SearchResult(scores, self._ids[rows], self._shown)
@@ -272,16 +309,11 @@ class Gallery:
             GalleryError: shapes that do not fit, or a reserved column.
         """
         vectors = self._checked_queries(embeddings)
-        items = _checked_items(items, len(vectors))
+        items = checked_items(items, len(vectors))
         ids = np.arange(self.facts.next_id, self.facts.next_id + len(items))
-        first, last = len(self._table), len(self._table) + len(items)
-        if last > len(self._buffer):
-            grown = np.empty((max(last, len(self._buffer) * 3 // 2), self.facts.dimension), np.float32)
-            grown[:first] = self._vectors
-            self._buffer = grown
-        self._buffer[first:last] = vectors
+        self._vectors.append(vectors)
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
-        self._set_table(pd.concat([self._table, added]) if first else added)
+        self._set_table(pd.concat([self._table, added]) if len(self._table) else added)
         self.facts = replace(self.facts, next_id=self.facts.next_id + len(items))
         return ids
 
@@ -311,6 +343,8 @@ class Gallery:
                 else is in the folder.
             GalleryError: there is nothing to save, or no folder is given for a new gallery.
         """
+        if folder is not None and is_milvus(folder):
+            raise GalleryError(f"save writes folders, and {folder} is in Milvus: Gallery.build puts a gallery there")
         target = Path(folder) if folder is not None else self.folder
         if target is None:
             raise GalleryError("the gallery has no folder yet: give one to save it in")
@@ -322,21 +356,17 @@ class Gallery:
         with only_writer(target / ".lock"):
             if not new and read_facts(target).generation != self.facts.generation:
                 raise OverwriteError(f"{target} was changed since it was loaded: load it again, and repeat the change")
-            if _DEAD * (len(self._table) - len(self)) >= len(self._table):
-                self._compact()
-                new = True
+            if new or _DEAD * (len(self._table) - len(self)) >= len(self._table):
+                self._rewrite_vectors(target)
+            else:
+                self._append_vectors(target)
             if self.facts.kind != "exact" and self._tail >= max(_TAIL, len(self._table) // 10):
                 self._take_in_tail()
-            self._write_vectors(target, whole=new)
             self._publish(target)
 
     def calibrated(self, threshold: Threshold) -> None:
         """Keep a threshold (prediction.calibrate) with the gallery, in memory until `save`."""
         self.facts = replace(self.facts, threshold=threshold)
-
-    @property
-    def _vectors(self) -> Vectors:
-        return self._buffer[: len(self._table)]
 
     @property
     def _tail(self) -> int:
@@ -358,7 +388,7 @@ class Gallery:
         return np.asarray(self._table.index.get_indexer(wanted), dtype=np.int64)
 
     def _checked_queries(self, embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
-        vectors = _unit(embeddings)
+        vectors = unit_vectors(embeddings)
         if vectors.shape[1] != self.facts.dimension:
             raise GalleryError(
                 f"embeddings are of size {vectors.shape[1]}, but the gallery's of {self.facts.dimension}: "
@@ -372,7 +402,7 @@ class Gallery:
             return None if self._all_alive else self._alive
         allowed = self._alive.copy()
         for column, values in where.items():
-            allowed &= _matches(self._shown, column, values)
+            allowed &= matches(self._shown, column, values)
         return allowed
 
     def _candidates(self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None) -> list[Rows]:
@@ -382,21 +412,20 @@ class Gallery:
             return exact_candidates(self._vectors, queries, k, allowed)
         found = self._index.candidates(queries, k, allowed)
         first = len(self._index)
-        tail_allowed = None if allowed is None else allowed[first:]
-        tail_count = self._tail if tail_allowed is None else int(np.count_nonzero(tail_allowed))
+        tail_count = self._tail if allowed is None else int(np.count_nonzero(allowed[first:]))
         if tail_count:
-            tail = exact_candidates(self._vectors[first:], queries, min(k, tail_count), tail_allowed)
-            found = [np.concatenate([rows, first + more]) for rows, more in zip(found, tail, strict=True)]
+            tail = exact_candidates(self._vectors, queries, min(k, tail_count), allowed, first)
+            found = [np.concatenate([rows, more]) for rows, more in zip(found, tail, strict=True)]
         for place, rows in enumerate(found):
             if len(rows) < k:
                 found[place] = exact_candidates(self._vectors, queries[place : place + 1], k, allowed)[0]
         return found
 
-    def _reindex(self) -> None:
+    def _reindex(self, checkpoint: Path | None = None) -> None:
         """Build the approximate index anew and measure what it loses."""
         if self.facts.kind == "exact":
             return
-        self._index = ApproximateIndex.build(self.facts.kind, self._vectors)
+        self._index = ApproximateIndex.build(self.facts.kind, self._vectors, checkpoint=checkpoint)
         self.facts = replace(self.facts, index="", recall=self._measured_recall())
 
     def _measured_recall(self) -> float | None:
@@ -406,36 +435,47 @@ class Gallery:
             return None
         sample = np.random.default_rng(0).permutation(self.items.index.to_numpy())[:RECALL_SAMPLE]
         queries = self.vectors(sample)
-        exact = Gallery(self._buffer, self._table, replace(self.facts, kind="exact"), None, None)
-        found, truth = (gallery.search(queries, k, exclude=sample).ids for gallery in (self, exact))
-        return recall_against_exact(found, truth)
+        found = self.search(queries, k, exclude=sample).ids
+        index, self._index = self._index, None  # without it, it searches exactly
+        try:
+            return recall_against_exact(found, self.search(queries, k, exclude=sample).ids)
+        finally:
+            self._index = index
 
     def _take_in_tail(self) -> None:
         if self._index is None:
             self._reindex()
             return
-        self._index.add(self._vectors[len(self._index) :])
+        self._index.add(self._vectors)
         self.facts = replace(self.facts, index="", recall=self._measured_recall())
 
-    def _compact(self) -> None:
-        self._buffer = self._vectors[self._alive]
-        self._set_table(self._table[self._alive])
-        self._reindex()
-
-    def _write_vectors(self, folder: Path, whole: bool) -> None:
-        """Append the rows that are not on disk yet, beyond what readers look at; or write all to a new file."""
-        name = f"vectors-{uuid.uuid4().hex[:8]}.f32" if whole else self.facts.vectors
-        start = 0 if whole else self.facts.rows
-        with (folder / name).open("wb" if whole else "r+b") as file:
-            file.truncate(4 * start * self.facts.dimension)  # what a writer left that was stopped
+    def _append_vectors(self, folder: Path) -> None:
+        """Write the rows that are not on disk yet, beyond what readers look at."""
+        with (folder / self.facts.vectors).open("r+b") as file:
+            file.truncate(4 * self.facts.rows * self.facts.dimension)  # what a writer left that was stopped
             file.seek(0, os.SEEK_END)
-            for row in range(start, len(self._table), 65_536):
-                file.write(self._vectors[row : row + 65_536].astype("<f4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        generation = generation_of(folder)
-        index = "" if whole else self.facts.index
-        self.facts = replace(self.facts, vectors=name, rows=len(self._table), index=index, generation=generation)
+            self._write_rows(file, np.arange(self.facts.rows, len(self._table)))
+        self.facts = replace(self.facts, rows=len(self._table))
+        self._vectors = VectorRows(mapped(folder, self.facts))
+
+    def _rewrite_vectors(self, folder: Path) -> None:
+        """Write the rows that can be found to a new file, and go on with those alone."""
+        name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
+        kept = np.flatnonzero(self._alive)
+        with (folder / name).open("wb") as file:
+            self._write_rows(file, kept)
+        changed = len(kept) < len(self._table)
+        self.facts = replace(self.facts, vectors=name, rows=len(kept), index="", generation=generation_of(folder))
+        self._vectors = VectorRows(mapped(folder, self.facts))
+        if changed:
+            self._set_table(self._table[self._alive])
+            self._reindex()
+
+    def _write_rows(self, file: BinaryIO, rows: Rows) -> None:
+        for start in range(0, len(rows), WRITTEN_AT_A_TIME):
+            file.write(self._vectors.take(rows[start : start + WRITTEN_AT_A_TIME]).astype("<f4").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
     def _publish(self, folder: Path) -> None:
         """Write items and index under new names, then gallery.json, which makes them the gallery; clear up."""
@@ -453,7 +493,23 @@ class Gallery:
         clear_up(folder, self.facts)
 
 
-def _unit(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
+def _copied(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[list[pd.DataFrame], str]:
+    """Write the vectors of all blocks to a file; the item tables, and a digest of the file."""
+    tables, digest = [], hashlib.sha256()
+    with path.open("wb") as file, progress_bar(disable=total is not None and total < WRITTEN_AT_A_TIME) as bar:
+        task = bar.add_task("copying", total=total, note="")
+        for vectors, items in blocks:
+            part = unit_vectors(vectors).astype("<f4").tobytes()
+            tables.append(checked_items(items, len(vectors)))
+            file.write(part)
+            digest.update(part)
+            bar.advance(task, len(items))
+        file.flush()
+        os.fsync(file.fileno())
+    return tables, digest.hexdigest()
+
+
+def unit_vectors(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
     """Float32 (n, D) of length 1; those that are already stay bit for bit as they are."""
     given = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
     if given.ndim != 2 or given.shape[1] == 0 or given.dtype.kind != "f":
@@ -475,7 +531,7 @@ def _empty_table(items: pd.DataFrame) -> pd.DataFrame:
     return items.iloc[:0].assign(removed=False).set_axis(pd.Index([], dtype=np.int64, name="id"))
 
 
-def _checked_items(items: pd.DataFrame, count: int) -> pd.DataFrame:
+def checked_items(items: pd.DataFrame, count: int) -> pd.DataFrame:
     if len(items) != count:
         raise GalleryError(f"there are {len(items)} items, but {count} embeddings: give one row for each")
     taken = [name for name in items.columns if name in RESERVED]
@@ -484,22 +540,27 @@ def _checked_items(items: pd.DataFrame, count: int) -> pd.DataFrame:
     return items
 
 
-def _matches(table: pd.DataFrame, column: str, values: object) -> npt.NDArray[np.bool_]:
-    """Which rows have one of the values in the column, numbers compared as numbers and all else as text."""
-    if column not in table:
-        close = get_close_matches(column, list(table.columns), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {', '.join(table.columns) or 'none'}"
-        raise GalleryError(f"the item table has no column {column!r}: {hint}")
-    wanted = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
-    cells = table[column]
-    if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
-        try:
-            wanted = [float(str(value)) for value in wanted]
-        except ValueError:
-            raise GalleryError(f"the column {column!r} holds numbers, but {wanted[0]!r} is none") from None
-        return np.asarray(cells.astype("float64").isin(wanted), dtype=bool)
-    return np.asarray(cells.astype("string").isin([str(value) for value in wanted]), dtype=bool)
+def first_equal(wanted: pd.DataFrame, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
+    """See Gallery.ids_of; `items` are by id."""
+    keys = list(columns)
+    known = items.reindex(columns=keys).reset_index().drop_duplicates(keys)
+    given = wanted.reindex(columns=keys)
+    if empty := [key for key in keys if known[key].isna().all() or given[key].isna().all()]:
+        known, given = (part.astype(dict.fromkeys(empty, object)) for part in (known, given))
+    ids: Rows = given.merge(known, "left", on=keys)["id"].fillna(-1).to_numpy(dtype=np.int64)
+    return ids
 
 
-def _told(where: Where | None) -> str:
-    return "" if not where else f": none has {', '.join(f'{column}={value}' for column, value in where.items())}"
+def work_place(place: str | Path, purpose: str) -> Path:
+    """Where on this machine work in progress on a gallery is kept, until it is part of the gallery."""
+    return Address.parse(place).work(purpose) if is_milvus(place) else Path(place) / f".{purpose}"
+
+
+def refuse_place(place: str | Path, force: bool) -> None:
+    """Raise OverwriteError when a gallery may not be put there."""
+    if is_milvus(place):
+        from proxygml.milvus_gallery import MilvusGallery  # noqa: PLC0415
+
+        MilvusGallery.refuse(Address.parse(place), force)
+    else:
+        refuse_gallery(Path(place), force)

@@ -7,6 +7,7 @@ appends to the vectors beyond what any reader looks at; then it replaces gallery
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -62,6 +63,9 @@ class Facts:
     index: str = ""
 
 
+AnyFacts = TypeVar("AnyFacts", bound=Facts)
+
+
 def refuse_gallery(folder: Path, force: bool) -> None:
     """Raise OverwriteError when a gallery may not be put there."""
     if (folder / MANIFEST).exists():
@@ -88,20 +92,35 @@ def read_facts(folder: Path) -> Facts:
     if not path.is_file():
         raise GalleryError(f"{folder} is no gallery: it holds no {MANIFEST}; `proxygml index` makes one")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.pop("format")
-        if found != FORMAT:
-            raise GalleryError(f"{path} has format {found!r}, but this version of proxygml reads format {FORMAT}")
-        threshold = content.pop("threshold")
-        facts = Facts(**content, threshold=None if threshold is None else Threshold(**threshold))
-        names = [Path(name).name == name for name in (facts.vectors, facts.items, facts.index)]
-        if not all(names):
-            raise GalleryError(f"{path} names files outside of its folder: build the gallery again")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, GalleryError):
-            raise
+        facts = parsed_facts(path.read_text(encoding="utf-8"), str(path), Facts)
+    except OSError as error:
         raise GalleryError(f"{path} cannot be read ({error}): build the gallery again") from error
+    names = [Path(name).name == name for name in (facts.vectors, facts.items, facts.index)]
+    if not all(names):
+        raise GalleryError(f"{path} names files outside of its folder: build the gallery again")
     return facts
+
+
+def parsed_facts(text: str, place: str, kind: type[AnyFacts]) -> AnyFacts:
+    """What `facts_text` wrote.
+
+    Raises:
+        GalleryError: it is damaged or of another format.
+    """
+    try:
+        content = json.loads(text)
+        found = content.pop("format")
+        threshold = content.pop("threshold")
+        if found == FORMAT:
+            return kind(**content, threshold=None if threshold is None else Threshold(**threshold))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise GalleryError(f"{place} cannot be read ({error}): build the gallery again") from error
+    raise GalleryError(f"{place} has format {found!r}, but this version of proxygml reads format {FORMAT}")
+
+
+def facts_text(facts: Facts) -> str:
+    """Facts as JSON."""
+    return json.dumps({"format": FORMAT} | asdict(facts), indent=2) + "\n"
 
 
 def mapped(folder: Path, facts: Facts) -> Vectors:
@@ -121,7 +140,7 @@ def mapped(folder: Path, facts: Facts) -> Vectors:
 def write_facts(folder: Path, facts: Facts) -> None:
     """Make the files that `facts` names the gallery, in one step."""
     with written_whole(folder / MANIFEST) as path:
-        path.write_text(json.dumps({"format": FORMAT} | asdict(facts), indent=2) + "\n", encoding="utf-8")
+        path.write_text(facts_text(facts), encoding="utf-8")
 
 
 def clear_up(folder: Path, facts: Facts) -> None:

@@ -3,7 +3,7 @@
 It brings embedder and gallery together; each gallery remembers which model it is of, and takes vectors of no other.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from proxygml.console import console
 from proxygml.embedder import Embedder, fingerprint
 from proxygml.embedding import Block, EmbeddedImages, ImageList, OnBad, VectorFile, discard, embed_images
 from proxygml.errors import GalleryError, UserError
-from proxygml.gallery import Gallery
-from proxygml.gallery_folder import Facts, refuse_gallery
+from proxygml.gallery import Gallery, refuse_place, work_place
+from proxygml.gallery_folder import Facts
 from proxygml.nearest_neighbors import Kind
 from proxygml.prediction import calibrate
 from proxygml.run_folder import RunFolder
@@ -102,7 +102,7 @@ class Model:
 def build_gallery(
     model: Model,
     source: Source,
-    out: Path,
+    out: str | Path,
     *,
     kind: Kind = "exact",
     false_accept_rate: float = 0.01,
@@ -119,19 +119,21 @@ def build_gallery(
     Raises:
         UserError: see embed_images, Gallery.build, VectorFile and Model.
     """
-    refuse_gallery(out, force)
+    refuse_place(out, force)
     if not 0 <= false_accept_rate < 1:
         raise UserError(f"--false-accept-rate is {false_accept_rate}, but must be 0 up to below 1")
     facts = Facts(kind, model.fingerprint, str(model.run))
     if source.vectors is not None:
         file = checked_vectors(source.vectors, model)
-        return Gallery.build(out, file.blocks(), replace(facts, dimension=file.dimension), force=force)
-    work = out / ".partial"
+        facts = replace(facts, dimension=file.dimension)
+        return Gallery.build(out, file.blocks(), facts, force=force, total=file.rows)
+    work = work_place(out, "partial")
     embedder = model.embedder()
     embedded = embed_images(
         embedder, model.fingerprint, source.image_list(), work, on_bad=on_bad, workers=workers, batch_size=batch_size
     )
-    gallery = Gallery.build(out, embedded.blocks(), replace(facts, dimension=embedded.dimension), force=force)
+    facts = replace(facts, dimension=embedded.dimension)
+    gallery = Gallery.build(out, embedded.blocks(), facts, force=force, total=len(embedded))
     discard(work)
     if source.catalog is not None:
         _calibrate(gallery, model, embedder, source.catalog, false_accept_rate, workers, batch_size)
@@ -173,8 +175,7 @@ def add_items(
     new = _unknown(gallery, images.table)
     if not new.any():
         return 0, len(images)
-    assert gallery.folder is not None
-    work = gallery.folder / ".partial"
+    work = work_place(gallery.place, "partial")
     fresh = ImageList(images.table[new].reset_index(drop=True))
     embedded = embed_images(
         model.embedder(), model.fingerprint, fresh, work, on_bad=on_bad, workers=workers, batch_size=batch_size
@@ -197,16 +198,10 @@ def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> tuple[int, int]:
 
 def _unknown(gallery: Gallery, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Which rows are not in the gallery: an image is told from others by its path, and by its box where it has one."""
-    if "path" not in table or "path" not in gallery.items:
+    if "path" not in table or "path" not in gallery.columns:
         return np.ones(len(table), dtype=bool)
-    known = set(_identities(gallery.items))
-    return np.array([identity not in known for identity in _identities(table)], dtype=bool)
-
-
-def _identities(table: pd.DataFrame) -> Iterator[tuple[object, ...]]:
-    boxes = [column for column in BOX_COLUMNS if column in table]
-    whole = table[["path", *boxes]].astype(object)
-    yield from whole.where(whole.notna(), None).itertuples(index=False, name=None)
+    keys = ["path", *(column for column in BOX_COLUMNS if column in table or column in gallery.columns)]
+    return np.asarray(gallery.ids_of(table, keys) < 0)
 
 
 def _calibrate(
@@ -242,12 +237,10 @@ def _embed_validation(
 ) -> Block:
     """The vectors and items of the validation images, from the gallery where it holds them all."""
     images = ImageList.from_catalog(validation)
-    plain = images.boxes is None and "path" in gallery.items and gallery.items["path"].is_unique
-    ids = gallery.items.reset_index().set_index("path")["id"].reindex(images.paths) if plain else None
-    if ids is not None and ids.notna().all():
-        return gallery.vectors(ids.to_numpy(dtype=np.int64)), images.table
-    assert gallery.folder is not None
-    work = gallery.folder / ".validation"
+    keys = ["path", *(column for column in BOX_COLUMNS if column in images.table or column in gallery.columns)]
+    if "path" in gallery.columns and (ids := gallery.ids_of(images.table, keys)).min() >= 0:
+        return gallery.vectors(ids), images.table
+    work = work_place(gallery.place, "validation")
     embedded: EmbeddedImages = embed_images(
         embedder, model.fingerprint, images, work, on_bad="drop", workers=workers, batch_size=batch_size
     )

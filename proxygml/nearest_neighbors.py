@@ -4,6 +4,8 @@ Both only propose candidates. `ranked` computes their similarities anew, in one 
 depends on the kind of index, on the batch or on an item's place, and equal scores rank in the order of the gallery.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
+from proxygml.files import written_whole
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 Vectors = npt.NDArray[np.float32]
@@ -26,41 +29,108 @@ SMALLEST_IVFPQ = 1000  # items below which there is too little to learn 256 code
 REFINED = 10  # candidates an approximate index proposes for each result, at least 100 of them
 
 _BLOCK_BYTES = 64 * 2**20
+_SAMPLE_BYTES = 256 * 2**20  # of vectors from which an IVF-PQ index learns
 _ADDED_AT_A_TIME = 4096
+_CHECKPOINT_SECONDS = 120
 
 
-def exact_candidates(vectors: Vectors, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None) -> list[Rows]:
+class VectorRows:
+    """Vectors that are read where they lie: a file's, mapped into memory, and those that were added since.
+
+    Args:
+        stored: float32 (n, D).
+    """
+
+    def __init__(self, stored: Vectors) -> None:
+        self._stored = stored
+        self._room = np.empty((0, stored.shape[1]), np.float32)  # those beyond `_added` are to grow into
+        self._added = 0
+
+    def __len__(self) -> int:
+        return len(self._stored) + self._added
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return int(self._stored.shape[1])
+
+    def append(self, vectors: Vectors) -> None:
+        """Add vectors (m, D), in memory."""
+        last = self._added + len(vectors)
+        if last > len(self._room):
+            grown = np.empty((max(last, len(self._room) * 3 // 2), self.size), np.float32)
+            grown[: self._added] = self._room[: self._added]
+            self._room = grown
+        self._room[self._added : last] = vectors
+        self._added = last
+
+    def part(self, start: int, end: int) -> Vectors:
+        """The vectors from row `start` to before row `end`; a view, where all of them lie in one place."""
+        border = len(self._stored)
+        if end <= border:
+            return self._stored[start:end]
+        fresh = self._room[max(start - border, 0) : min(end - border, self._added)]
+        return fresh if start >= border else np.concatenate([self._stored[start:], fresh])
+
+    def take(self, rows: Rows) -> Vectors:
+        """The vectors of these rows, a copy."""
+        border = len(self._stored)
+        if not self._added:
+            return np.asarray(self._stored[rows])
+        taken = np.empty((len(rows), self.size), np.float32)
+        taken[rows < border] = self._stored[rows[rows < border]]
+        taken[rows >= border] = self._room[rows[rows >= border] - border]
+        return taken
+
+
+def exact_candidates(
+    vectors: VectorRows, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None, first: int = 0
+) -> list[Rows]:
     """For each query rows that are sure to hold its k nearest.
 
     Args:
-        vectors: (n, D), of length 1.
+        vectors: n, of length 1.
         queries: (q, D), of length 1.
         k: at most the number of allowed rows.
         allowed: (n,), the rows that may be found; None for all.
+        first: the row from which on to look.
     """
-    if allowed is not None and 4 * np.count_nonzero(allowed) < len(vectors):
-        rows = np.flatnonzero(allowed)  # few: to fetch them costs less than to compare all
-        return [rows[places] for places in exact_candidates(vectors[rows], queries, k, None)]
-    height = max(1, _BLOCK_BYTES // (4 * max(len(vectors), 1)))
+    rows: Rows | None = None
+    if allowed is not None and 4 * np.count_nonzero(allowed[first:]) < len(allowed) - first:
+        rows = first + np.flatnonzero(allowed[first:])  # few: to fetch them costs less than to compare all
+    count = len(vectors) - first if rows is None else len(rows)
+    height = max(1, _BLOCK_BYTES // (4 * max(count, 1)))
     found: list[Rows] = []
     for start in range(0, len(queries), height):
-        block = queries[start : start + height]
-        # One query as a plain vector: BLAS then reads the gallery once, at the memory's speed.
-        similarity = (vectors @ block[0])[None] if len(block) == 1 else block @ vectors.T
-        if allowed is not None:
-            similarity[:, ~allowed] = -np.inf
+        similarity = _products(vectors, queries[start : start + height], rows, first)
+        if allowed is not None and rows is None:
+            similarity[:, ~allowed[first:]] = -np.inf
         least = torch.from_numpy(similarity).topk(k, dim=1, sorted=False).values.amin(dim=1).numpy()
         # Rounding may have put a row that belongs in just below the k-th: the bound of a float32 inner product.
-        slack = 2.0**-22 * vectors.shape[1]
-        found += [np.flatnonzero(row >= bound - slack) for row, bound in zip(similarity, least, strict=True)]
+        slack = 2.0**-22 * vectors.size
+        near = [np.flatnonzero(row >= bound - slack) for row, bound in zip(similarity, least, strict=True)]
+        found += [first + places if rows is None else rows[places] for places in near]
     return found
 
 
-def ranked(vectors: Vectors, query: Vectors, rows: Rows, k: int) -> tuple[Vectors, Rows]:
+def _products(vectors: VectorRows, queries: Vectors, rows: Rows | None, first: int) -> Vectors:
+    """The inner products (q, n) of queries (q, D) and these rows, or all from `first` on; a block of rows at a time."""
+    count = len(vectors) - first if rows is None else len(rows)
+    height = max(1, _BLOCK_BYTES // (4 * vectors.size))
+    result = np.empty((len(queries), count), np.float32)
+    for start in range(0, count, height):
+        end = min(start + height, count)
+        part = vectors.part(first + start, first + end) if rows is None else vectors.take(rows[start:end])
+        # One query as a plain vector: BLAS then reads the gallery once, at the memory's speed.
+        result[:, start:end] = part @ queries[0] if len(queries) == 1 else queries @ part.T
+    return result
+
+
+def ranked(vectors: VectorRows, query: Vectors, rows: Rows, k: int) -> tuple[Vectors, Rows]:
     """The k best of the candidate rows and their similarities, best first, equal ones in the order of the rows.
 
     Args:
-        vectors: (n, D).
+        vectors: n of them.
         query: (D,).
         rows: (c,), rising.
         k: how many; fewer where there are fewer candidates.
@@ -68,7 +138,7 @@ def ranked(vectors: Vectors, query: Vectors, rows: Rows, k: int) -> tuple[Vector
     Returns:
         float32 (k,) in -1..1, int64 (k,).
     """
-    scores = np.concatenate([_similarity(vectors[part], query) for part in _parts(rows)])
+    scores = np.concatenate([_similarity(vectors.take(part), query) for part in _parts(rows)])
     order = np.argsort(-scores, kind="stable")[:k]
     return scores[order], rows[order]
 
@@ -99,33 +169,47 @@ class ApproximateIndex:
         return int(self.index.ntotal)
 
     @classmethod
-    def build(cls, kind: Kind, vectors: Vectors, seed: int = 0) -> "ApproximateIndex":
-        """Index all the vectors (n, D), with a progress bar.
+    def build(
+        cls, kind: Kind, vectors: VectorRows, seed: int = 0, checkpoint: Path | None = None
+    ) -> "ApproximateIndex":
+        """Index all the vectors, with a progress bar.
 
         HNSW: Malkov and Yashunin, TPAMI 2020. IVF-PQ: Jegou et al., TPAMI 2011, learnt from a sample.
+
+        Args:
+            kind: hnsw or ivfpq.
+            vectors: n of them.
+            seed: of the sample and the k-means.
+            checkpoint: where to keep, every two minutes, what is done; what is there already goes on.
 
         Raises:
             GalleryError: an ivfpq index of too few vectors.
         """
         faiss = _faiss()
-        size = vectors.shape[1]
-        if kind == "hnsw":
-            index = faiss.IndexHNSWFlat(size, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        if checkpoint is not None and checkpoint.is_file():
+            made = cls.read(checkpoint)
+        elif kind == "hnsw":
+            index = faiss.IndexHNSWFlat(vectors.size, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = HNSW_BUILD
+            made = cls(index)
         else:
-            index = _trained_ivfpq(vectors, seed)
-        made = cls(index)
-        made.add(vectors)
+            made = cls(_trained_ivfpq(vectors, seed))
+        made.add(vectors, checkpoint)
         return made
 
-    def add(self, vectors: Vectors) -> None:
-        """Index more vectors (m, D), as the rows that follow."""
-        with progress_bar(disable=len(vectors) < _ADDED_AT_A_TIME) as bar:
-            task = bar.add_task("indexing", total=len(vectors), note="")
-            for start in range(0, len(vectors), _ADDED_AT_A_TIME):
-                part = np.ascontiguousarray(vectors[start : start + _ADDED_AT_A_TIME])
+    def add(self, vectors: VectorRows, checkpoint: Path | None = None) -> None:
+        """Index those of the vectors that follow what is indexed already."""
+        kept = 0.0  # the first block ends with a checkpoint, for what was learnt took long
+        with progress_bar(disable=len(vectors) - len(self) < _ADDED_AT_A_TIME) as bar:
+            task = bar.add_task("indexing", total=len(vectors), completed=len(self), note="")
+            while (start := len(self)) < len(vectors):
+                part = np.ascontiguousarray(vectors.part(start, min(start + _ADDED_AT_A_TIME, len(vectors))))
                 self.index.add(part)
                 bar.advance(task, len(part))
+                if checkpoint is not None and time.monotonic() - kept > _CHECKPOINT_SECONDS:
+                    with written_whole(checkpoint) as path:
+                        self.write(path)
+                    kept = time.monotonic()
 
     def candidates(self, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None) -> list[Rows]:
         """For each query (q, D) the rows, rising, that the index holds nearest: several times k, or what it found."""
@@ -167,22 +251,32 @@ def _faiss() -> Any:
     return import_module("faiss")
 
 
-def _trained_ivfpq(vectors: Vectors, seed: int) -> Any:
+def _trained_ivfpq(vectors: VectorRows, seed: int) -> Any:
     faiss = _faiss()
-    count, size = vectors.shape
+    count, size = len(vectors), vectors.size
     if count < SMALLEST_IVFPQ:
         raise GalleryError(
             f"an ivfpq index needs at least {SMALLEST_IVFPQ:,} items, but there are {count:,}: choose the kind exact"
         )
-    lists = max(1, min(round(4 * count**0.5), count // 39))
-    codes = max(divisor for divisor in range(1, size // 4 + 1) if size % divisor == 0) if size >= 4 else size
-    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(size), size, lists, codes, 8, faiss.METRIC_INNER_PRODUCT)
+    lists = inverted_lists(count)
+    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(size), size, lists, product_codes(size), 8, faiss.METRIC_INNER_PRODUCT)
     for clustering in (index.cp, index.pq.cp):
         clustering.seed = seed
         clustering.min_points_per_centroid = 1  # else FAISS writes warnings that a user can do nothing about
-    sample = np.random.default_rng(seed).permutation(count)[: max(64 * lists, 65_536)]
-    index.train(np.ascontiguousarray(vectors[np.sort(sample)]))
+    most = min(max(64 * lists, 65_536), _SAMPLE_BYTES // (4 * size))
+    sample = np.random.default_rng(seed).permutation(count)[:most]
+    index.train(np.ascontiguousarray(vectors.take(np.sort(sample))))
     return index
+
+
+def inverted_lists(count: int) -> int:
+    """How many lists an IVF index of so many vectors has."""
+    return max(1, min(round(4 * math.sqrt(count)), count // 39))
+
+
+def product_codes(size: int) -> int:
+    """How many codes stand for a vector of that size: the most that divide it into parts of 4 or more."""
+    return max(divisor for divisor in range(1, size // 4 + 1) if size % divisor == 0) if size >= 4 else size
 
 
 def recall_against_exact(found: Rows, exact: Rows) -> float:

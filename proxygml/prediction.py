@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from torch import Tensor
 
 from proxygml.errors import GalleryError
@@ -89,7 +90,7 @@ def calibrate(
     """
     if not 0 <= false_accept_rate < 1:
         raise GalleryError(f"the false-accept rate is {false_accept_rate}, but must be 0 up to below 1")
-    if "label" not in gallery.items:
+    if "label" not in gallery.columns:
         raise GalleryError("the gallery's items have no label: a threshold cannot be chosen")
     names = np.array(list(labels), dtype=object)
     wrong = _best_of_others(gallery, embeddings, names)
@@ -111,13 +112,18 @@ def _best_of_others(
     gallery: Gallery, embeddings: Tensor | npt.NDArray[np.floating], labels: npt.NDArray[np.object_]
 ) -> Vectors:
     """(n,): the similarity of each image's nearest item of another label."""
-    stored = gallery.items["label"].astype("string")
-    own = stored[stored.isin(list(set(labels)))].value_counts()
-    found = gallery.search(embeddings, 1 + (int(own.max()) if len(own) else 0))
-    other = stored.loc[found.ids.ravel()].to_numpy(dtype=object).reshape(found.ids.shape) != labels[:, None]
-    if not other.any(axis=1).all():
-        raise GalleryError("the gallery holds validation classes only: a threshold cannot be chosen")
-    best: Vectors = np.where(other, found.scores, -np.inf).max(axis=1).astype(np.float32)
+    best = np.full(len(labels), -np.inf, np.float32)
+    vectors = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+    todo, k = np.arange(len(labels)), 16
+    while len(todo):
+        found = gallery.search(vectors[todo], k)
+        names = found.table["label"].astype("string").reindex(found.ids.ravel()).to_numpy(dtype=object, na_value="")
+        other = names.reshape(found.ids.shape) != labels[todo, None]
+        best[todo] = np.where(other, found.scores, -np.inf).max(axis=1)
+        todo = todo[~other.any(axis=1)]
+        if len(todo) and found.ids.shape[1] == len(gallery):
+            raise GalleryError("the gallery holds validation classes only: a threshold cannot be chosen")
+        k *= 4
     return best
 
 
@@ -125,7 +131,7 @@ def _best_of_own(
     gallery: Gallery, embeddings: Tensor | npt.NDArray[np.floating], labels: npt.NDArray[np.object_]
 ) -> Vectors:
     """(n,): the similarity of each image's nearest other image of its class; -inf where it is the only one."""
-    own = Gallery.create(embeddings, gallery.items.iloc[[0] * len(labels)].assign(label=labels))
+    own = Gallery.create(embeddings, pd.DataFrame({"label": labels}))
     best = np.full(len(labels), -np.inf, np.float32)
     for label in set(labels):
         rows = np.flatnonzero(labels == label)

@@ -30,6 +30,7 @@ def reranked(
     distance /= max(distance.max(), 1e-12)
     nearest = np.argsort(distance, axis=1, kind="stable")
     among = _nearest_mask(nearest, neighbours + 1)
+    np.fill_diagonal(among, True)  # of many copies, one may have all its places taken by the others
     reciprocal = _expanded(among & among.T, nearest, neighbours)
     fuzzy = np.where(reciprocal, np.exp(-distance), 0.0)
     fuzzy /= fuzzy.sum(axis=1, keepdims=True)

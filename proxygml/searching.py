@@ -18,6 +18,7 @@ from proxygml.errors import GalleryError
 from proxygml.files import written_whole
 from proxygml.gallery import Gallery, SearchResult
 from proxygml.images import thumbnail
+from proxygml.nearest_neighbors import Rows
 from proxygml.prediction import Prediction, predict
 
 ROWS_SHOWN = 8
@@ -73,18 +74,16 @@ def search_images(
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
     if threshold is None and gallery.facts.threshold is not None:
         threshold = gallery.facts.threshold.score
-    labelled = "label" in gallery.items and bool(gallery.items["label"].notna().any())
+    labelled = "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
     return Answers(queries, result, predict(result, threshold) if labelled else None)
 
 
-def _own_ids(gallery: Gallery, queries: ImageList) -> list[int]:
+def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:
     """The id of each query's own item, -1 where it has none."""
-    if "path" not in gallery.items:
+    if "path" not in gallery.columns:
         raise GalleryError("the gallery's items have no path: a query cannot be told from the others")
-    keys = ["path", *(column for column in BOX_COLUMNS if column in queries.table and column in gallery.items)]
-    items = gallery.items.reset_index()[["id", *keys]].drop_duplicates(keys)
-    found = queries.table[keys].merge(items, "left", on=keys)["id"]
-    return [int(value) for value in found.fillna(-1)]
+    boxes = (column for column in BOX_COLUMNS if column in queries.table and column in gallery.columns)
+    return gallery.ids_of(queries.table, ["path", *boxes])
 
 
 def answers_table(answers: Answers) -> pd.DataFrame:

@@ -48,3 +48,12 @@ def test_with_all_weight_on_the_distance_nothing_moves() -> None:
 def test_one_item_is_in_order() -> None:
     vectors = clustered(2)
     assert reranked(vectors[0], vectors[1:]).tolist() == [0]
+
+
+def test_more_copies_than_neighbours_stay_in_order() -> None:
+    random = np.random.default_rng(0)
+    far = random.normal(size=(20, 8))
+    items = np.concatenate([np.repeat(far[:1], 60, axis=0), far[1:]])
+    items = (items / np.linalg.norm(items, axis=1, keepdims=True)).astype(np.float32)
+    with np.errstate(all="raise"):
+        assert np.array_equal(reranked(items[0], items)[:60], np.arange(60))

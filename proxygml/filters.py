@@ -1,0 +1,60 @@
+"""Which items a filter lets through: `{column: value}` or `{column: [values]}`, as `--where column=value` gives it.
+
+Numbers are compared as numbers, all else as text. Galleries in folders evaluate a filter here; those in Milvus turn it
+into an expression (milvus.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from proxygml.errors import GalleryError
+
+Value = str | float | bool
+Where = Mapping[str, Value | Sequence[Value]]
+
+
+def alternatives(values: Value | Sequence[Value]) -> list[Value]:
+    """The values of which an item must have one."""
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+
+
+def numbers(column: str, wanted: Sequence[Value]) -> list[float]:
+    """The values as numbers.
+
+    Raises:
+        GalleryError: one is none.
+    """
+    try:
+        return [float(str(value)) for value in wanted]
+    except ValueError:
+        raise GalleryError(f"the column {column!r} holds numbers, but {wanted[0]!r} is none") from None
+
+
+def refuse_unknown(column: str, columns: Sequence[str]) -> None:
+    """Raise GalleryError where the item table has no such column."""
+    if column not in columns:
+        close = get_close_matches(column, columns, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {', '.join(columns) or 'none'}"
+        raise GalleryError(f"the item table has no column {column!r}: {hint}")
+
+
+def matches(table: pd.DataFrame, column: str, values: Value | Sequence[Value]) -> npt.NDArray[np.bool_]:
+    """Which rows, bool (n,), have one of the values in the column.
+
+    Raises:
+        GalleryError: there is no such column, or it holds numbers and a value is none.
+    """
+    refuse_unknown(column, list(table.columns))
+    wanted, cells = alternatives(values), table[column]
+    if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
+        return np.asarray(cells.astype("float64").isin(numbers(column, wanted)), dtype=bool)
+    return np.asarray(cells.astype("string").isin([str(value) for value in wanted]), dtype=bool)
+
+
+def told(where: Where | None) -> str:
+    """The filter, for a message that says that nothing has passed it."""
+    return "" if not where else f": none has {', '.join(f'{column}={value}' for column, value in where.items())}"
