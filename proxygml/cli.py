@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -500,6 +501,43 @@ def cluster(arguments: Sequence[str]) -> None:
     say(summary(*found), f"clusters: {options.out / 'clusters.csv'}", f"sheets:   {options.out / 'sheets'}")
 
 
+def serve(arguments: Sequence[str]) -> None:
+    """Answer searches over HTTP, and show a page to search on."""
+    for package in ("fastapi", "gradio", "multipart", "prometheus_client", "uvicorn"):
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed, which serving needs: pip install proxygml[serve]")
+    from proxygml.serving import Limits, Service
+
+    parser = Parser("serve", str(serve.__doc__))
+    parser.add_argument("gallery", help="the folder of the gallery, NAME.db or the URI of a Milvus server")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--run", type=Path | None, default=None, help="the run folder, if it has moved")
+    parser.add_argument("--page", type=bool, default=True, help="whether there is a page beside the interface")
+    parser.add_class_arguments(Limits, as_group=False)
+    options = parser.parse(arguments)
+    from proxygml.app import listen, make_app, run_server
+    from proxygml.gallery import Gallery
+    from proxygml.indexing import Model
+
+    limits = Limits(**{key.name: options[key.name] for key in fields(Limits)})
+    gallery = Gallery.load(options.gallery)
+    service = Service(gallery, Model.of_gallery(gallery, options.run).embedder(), limits)
+    token = os.environ.get("PROXYGML_TOKEN", "")
+    app = make_app(service, token)
+    if options.page:
+        from proxygml.page import add_page
+
+        app = add_page(app, service)
+    with listen(options.host, options.port) as (socket, address):
+        say(
+            f"{len(gallery):,} items: {address}",
+            f"interface: {address}/docs",
+            "changes: with the token of PROXYGML_TOKEN" if token else "changes: none, as PROXYGML_TOKEN is not set",
+        )
+        run_server(app, socket)
+
+
 def demo(arguments: Sequence[str]) -> None:
     """Prepare the built-in glyphs, train on some scripts, test on others, and report; a few minutes on two cores."""
     parser = Parser("demo", str(demo.__doc__))
@@ -545,6 +583,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "index": index,
     "search": search,
     "cluster": cluster,
+    "serve": serve,
     "export": export,
 }
 

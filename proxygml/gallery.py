@@ -223,6 +223,14 @@ class Gallery:
         """The item table, by id, without what was removed; for a gallery in Milvus this fetches all of it."""
         return self._shown[self._alive]
 
+    def rows(self, ids: Sequence[int] | Rows) -> pd.DataFrame:
+        """The item table's rows of some items, by id and in their order.
+
+        Raises:
+            GalleryError: there is no such item.
+        """
+        return self._shown.iloc[self._rows_of(ids)]
+
     @property
     def columns(self) -> list[str]:
         """The names of the item table's columns."""

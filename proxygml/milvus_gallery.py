@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,13 @@ class MilvusGallery(Gallery):
         rows = self._scanned("", self._column_fields())
         return table_of(rows, self.facts.columns)
 
+    def rows(self, ids: Sequence[int] | Rows) -> pd.DataFrame:
+        """See Gallery.rows."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        table = table_of(self._rows(wanted, self._column_fields()), self.facts.columns)
+        _refuse_absent(wanted, table.index)
+        return table.loc[wanted]
+
     @property
     def columns(self) -> list[str]:
         """The names of the item table's columns."""
@@ -200,9 +207,7 @@ class MilvusGallery(Gallery):
         """See Gallery.vectors."""
         wanted = np.asarray(ids, dtype=np.int64)
         found = {row["id"]: row["embedding"] for row in self._rows(wanted, ["embedding"])}
-        for number in wanted.tolist():
-            if number not in found:
-                raise GalleryError(f"the gallery has no item {number}: it was removed, or never was")
+        _refuse_absent(wanted, found)
         return np.array([found[number] for number in wanted.tolist()], np.float32).reshape(-1, self.facts.dimension)
 
     def search(
@@ -431,6 +436,12 @@ class MilvusGallery(Gallery):
         if truth is not None:
             found = self.search(queries, k, exclude=sample).ids
             self.facts = replace(self.facts, recall=recall_against_exact(found, truth))
+
+
+def _refuse_absent(ids: Rows, found: Container[int]) -> None:
+    for number in ids.tolist():
+        if number not in found:
+            raise GalleryError(f"the gallery has no item {number}: it was removed, or never was")
 
 
 def _by_id(hits: Sequence[Any], dimension: int) -> tuple[Rows, Vectors]:

@@ -1,0 +1,88 @@
+"""The page as a person uses it, in headless Chromium."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxygml import Gallery
+from proxygml.catalog import Catalog
+from proxygml.serving import Limits
+from tests.test_app import Running, gallery_at
+from tests.test_searching import untrained
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+page_room = pytest.importorskip("proxygml.page", reason="the extra serve is not installed")
+
+pytestmark = pytest.mark.xdist_group("serve")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(30_000)
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def server(small_catalog: Path, tmp_path: Path) -> Iterator[Running]:
+    run = untrained(tmp_path / "run")
+    folder = gallery_at(tmp_path / "gallery", run, small_catalog)
+    running = Running(folder, run, Limits(max_pixels=250_000))
+    page_room.add_page(running.app, running.service)
+    with running:
+        yield running
+
+
+def captions(page: Any) -> list[str]:
+    return [text.strip() for text in page.locator(".caption-label").all_inner_texts()]
+
+
+def test_an_image_is_dropped_and_a_result_searched_on_from(
+    server: Running, page: Any, small_catalog: Path, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.address)
+    page.get_by_text("Search 48 images").wait_for()
+    catalog = Catalog.read(small_catalog).split("test")
+    page.locator("input[type=file]").first.set_input_files(catalog.paths[3])
+    page.locator(".caption-label").first.wait_for()
+    first = captions(page)
+    assert len(first) == 12
+    assert first[0].startswith("1.000") and catalog.labels[3] in first[0]
+    found = Gallery.load(server.service.gallery.place).search(server.service.embedder.embed([catalog.paths[3]]), 3)
+    page.locator(".caption-label").nth(2).click()
+    item = int(found.ids[0, 2])
+    page.get_by_text(f"Nearest to item {item}.").wait_for()
+    page.wait_for_function("old => document.querySelector('.caption-label').innerText.trim() !== old", arg=first[0])
+    assert captions(page)[0].startswith("1.000")
+    page.screenshot(path=tmp_path / "page.png")
+    # It works on a machine without any other network.
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {server.address.split("/")[2]}
+
+
+def test_what_is_no_image_is_said_on_the_page(server: Running, page: Any, tmp_path: Path) -> None:
+    page.goto(server.address)
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture at all")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "photo.png")
+    page.get_by_text("no PNG file that can be read").wait_for()
+
+
+@pytest.mark.parametrize("route", ["file=/etc/passwd", "file=../../etc/passwd", "file=..%2f..%2fetc%2fpasswd"])
+def test_the_page_leads_to_no_file_of_the_server(server: Running, route: str) -> None:
+    httpx = pytest.importorskip("httpx")
+    place = Path(server.service.gallery.place)
+    for base in ("/page/gradio_api/", "/page/", "/gradio_api/"):
+        for wanted in (route, f"file={place / 'gallery.json'}"):
+            answer = httpx.get(server.address + base + wanted, trust_env=False)
+            assert answer.status_code in (403, 404), (base, wanted)
