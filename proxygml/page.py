@@ -6,7 +6,6 @@ import html
 import io
 import os
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any, TypeVar
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read as Gradio is imported
@@ -15,11 +14,13 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from PIL import Image
+from torch import Tensor
 
-from proxygml.serving import Answer, RequestError, Service
+from proxygml.serving import KINDS, Answer, RequestError, Service
 
 PATH = "/page"
 _KEPT = 600  # seconds that Gradio keeps what was sent and shown
+_ENDINGS = [".jpg", ".jpeg", *(f".{ending}" for ending in KINDS.values())]
 # System fonts, so that the page asks no other server for any.
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _CSS = ".caption-label {font-size: 0.8rem} footer {display: none !important}"
@@ -55,15 +56,17 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
 def _blocks(service: Service) -> gr.Blocks:
     most = min(48, service.limits.max_k)
 
-    async def by_image(path: str | None, k: float) -> Shown:
-        if path is None:
-            return [], [], ""
-        data = await asyncio.to_thread(Path(path).read_bytes)
+    async def by_image(data: bytes | None, k: float) -> tuple[Any, ...]:
+        if data is None:
+            return None, [], [], ""
+        sent = data
 
-        async def answer() -> Answer:
-            return await service.search(await service.embed(data), int(k))
+        async def answer() -> tuple[Tensor, Answer]:
+            square = await service.square(sent)
+            return square, await service.search(await service.embed_square(square), int(k))
 
-        return await _shown(service, await _admitted(service, answer()))
+        square, found = await _admitted(service, answer())
+        return square.permute(1, 2, 0).numpy(), *await _shown(service, found)
 
     async def by_item(ids: list[int], k: float, event: gr.SelectData) -> tuple[Any, ...]:
         item = ids[event.index]
@@ -76,15 +79,17 @@ def _blocks(service: Service) -> gr.Blocks:
         ids = gr.State([], time_to_live=_KEPT)
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
-                image = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Your image", height=280)
+                # Not gr.Image, which would decode what comes before anybody has looked at its size.
+                sent = gr.File(type="binary", file_types=_ENDINGS, label="Your image", height=140)
+                seen = gr.Image(label="What the model sees", interactive=False, height=220, buttons=[])
                 k = gr.Slider(1, most, value=min(12, most), step=1, label="How many")
                 said = gr.Markdown()
             with gr.Column(scale=3):
                 found = gr.Gallery(
                     label="Nearest", columns=4, height=640, object_fit="contain", allow_preview=False, format="jpeg"
                 )
-        image.change(by_image, [image, k], [found, ids, said], show_progress="minimal")
-        k.release(by_image, [image, k], [found, ids, said], show_progress="minimal")
+        for event in (sent.change, k.release):
+            event(by_image, [sent, k], [seen, found, ids, said], show_progress="minimal")
         found.select(by_item, [ids, k], [found, ids, said, found], show_progress="minimal")
     blocks.queue(max_size=service.limits.queue, default_concurrency_limit=service.limits.queue)
     return blocks

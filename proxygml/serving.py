@@ -145,7 +145,15 @@ class Service:
         Raises:
             RequestError: 413, 415 or 422 for what is no image that may be decoded.
         """
-        return await self._model.do(await asyncio.to_thread(self._prepare, data))
+        return await self.embed_square(await self.square(data))
+
+    async def square(self, data: bytes) -> Tensor:
+        """What the network sees of an image file's bytes, uint8 (3, S, S); see `embed`."""
+        return await asyncio.to_thread(self._prepare, data)
+
+    async def embed_square(self, square: Tensor) -> Tensor:
+        """The vector of what `square` gave."""
+        return await self._model.do(square)
 
     async def search(self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None = None) -> Answer:
         """The k nearest items of those that a filter lets through.
