@@ -19,6 +19,7 @@ from torch import Tensor
 from proxygml.serving import KINDS, Answer, RequestError, Service
 
 PATH = "/page"
+_SEEN = 240  # pixels
 _KEPT = 600  # seconds that Gradio keeps what was sent and shown
 _ENDINGS = [".jpg", ".jpeg", *(f".{ending}" for ending in KINDS.values())]
 # System fonts, so that the page asks no other server for any.
@@ -66,12 +67,13 @@ def _blocks(service: Service) -> gr.Blocks:
             return square, await service.search(await service.embed_square(square), int(k))
 
         square, found = await _admitted(service, answer())
-        return square.permute(1, 2, 0).numpy(), *await _shown(service, found)
+        return _enlarged(square), *await _shown(service, found)
 
     async def by_item(ids: list[int], k: float, event: gr.SelectData) -> tuple[Any, ...]:
         item = ids[event.index]
         shown = await _shown(service, await _admitted(service, service.neighbours(item, int(k))))
-        return (*shown[:2], f"Nearest to item {item}. {shown[2]}", gr.Gallery(selected_index=None))
+        picture = Image.open(io.BytesIO(await asyncio.to_thread(service.picture, item)))
+        return picture, *shown[:2], f"Nearest to item {item}. {shown[2]}", gr.Gallery(selected_index=None)
 
     blocks: gr.Blocks
     with gr.Blocks(title="proxygml: search by image", analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
@@ -81,16 +83,22 @@ def _blocks(service: Service) -> gr.Blocks:
             with gr.Column(scale=1, min_width=240):
                 # Not gr.Image, which would decode what comes before anybody has looked at its size.
                 sent = gr.File(type="binary", file_types=_ENDINGS, label="Your image", height=140)
-                seen = gr.Image(label="What the model sees", interactive=False, height=220, buttons=[])
+                seen = gr.Image(label="Searched with", interactive=False, height=_SEEN, buttons=[])
                 k = gr.Slider(1, most, value=min(12, most), step=1, label="How many")
                 said = gr.Markdown()
             with gr.Column(scale=3):
                 found = gr.Gallery(
-                    label="Nearest", columns=4, height=640, object_fit="contain", allow_preview=False, format="jpeg"
+                    show_label=False,
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    allow_preview=False,
+                    format="jpeg",
+                    buttons=[],
                 )
         for event in (sent.change, k.release):
             event(by_image, [sent, k], [seen, found, ids, said], show_progress="minimal")
-        found.select(by_item, [ids, k], [found, ids, said, found], show_progress="minimal")
+        found.select(by_item, [ids, k], [seen, found, ids, said, found], show_progress="minimal")
     blocks.queue(max_size=service.limits.queue, default_concurrency_limit=service.limits.queue)
     return blocks
 
@@ -102,6 +110,12 @@ async def _admitted(service: Service, work: Awaitable[Result]) -> Result:
             return await work
     except RequestError as error:
         raise gr.Error(html.escape(error.message), print_exception=False) from None
+
+
+def _enlarged(square: Tensor) -> Image.Image:
+    """What the network sees, its pixels large enough to be looked at."""
+    image = Image.fromarray(square.permute(1, 2, 0).contiguous().numpy())
+    return image if image.width >= _SEEN else image.resize((_SEEN, _SEEN), Image.Resampling.NEAREST)
 
 
 async def _shown(service: Service, answer: Answer) -> Shown:

@@ -1,0 +1,133 @@
+"""A server under load: answers a second, p50 and p99 of their time, failures, and the server's memory as it goes on.
+
+    python -m benchmarks.serving                  # half a minute for each number of clients
+    python -m benchmarks.serving --minutes 10     # one number of clients, long enough to see memory grow
+
+The server is the command itself, in a process of its own, on a gallery of random vectors; the clients are threads here,
+each sending the next request when the last is answered. They share the machine's cores with the server.
+"""
+
+import argparse
+import io
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from proxygml import Embedder, Gallery
+from proxygml.embedder import EmbedderSettings, fingerprint
+from proxygml.images import ImageSettings
+
+ITEMS, SIZE = 100_000, 512
+
+
+def photo(seed: int) -> bytes:
+    """A JPEG of 500 x 375 pixels."""
+    pixels = np.random.default_rng(seed).integers(256, size=(12, 16, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def prepare(folder: Path) -> Path:
+    """A gallery of ITEMS random vectors and the run folder of a MobileNetV2 that nobody has trained."""
+    run = folder / "run"
+    run.mkdir()
+    torch.manual_seed(0)
+    settings = EmbedderSettings("mobilenetv2_100", "none", embedding_size=SIZE)
+    Embedder(settings, ImageSettings(size=128, resize=146)).save(run)
+    items = pd.DataFrame(
+        {"path": [f"{n}.jpg" for n in range(ITEMS)], "label": [f"class {n % 500}" for n in range(ITEMS)]}
+    )
+    vectors = np.random.default_rng(0).standard_normal((ITEMS, SIZE), dtype=np.float32)
+    Gallery.create(vectors, items, model=fingerprint(run), run=str(run)).save(folder / "gallery")
+    return folder / "gallery"
+
+
+def memory(process: int) -> float:
+    """MiB that a process holds now (Linux)."""
+    found = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+def load(address: str, clients: int, seconds: float) -> tuple[list[float], int]:
+    """Seconds of each answer, and how many requests failed."""
+    times: list[float] = []
+    failures: list[str] = []
+    end = time.perf_counter() + seconds
+
+    def ask(seed: int) -> None:
+        data = photo(seed)
+        with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+            while (start := time.perf_counter()) < end:
+                answer = client.post("/search", files={"image": data}, data={"k": 10})
+                times.append(time.perf_counter() - start)
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, len(failures)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    options = parser.parse_args()
+    table = Table(
+        "clients", "seconds", "answers", "a second", "p50, ms", "p99, ms", "failed", "MiB before", "MiB after"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        gallery, port = prepare(Path(folder)), free_port()
+        command = [sys.executable, "-m", "proxygml", "serve", str(gallery), "--port", str(port), "--page", "false"]
+        with subprocess.Popen(command) as server:
+            address = f"http://127.0.0.1:{port}"
+            while True:
+                try:
+                    httpx.get(f"{address}/health", trust_env=False)
+                    break
+                except httpx.HTTPError:
+                    time.sleep(0.2)
+            load(address, max(options.clients), 5)  # until everything has been used once
+            for clients in options.clients[-1:] if options.minutes else options.clients:
+                before = memory(server.pid)
+                times, failed = load(address, clients, 60 * options.minutes or 30)
+                p50, p99 = np.percentile(times, [50, 99]) * 1000
+                seconds = 60 * options.minutes or 30
+                figures = (
+                    f"{seconds:.0f}",
+                    f"{len(times):,}",
+                    f"{len(times) / seconds:.1f}",
+                    f"{p50:.0f}",
+                    f"{p99:.0f}",
+                )
+                table.add_row(str(clients), *figures, str(failed), f"{before:.0f}", f"{memory(server.pid):.0f}")
+            server.terminate()
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
