@@ -90,7 +90,7 @@ def _blocks(service: Service) -> gr.Blocks:
                 found = gr.Gallery(
                     show_label=False,
                     columns=4,
-                    height="auto",
+                    height=760,
                     object_fit="contain",
                     allow_preview=False,
                     format="jpeg",
