@@ -202,7 +202,8 @@ class Cells:
     def gather(self) -> pd.DataFrame:
         """A row for every finished cell and trial, in the order of the methods; what tables and figures are made of.
 
-        Columns: method, seed, trial (its number; empty for a cell), chosen (of a trial), data (the catalog's name),
+        Columns: method, family (its name in the comparison's file), varied (keys and values that set it apart from
+        its family), seed, trial (its number; empty for a cell), chosen (of a trial), data (the catalog's name),
         protocol (what all share, where it is not a recipe's default), settings (what the run has of its own),
         val_map_at_r (of a trial), recall_at_K, map_at_r, r_precision, nmi (of a cell, in 0..1), those of `Cost`,
         val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures).
@@ -214,16 +215,18 @@ class Cells:
                 trial = self.trial(method, number)
                 if trial.finished:
                     judged = {"settings": described(values) or "as given", "val_map_at_r": self.score(trial)}
-                    rows.append(self._row(trial) | judged | {"chosen": number == chosen})
+                    rows.append(self._row(method, trial) | judged | {"chosen": number == chosen})
             cells = [self.cell(method, seed) for seed in self.comparison.seeds]
-            rows += [self._row(cell) for cell in cells if cell.finished]
+            rows += [self._row(method, cell) for cell in cells if cell.finished]
         return pd.DataFrame(rows, columns=None if rows else list(COLUMNS)).astype({"trial": "Int64"})
 
-    def _row(self, cell: Cell) -> dict[str, Any]:
+    def _row(self, method: Method, cell: Cell) -> dict[str, Any]:
         shared = self.comparison.shared.content()
         own = differences(read_yaml(cell.run.recipe), shared)
         row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
             "method": cell.method,
+            "family": method.family,
+            "varied": described(method.varied),
             "seed": cell.seed,
             "trial": cell.trial,
             "data": Path(self.comparison.shared.catalog).stem,
@@ -240,7 +243,7 @@ class Cells:
 
 
 COLUMNS = (
-    *("method", "seed", "trial", "chosen", "data", "protocol", "settings", "val_map_at_r"),
+    *("method", "family", "varied", "seed", "trial", "chosen", "data", "protocol", "settings", "val_map_at_r"),
     *(field.name for field in fields(Cost)),
     *("val_recall_at_1", "note"),
 )

@@ -1,21 +1,22 @@
-"""The recipe of a comparison: methods x seeds under one protocol, and the settings that are tried for each method.
+"""The recipe of a comparison: methods x seeds under one protocol, and the settings that are varied or chosen from.
 
 It says what is to be run. cells.py runs it, summary.py makes the table.
 """
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from proxygml.errors import RecipeError
-from proxygml.recipe import Recipe, check_content, flattened, nearest_key, read_yaml
+from proxygml.recipe import Recipe, check_content, find_recipe, flattened, nearest_key, read_yaml
 
-KEYS = ("recipe", "seeds", "methods", "trials", "tune_on")
+KEYS = ("like", "recipe", "seeds", "methods", "trials", "tune_on")
 SHARED = ("catalog", "seed", "validation_classes", "recall_at")  # what a method may not have of its own
 
 Values = dict[str, Any]  # keys of a recipe, dotted, and their values
@@ -28,6 +29,8 @@ class Method:
     name: str
     changes: dict[str, Any]  # keys of a recipe, nested as in its file
     tune: dict[str, list[Any]]  # the values to try for a key, dotted; none for a method that is taken as given
+    family: str  # the name in the file, which the methods of a sweep have in common
+    varied: Values = field(default_factory=dict)  # what sets it apart from its family; among the changes too
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         self._require(bool(self.methods), "methods is empty: name at least one")
+        names = [method.name for method in self.methods]
+        twice = [name for name in names if names.count(name) > 1]
+        self._require(not twice, f"two methods are called {twice[0] if twice else ''!r}: give each value of vary once")
         self._require(bool(self.seeds), "seeds is empty: give at least one")
         self._require(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}: no seed may come twice")
         self._require(self.trials >= 0, f"trials is {self.trials}, but must be 0 or more")
@@ -80,15 +86,13 @@ class Comparison:
     def read(cls, path: Path) -> "Comparison":
         """Read a comparison from YAML.
 
+        A file that is `like` another, beside it or one of ours, takes that one's keys where it has none of its own; the
+        recipes of both are merged.
+
         Raises:
             RecipeError: the file is missing or no YAML, a key is unknown or a value is impossible.
         """
-        content, where = read_yaml(path), str(path)
-        for key in content:
-            if key not in KEYS:
-                nearest = nearest_key(str(key), list(KEYS))
-                hint = f"did you mean {nearest!r}?" if nearest else f"those are {', '.join(KEYS)}"
-                raise RecipeError(f"{where}: a comparison has no key {key!r}; {hint}")
+        content, where = _content(path), str(path)
         return cls(
             shared=Recipe.of(_section(content.get("recipe"), f"{where}: recipe"), f"{where}: recipe"),
             methods=_methods(content.get("methods"), where),
@@ -153,28 +157,74 @@ def described(values: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}={value}" for key, value in values.items())
 
 
+def short_key(key: str) -> str:
+    """loss.scale -> scale."""
+    return key.rpartition(".")[2]
+
+
+def _content(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys and values of a comparison's file, over those of the one that it is like."""
+    content = read_yaml(path)
+    for key in content:
+        if key not in KEYS:
+            nearest = nearest_key(str(key), list(KEYS))
+            hint = f"did you mean {nearest!r}?" if nearest else f"those are {', '.join(KEYS)}"
+            raise RecipeError(f"{path}: a comparison has no key {key!r}; {hint}")
+    like = content.pop("like", None)
+    if like is None:
+        return content
+    beside = path.parent / str(like)
+    other = beside if beside.is_file() else find_recipe(str(like), "compare")
+    if other.resolve() in (path.resolve(), *followed):
+        raise RecipeError(f"{path}: like is {like!r}, which is in the end like this file itself")
+    inherited = _content(other, (*followed, path.resolve()))
+    recipes = [_section(keys.get("recipe"), f"{path}: recipe") for keys in (inherited, content)]
+    return inherited | content | {"recipe": merged(*recipes)}
+
+
 def _methods(content: object, where: str) -> tuple[Method, ...]:
     return tuple(
-        _method(str(name), _section(section, f"{where}: methods.{name}"), f"{where}: {name}")
+        method
         for name, section in _section(content, f"{where}: methods").items()
+        for method in _family(str(name), _section(section, f"{where}: methods.{name}"), f"{where}: {name}")
     )
 
 
-def _method(name: str, section: Mapping[str, Any], where: str) -> Method:
+def _family(name: str, section: Mapping[str, Any], where: str) -> Iterator[Method]:
+    """The methods that a section stands for: one, or one for each combination of the values that it varies."""
     if not re.fullmatch(r"\w[\w .,=+()-]*", name):
         raise RecipeError(f"{where}: a method's name is its folder's too: take letters, digits and . , = + - ( )")
-    changes = {key: value for key, value in section.items() if key != "tune"}
-    choices = _section(section.get("tune"), f"{where}: tune")
-    tune = {str(key): _list(values, f"{where}: tune.{key}") for key, values in choices.items()}
-    spread: dict[str, Any] = {}
-    for key, values in tune.items():
-        spread = merged(spread, _nested(key, values[0]))
-    for content in (changes, spread):
+    changes = {key: value for key, value in section.items() if key not in ("tune", "vary")}
+    tune, vary = (_choices(section.get(key), f"{where}: {key}") for key in ("tune", "vary"))
+    for content in (changes, _spread(tune), _spread(vary)):
         check_content(content, where)
         for key in SHARED:
             if key in content:
                 raise RecipeError(f"{where}: {key} is the same for all methods: give it in the shared recipe")
-    return Method(name, changes, tune)
+    for key in tune.keys() & vary.keys():
+        raise RecipeError(f"{where}: {key} is in tune and in vary: a value is either chosen or given")
+    for values in product(*vary.values()):
+        varied = dict(zip(vary, values, strict=True))
+        own = changes
+        for key, value in varied.items():
+            if not re.fullmatch(r"[\w.+-]+", str(value)):
+                raise RecipeError(f"{where}: vary.{key} holds {value!r}, but must hold numbers, true, false or words")
+            own = merged(own, _nested(key, value))
+        label = " ".join([name, *(f"{short_key(key)}={value}" for key, value in varied.items())])
+        yield Method(label, own, tune, name, varied)
+
+
+def _choices(section: object, what: str) -> dict[str, list[Any]]:
+    """Keys, dotted, each with a list of values."""
+    return {str(key): _list(values, f"{what}.{key}") for key, values in _section(section, what).items()}
+
+
+def _spread(choices: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Dotted keys as a recipe's file has them, nested, each with the first of its values."""
+    content: dict[str, Any] = {}
+    for key, values in choices.items():
+        content = merged(content, _nested(key, values[0]))
+    return content
 
 
 def _nested(key: str, value: object) -> dict[str, Any]:

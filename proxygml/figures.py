@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from proxygml.evaluation import Estimate
 
@@ -218,6 +218,56 @@ def method_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+@mpl.rc_context(_STYLE)
+def sweep(key: str, panels: Mapping[str, Mapping[str, Mapping[float, Spread]]]) -> Figure:
+    """A panel for each figure, in it a line for each series: the mean by the value of a key, its interval as a bar.
+
+    The axis of the values is logarithmic where they span more than a decade; a 0 then stands at its left end.
+    """
+    series = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    rows = -(-len(series) // 2)
+    figure = Figure(figsize=(9, 3.6 + 0.2 * rows), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+        for name, points in lines.items():
+            place = series.index(name)
+            colour, line = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
+            _error_line(axes, points, name, color=colour, linestyle=line, marker=MARKERS[place % len(MARKERS)])
+        _scale_values(axes, sorted({value for points in lines.values() for value in points}))
+        axes.set(xlabel=key, ylabel="per cent")
+        axes.set_title(title)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(2, len(series)), fontsize=8)
+    return figure
+
+
+def _error_line(axes: Axes, points: Mapping[float, Spread], name: str, **style: Any) -> None:
+    means = np.array([spread.mean for spread in points.values()])
+    ends = np.array([(spread.low, spread.high) for spread in points.values()]).T
+    whiskers = np.abs(np.nan_to_num(np.stack([means - ends[0], ends[1] - means])))
+    axes.errorbar(
+        list(points), means, yerr=whiskers, label=name, elinewidth=1, capsize=3, markersize=5, alpha=0.9, **style
+    )
+
+
+def _scale_values(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks at the values themselves; those that would run into the one before have no number."""
+    positive = [value for value in values if value > 0]
+    if positive and values[0] >= 0 and positive[-1] > 10 * positive[0]:
+        if values[0] == 0:
+            axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        else:
+            axes.set_xscale("log")
+    low, high = (axes.transData.transform((end, 0))[0] for end in (values[0], values[-1]))
+    labels, taken = [], -np.inf
+    for value in values:
+        place = (axes.transData.transform((value, 0))[0] - low) / max(high - low, 1e-9)
+        labels.append(f"{value:g}" if place - taken > 0.06 else "")
+        taken = place if labels[-1] else taken
+    axes.set_xticks(values, labels)
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 @mpl.rc_context(_STYLE)

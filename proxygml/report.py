@@ -18,12 +18,13 @@ from torch import Tensor
 
 from proxygml import figures
 from proxygml.catalog import Catalog
+from proxygml.comparison import short_key
 from proxygml.console import console, track
 from proxygml.errors import UserError
 from proxygml.evaluation import Evaluation, QueryScores, nearest, score_queries
 from proxygml.files import written_whole
 from proxygml.images import thumbnail
-from proxygml.summary import Summary, metric_name
+from proxygml.summary import Summary, Sweep, metric_name
 
 NEIGHBOURS = 7  # shown beside each query
 QUERIES = 5  # rows of a retrieval grid
@@ -119,10 +120,27 @@ def _comparison_pictures(summary: Summary) -> tuple["_Figure", ...]:
     points = _Figure("methods", alt, figures.png(figures.method_points(shown, panels)))
     curves = {method: list(summary.curves(method)) for method in shown}
     curves = {method: runs for method, runs in curves.items() if runs}
-    if not curves:
-        return (points,)
-    drawn = figures.png(figures.method_curves(curves))
-    return points, _Figure("convergence", "Recall@1 on validation classes by epoch, for every method", drawn)
+    pictures = [points, *(_sweep_picture(summary, sweep) for sweep in summary.sweeps())]
+    if curves:
+        drawn = figures.png(figures.method_curves(curves))
+        pictures.append(_Figure("convergence", "Recall@1 on validation classes by epoch, for every method", drawn))
+    return tuple(pictures)
+
+
+def _sweep_picture(summary: Summary, sweep: Sweep) -> "_Figure":
+    panels = {
+        metric_name(metric): {
+            name: {
+                value: _spread(summary, method, metric)
+                for value, method in line.items()
+                if summary.mean(method, metric).count
+            }
+            for name, line in sweep.lines.items()
+        }
+        for metric in (summary.metrics[0], "map_at_r")
+    }
+    alt = f"{' and '.join(panels)} by {sweep.key}"
+    return _Figure(f"sweep_{short_key(sweep.key)}", alt, figures.png(figures.sweep(short_key(sweep.key), panels)))
 
 
 def _spread(summary: Summary, method: str, metric: str) -> figures.Spread:

@@ -13,9 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from proxygml.comparison import short_key
 from proxygml.errors import UserError
 
 NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI"}
+TEXTS = ("method", "family", "varied", "protocol", "settings")  # columns whose values are never numbers
 DASH = "\N{EN DASH}"
 
 Values = npt.NDArray[np.float64]
@@ -66,6 +68,14 @@ class Table:
         return f"## {self.title}\n\n{self.note}\n\n{body}\n"
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A key that methods vary in numbers: for each line its methods, by the value of the key, rising."""
+
+    key: str  # dotted
+    lines: dict[str, dict[float, str]]
+
+
 class Summary:
     """What the rows of a comparison say.
 
@@ -88,6 +98,7 @@ class Summary:
         if len(twice):
             raise UserError(f"{twice['method'].iloc[0]}, seed {twice['seed'].iloc[0]}, comes twice: give each row once")
         self.data, self.protocol = (str(rows[column].iloc[0]) for column in ("data", "protocol"))
+        rows = _with_families(rows)
         self.cells = rows[rows["trial"].isna()]
         self.trials = rows[rows["trial"].notna()]
         self.methods = list(dict.fromkeys([*(name for name, _ in planned), *rows["method"]]))
@@ -132,6 +143,23 @@ class Summary:
             if seeds:
                 found.append(f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}")
         return found
+
+    def sweeps(self) -> list[Sweep]:
+        """Every key that is varied in numbers; a line for each family and each combination of its other varied keys."""
+        found: dict[str, dict[str, dict[float, str]]] = {}
+        methods = self.cells.drop_duplicates("method")
+        for method, family, text in zip(methods["method"], methods["family"], methods["varied"], strict=True):
+            varied = dict(part.partition("=")[::2] for part in text.split("; ") if part)
+            for key, value in varied.items():
+                if _is_number(value):
+                    others = [f"{short_key(name)} {other}" for name, other in varied.items() if name != key]
+                    line = found.setdefault(key, {}).setdefault(", ".join([family, *others]), {})
+                    line[float(value)] = method
+        return [
+            Sweep(key, {name: dict(sorted(line.items())) for name, line in lines.items()})
+            for key, lines in found.items()
+            if max(map(len, lines.values())) > 1
+        ]
 
     def table(self) -> pd.DataFrame:
         """A row a method and figure: n, mean, low, high; difference, its low and high, its n and p. In per cent."""
@@ -215,7 +243,7 @@ def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
     tables = []
     for path in paths:
         try:
-            table = pd.read_csv(path, dtype={"method": str, "protocol": str, "settings": str}, keep_default_na=True)
+            table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         absent = [name for name in ("method", "seed", "trial", "data", "protocol", "note") if name not in table]
@@ -223,6 +251,20 @@ def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
             raise UserError(f"{path} has no column {absent[0]!r}: give the cells.csv that a comparison has written")
         tables.append(table.assign(protocol=table["protocol"].fillna(""), settings=table["settings"].fillna("")))
     return pd.concat(tables, ignore_index=True)
+
+
+def _with_families(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, each with its family and what it varies, which older files do not have."""
+    family = rows["family"].fillna(rows["method"]) if "family" in rows else rows["method"]
+    varied = rows["varied"].fillna("") if "varied" in rows else ""
+    return rows.assign(family=family, varied=varied)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def metric_name(column: str) -> str:

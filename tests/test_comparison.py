@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxygml.comparison import Comparison, differences, merged
+from proxygml.comparison import Comparison, described, differences, merged
 from proxygml.criteria import make_criterion
 from proxygml.errors import RecipeError
 from proxygml.recipe import Recipe, find_recipe
@@ -30,19 +30,87 @@ def read(tmp_path: Path, content: str) -> Comparison:
     return Comparison.read(tmp_path / "mine.yaml")
 
 
+SWEEPS = {
+    "cub200_2010_sweep_proxies": 28,
+    "cub200_2010_sweep_ratio": 8,
+    "cub200_2010_sweep_weight": 5,
+    "cub200_2010_ablation": 8,
+}
+SWEEP = """
+methods:
+  Ours:
+    loss: {scale: 3.0}
+    vary: {loss.proxies_per_class: [2, 1], loss.neighbor_ratio: [0.05, 1.0]}
+  Plain: {}
+"""
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_comparisons_are_read(path: Path) -> None:
-    """They hold the methods of the paper's table and its later rivals, each with a loss that can be built."""
+    """Each with losses that can be built, and with as many trials for every method that has some."""
     comparison = Comparison.read(find_recipe(path.stem, "compare"))
+    for method in comparison.methods:
+        make_criterion(comparison.recipe_of(method, {}, 0).loss, 200, 8)
+    assert len({len(comparison.trials_of(method)) for method in comparison.methods if method.tune}) <= 1
+    assert len(comparison.seeds) >= 3
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_shipped_sweeps_start_at_the_published_setting(name: str) -> None:
+    """That is the first method, which the others are tested against; nothing else of the heads' protocol is changed."""
+    sweep, heads = (Comparison.read(find_recipe(file, "compare")) for file in (name, "cub200_2010_heads"))
+    assert len(sweep.methods) == SWEEPS[name]
+    assert sweep.shared == heads.shared
+    assert sweep.recipe_of(sweep.methods[0], {}, 0).loss == Recipe().loss
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in SWEEPS], ids=lambda path: path.stem)
+def test_other_shipped_comparisons_hold_the_rivals(path: Path) -> None:
+    """The methods of the paper's table and later ones."""
+    comparison = Comparison.read(path)
     losses = {comparison.recipe_of(method, {}, 0).loss.name for method in comparison.methods}
     assert losses == {
         *("ProxyGMLLoss", "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss", "MultiSimilarityLoss", "NPairsLoss"),
         *("TripletMarginLoss", "NormalizedSoftmaxLoss", "ArcFaceLoss", "SubCenterArcFaceLoss"),
     }
-    for method in comparison.methods:
-        make_criterion(comparison.recipe_of(method, {}, 0).loss, 40, 8)
-    assert len({len(comparison.trials_of(method)) for method in comparison.methods if method.tune}) <= 1
-    assert len(comparison.seeds) >= 3
+
+
+def test_a_varied_method_stands_for_every_combination(tmp_path: Path) -> None:
+    comparison = read(tmp_path, SWEEP)
+    *ours, plain = comparison.methods
+    assert [method.name for method in ours] == [
+        f"Ours proxies_per_class={number} neighbor_ratio={ratio}" for number in (2, 1) for ratio in (0.05, 1.0)
+    ]
+    losses = [comparison.recipe_of(method, {}, 0).loss for method in ours]
+    assert [(loss.proxies_per_class, loss.neighbor_ratio) for loss in losses] == [(2, 0.05), (2, 1), (1, 0.05), (1, 1)]
+    assert {loss.scale for loss in losses} == {3.0}, "the changes of the method hold for each"
+    assert {method.family for method in ours} == {"Ours"}
+    assert described(ours[1].varied) == "loss.proxies_per_class=2; loss.neighbor_ratio=1.0"
+    assert (plain.name, plain.family, plain.varied) == ("Plain", "Plain", {})
+
+
+def test_every_combination_has_its_trials(tmp_path: Path) -> None:
+    varied = "vary: {loss.arguments.margin: [0.1, 0.2]}\n    tune: {proxy_lr: [0.01, 0.1], "
+    comparison = read(tmp_path, TUNED.replace("tune: {proxy_lr: [0.01, 0.1], ", varied))
+    _, first, second = comparison.methods
+    for method, margin in ((first, 0.1), (second, 0.2)):
+        assert len(comparison.trials_of(method)) == 4
+        for values in comparison.trials_of(method):
+            arguments = comparison.recipe_of(method, values, 0).loss.arguments
+            assert arguments["margin"] == margin
+            assert arguments["alpha"] == values.get("loss.arguments.alpha", 16)
+
+
+def test_a_comparison_like_another_takes_what_it_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(TUNED)
+    comparison = read(tmp_path, "like: base.yaml\nrecipe: {embedder: {embedding_size: 32}}\nseeds: [7]")
+    base = Comparison.read(tmp_path / "base.yaml")
+    assert (comparison.methods, comparison.trials) == (base.methods, base.trials)
+    assert comparison.seeds == (7,)
+    assert comparison.shared == replace(base.shared, embedder=replace(base.shared.embedder, embedding_size=32))
+    (tmp_path / "base.yaml").write_text("like: mine.yaml")
+    with pytest.raises(RecipeError, match="in the end like this file itself"):
+        Comparison.read(tmp_path / "mine.yaml")
 
 
 def test_a_method_is_the_shared_recipe_with_its_changes(tmp_path: Path) -> None:
@@ -106,6 +174,16 @@ def test_changes_are_merged_and_found_again() -> None:
         ("trials: 2\nmethods: {A: {tune: {epochs: 3}}}", "tune.epochs is 3, but must be a list"),
         ("trials: 3\nmethods: {A: {tune: {epochs: [1, -2]}}}", "epochs is -2"),
         ("tune_on: 2\nmethods: {A: {}}", "tune_on is 2, but must be between 0 and 1"),
+        ("methods: {A: {vary: 3}}", "A: vary is 3, but must be keys and values"),
+        ("methods: {A: {vary: {epochs: 3}}}", "A: vary.epochs is 3, but must be a list"),
+        ("methods: {A: {vary: {epoch: [3]}}}", "A: a recipe has no key 'epoch'; did you mean 'epochs'"),
+        ("methods: {A: {vary: {seed: [3]}}}", "A: seed is the same for all methods"),
+        ("methods: {A: {vary: {epochs: [3, -2]}}}", "epochs is -2"),
+        ("methods: {A: {vary: {epochs: [3, 3]}}}", "two methods are called 'A epochs=3': give each value of vary once"),
+        ("methods: {A: {vary: {milestones: [[3]]}}}", r"vary.milestones holds \[3\], but must hold numbers"),
+        ("methods: {A: {vary: {epochs: [3]}, tune: {epochs: [3]}}}", "epochs is in tune and in vary"),
+        ("like: nowhere", "the recipe nowhere is not there"),
+        ("like: cub200_2010_heads\nmethod: {}", "no key 'method'; did you mean 'methods'"),
         ("- 3", "holds list"),
     ],
 )

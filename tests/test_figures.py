@@ -192,3 +192,23 @@ def test_curves_of_methods_are_means_with_a_band_from_worst_to_best():
     assert (band[:, 1].min(), band[:, 1].max()) == (10, 50)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["A", "B"]
     assert opened(figure).width > 1000
+
+
+def test_sweeps_are_lines_with_bars_on_an_axis_that_fits_the_values():
+    def spread(value):
+        return figures.Spread(value, value - 1, value + 2, [value])
+
+    lines = {"A": {1.0: spread(40), 4.0: spread(50), 30.0: spread(45)}, "B": {4.0: spread(60)}}
+    figure = figures.sweep("proxies_per_class", {"Recall@1": lines, "MAP@R": lines})
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert [list(line[0].get_xdata()) for line in axes.containers] == [[1, 4, 30], [4]]
+    bars = axes.containers[0][2][0].get_segments()
+    assert [tuple(bar[:, 1]) for bar in bars] == [(39, 42), (49, 52), (44, 47)]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4", "30"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
+    assert opened(figure).width > 1000
+    for values, scale in (((0.0, 0.1, 3.0), "symlog"), ((1.0, 10.0), "linear"), ((0.0, 0.3), "linear")):
+        alone = figures.sweep("x", {"Recall@1": {"A": {value: spread(50) for value in values}}})
+        assert alone.axes[0].get_xscale() == scale
+        opened(alone)

@@ -113,3 +113,37 @@ def test_rows_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="has no column 'method': give the cells.csv"):
         read_rows([tmp_path / "other.csv"])
+
+
+def swept() -> pd.DataFrame:
+    """Two families over N and r, and a method of its own; B lacks the cells of N 4 at r 1."""
+    table = []
+    for family, numbers in (("A", (4, 1)), ("B", (1,))):
+        for number in numbers:
+            for ratio in (0.05, 1.0):
+                varied = f"loss.proxies_per_class={number}; loss.neighbor_ratio={ratio}"
+                cells = rows({f"{family} proxies_per_class={number} neighbor_ratio={ratio}": [0.5, 0.6]})
+                table.append(cells.assign(family=family, varied=varied))
+    return pd.concat([*table, rows({"C": [0.5, 0.5]})], ignore_index=True)
+
+
+def test_sweeps_have_a_line_for_each_family_and_combination_of_the_other_keys(tmp_path: Path) -> None:
+    swept().to_csv(tmp_path / "cells.csv", index=False)
+    numbers, ratios = Summary(read_rows([tmp_path / "cells.csv"])).sweeps()
+    assert (numbers.key, ratios.key) == ("loss.proxies_per_class", "loss.neighbor_ratio")
+    assert numbers.lines == {
+        "A, neighbor_ratio 0.05": {1: "A proxies_per_class=1 neighbor_ratio=0.05"}
+        | {4: "A proxies_per_class=4 neighbor_ratio=0.05"},
+        "A, neighbor_ratio 1.0": {1: "A proxies_per_class=1 neighbor_ratio=1.0"}
+        | {4: "A proxies_per_class=4 neighbor_ratio=1.0"},
+        "B, neighbor_ratio 0.05": {1: "B proxies_per_class=1 neighbor_ratio=0.05"},
+        "B, neighbor_ratio 1.0": {1: "B proxies_per_class=1 neighbor_ratio=1.0"},
+    }
+    assert list(ratios.lines["B, proxies_per_class 1"]) == [0.05, 1.0]
+
+
+def test_what_is_no_number_or_has_one_value_is_no_sweep() -> None:
+    table = rows({"A": [0.5], "B": [0.6]})
+    assert Summary(table).sweeps() == []
+    assert Summary(table.assign(varied=["loss.positive_mask=True", "loss.positive_mask=False"])).sweeps() == []
+    assert Summary(table.assign(varied="epochs=3")).sweeps() == []
