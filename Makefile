@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Idle threads sleep instead of spinning: with more workers than cores, spinning ones starve the rest.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format docs lock clean
 
 demo: .venv/ready
 	$(BIN)/proxygml demo
@@ -21,6 +21,9 @@ check: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/ready
+	$(BIN)/mkdocs build --strict --quiet
 
 .venv/ready: requirements.lock pyproject.toml
 	$(SYSTEM_PYTHON) -c 'import sys; sys.exit("proxygml needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
