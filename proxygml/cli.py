@@ -391,6 +391,11 @@ def _add(options: Namespace) -> None:
     )
     known = f" ({there:,} were in it already)" if there else ""
     say(f"{added:,} items added{known}, {len(gallery):,} now: {options.out}")
+    if added and (threshold := gallery.facts.threshold) is not None:
+        say(
+            f"threshold {threshold.score:.3f} for none of these stays as it was chosen when the gallery was built: a larger "
+            "gallery accepts more of unknown classes; `index` without --add chooses it anew"
+        )
 
 
 def _remove(options: Namespace) -> None:
