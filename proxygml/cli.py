@@ -393,7 +393,7 @@ def _add(options: Namespace) -> None:
     say(f"{added:,} items added{known}, {len(gallery):,} now: {options.out}")
     if added and (threshold := gallery.facts.threshold) is not None:
         say(
-            f"threshold {threshold.score:.3f} for none of these stays as it was chosen when the gallery was built: a larger "
+            f"threshold {threshold.score:.3f} for none of these stays as it was chosen when it was built: a larger "
             "gallery accepts more of unknown classes; `index` without --add chooses it anew"
         )
 
