@@ -110,7 +110,9 @@ def test_jpegs_are_decoded_by_pillow_where_torchvision_cannot(monkeypatch: pytes
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
 def test_modes_without_transparency(mode: str) -> None:
     image = picture().convert(mode)
-    data = encoded(image, "PNG" if mode in "1LP" else "TIFF") if mode != "HSV" else encoded(picture(), "PNG")
+    # Compressed, because Pillow 12.3 cannot read the YCbCr TIFF that it writes without.
+    options = {"format": "PNG"} if mode in "1LP" else {"format": "TIFF", "compression": "tiff_lzw"}
+    data = encoded(picture(), "PNG") if mode == "HSV" else encoded(image, **options)
     assert (decode_image(data).int() - as_tensor(image).int()).abs().max() <= 8
 
 

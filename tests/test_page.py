@@ -16,7 +16,7 @@ from tests.test_searching import untrained
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 page_room = pytest.importorskip("proxygml.page", reason="the extra serve is not installed")
 
-pytestmark = pytest.mark.xdist_group("serve")
+pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
