@@ -214,7 +214,9 @@ class Service:
         await asyncio.to_thread(_write, path, data)
         # Not given up with the request: it would be unknown whether the item had been added.
         adding = asyncio.ensure_future(self._writer.do(Addition(vector, path, columns)))
-        adding.add_done_callback(lambda done: path.unlink(missing_ok=True) if done.exception() else None)
+        adding.add_done_callback(
+            lambda done: path.unlink(missing_ok=True) if done.cancelled() or done.exception() else None
+        )
         return await asyncio.shield(adding)
 
     async def remove(self, item: int) -> None:
