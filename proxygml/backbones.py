@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from proxygml.bn_inception import BNInception
-from proxygml.conv4 import Conv4
+from proxygml.conv4 import SMALL_WIDTHS, Conv4
 from proxygml.errors import RecipeError, WeightsError
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ class InputSpace:
     bgr: bool = False
 
 
+_CENTRED = InputSpace(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
 OWN: dict[str, tuple[Callable[[], nn.Module], InputSpace]] = {
     "bn_inception": (BNInception, InputSpace(BNInception.mean, BNInception.std, bgr=True)),
-    "conv4": (Conv4, InputSpace(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))),
+    "conv4": (Conv4, _CENTRED),
+    "conv4_small": (partial(Conv4, SMALL_WIDTHS), _CENTRED),
 }
 
 
@@ -47,7 +51,7 @@ def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module,
     """The network of that name with its weights.
 
     Args:
-        name: `bn_inception`, `conv4` or a timm model.
+        name: `bn_inception`, `conv4`, `conv4_small` or a timm model.
         weights: `pretrained`, `none`, or the path of a .safetensors, .pth or .pt file.
         image_size: side of the square images that it will see, pixels.
 

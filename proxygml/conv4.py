@@ -4,27 +4,33 @@ It trains from random weights on a laptop. Source: Vinyals et al., "Matching Net
 NeurIPS 2016; the widths are ours.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+WIDTHS = (64, 128, 192, 256)
+SMALL_WIDTHS = (32, 64, 128, 256)
+"""For half of the time: each block then costs about as much as the others."""
 
 
 class Conv4(nn.Module):
     """Four blocks of 3 x 3 convolution, batch norm, ReLU and 2 x 2 max pooling.
 
+    Args:
+        widths: the channels that each block puts out.
+
     Attributes:
-        num_features: channels of the feature map.
+        num_features: channels of the feature map, those of the last block.
     """
 
-    num_features = 256
-
-    def __init__(self) -> None:
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        widths = (3, 64, 128, 192, self.num_features)
-        self.blocks = nn.Sequential(*(_block(*pair) for pair in pairwise(widths)))
+        self.num_features = widths[-1]
+        self.blocks = nn.Sequential(*(_block(*pair) for pair in pairwise((3, *widths))))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(M, 3, H, W) normalised images -> (M, 256, H // 16, W // 16); H and W at least 16."""
+        """(M, 3, H, W) normalised images -> (M, num_features, H // 16, W // 16); H and W at least 16."""
         features: Tensor = self.blocks(images)
         return features
 

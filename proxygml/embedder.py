@@ -41,7 +41,7 @@ class EmbedderSettings:
     """
 
     backbone: str = "bn_inception"
-    """`bn_inception` (the paper's), `conv4` (small, for characters) or the name of any timm model."""
+    """`bn_inception` (the paper's), `conv4` or `conv4_small` (for characters) or the name of any timm model."""
 
     weights: str = "pretrained"
     """`pretrained` (downloaded), `none` (random), or the path of a .safetensors or .pth file."""

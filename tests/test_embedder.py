@@ -27,7 +27,8 @@ def build(backbone: str = "conv4", weights: str = "none", size: int = 8, pooling
 
 
 @pytest.mark.parametrize(
-    "backbone", ["conv4", "bn_inception", "mobilenetv2_035", "convnext_atto", "swin_tiny_patch4_window7_224"]
+    "backbone",
+    ["conv4", "conv4_small", "bn_inception", "mobilenetv2_035", "convnext_atto", "swin_tiny_patch4_window7_224"],
 )
 def test_every_kind_of_backbone_gives_unit_vectors(backbone: str) -> None:
     size = 64 if backbone.startswith("swin") else 32
