@@ -26,7 +26,7 @@ from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
 from proxygml.files import written_whole
 from proxygml.images import ImageDataset, ImageSettings, collate, test_transform
 
-Pooling = Literal["avg", "max", "avg+max", "gem"]
+Pooling = Literal["avg", "max", "avg+max", "gem", "flatten"]
 FORMAT = 1
 
 ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image
@@ -47,7 +47,8 @@ class EmbedderSettings:
     """`pretrained` (downloaded), `none` (random), or the path of a .safetensors or .pth file."""
 
     pooling: Pooling = "avg"
-    """How the backbone's feature map becomes one vector: avg, max, avg+max (their sum) or gem (generalised mean)."""
+    """How the backbone's feature map becomes one vector: avg, max, avg+max (their sum), gem (generalised mean) or
+    flatten (all positions side by side: for small maps of things that all stand alike, such as characters)."""
 
     embedding_size: int = 512
     """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
@@ -64,7 +65,7 @@ class EmbedderSettings:
 
 
 class Pool(nn.Module):
-    """A feature map, (M, F, positions), to one vector an image, (M, F)."""
+    """A feature map, (M, F, positions), to one vector an image, (M, F); with flatten (M, F * positions)."""
 
     def __init__(self, pooling: Pooling) -> None:
         super().__init__()
@@ -79,6 +80,8 @@ class Pool(nn.Module):
             return features.amax(dim=-1)
         if self.pooling == "avg+max":
             return features.mean(dim=-1) + features.amax(dim=-1)
+        if self.pooling == "flatten":
+            return features.flatten(1)
         return features.float().clamp_min(1e-6).pow(self.power).mean(dim=-1).pow(1 / self.power)
 
 
@@ -126,9 +129,10 @@ class Embedder(nn.Module):
         self.images = images
         self.classes = tuple(classes)
         self.space = space
-        self.num_features: int = backbone.num_features  # type: ignore[assignment]
-        self.embedding_size = settings.embedding_size or self.num_features
         self.backbone = backbone
+        self.channels: int = backbone.num_features  # type: ignore[assignment]
+        self.num_features = self.channels * (self._positions(images.size) if settings.pooling == "flatten" else 1)
+        self.embedding_size = settings.embedding_size or self.num_features
         self.pool = Pool(settings.pooling)
         self.head = Head(self.num_features, settings.embedding_size)
         self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
@@ -151,6 +155,14 @@ class Embedder(nn.Module):
         pooled: Tensor = self.pool(self._positions_last(features))
         return pooled
 
+    @torch.no_grad()
+    def _positions(self, size: int) -> int:
+        """How many positions the backbone's feature map of a square image has."""
+        was_training = self.backbone.training
+        features = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        self.backbone.train(was_training)
+        return self._positions_last(features).shape[-1]
+
     def _normalise(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
             images = images / 255
@@ -161,7 +173,7 @@ class Embedder(nn.Module):
 
     def _positions_last(self, features: Tensor) -> Tensor:
         """(M, F, h, w), (M, h, w, F), (M, tokens, F) or (M, F), as timm's families have it, to (M, F, positions)."""
-        if features.dim() == 4 and features.shape[1] == self.num_features:
+        if features.dim() == 4 and features.shape[1] == self.channels:
             return features.flatten(2)
         if features.dim() == 4:
             return features.flatten(1, 2).transpose(1, 2)

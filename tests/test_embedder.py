@@ -47,7 +47,7 @@ def test_vision_transformers_pool_their_patches() -> None:
         assert torch.allclose(embedder.features(images), tokens[:, 1:].mean(dim=1), atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max", "avg+max", "gem"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "avg+max", "gem", "flatten"])
 def test_pooling(pooling: str) -> None:
     features = torch.rand(2, 5, 7)
     expected = {
@@ -55,9 +55,23 @@ def test_pooling(pooling: str) -> None:
         "max": features.amax(-1),
         "avg+max": features.mean(-1) + features.amax(-1),
         "gem": (features**3).mean(-1) ** (1 / 3),
+        "flatten": features.reshape(2, 35),
     }[pooling]
     assert torch.allclose(Pool(pooling)(features), expected, atol=1e-6)  # type: ignore[arg-type]
     assert len(list(Pool(pooling).parameters())) == (pooling == "gem")  # type: ignore[arg-type]
+
+
+def test_flattened_features_keep_every_position(tmp_path: Path) -> None:
+    """A 2 x 2 map of 256 channels at 32 pixels; the saved embedder has the linear layer that fits it."""
+    settings, images = EmbedderSettings("conv4", "none", "flatten", 8), ImageSettings(size=32, resize=32)
+    embedder = Embedder(settings, images).eval()
+    assert (embedder.num_features, embedder.head.linear.weight.shape) == (1024, (8, 1024))
+    rgb = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        features = embedder.backbone.forward_features((rgb - 0.5) / 0.5)
+        assert torch.allclose(embedder.features(rgb), features.reshape(2, -1), atol=1e-5)
+        embedder.save(tmp_path)
+        assert torch.equal(Embedder.load(tmp_path)(rgb), embedder(rgb))
 
 
 def test_uint8_and_float_images_are_the_same_input() -> None:
