@@ -30,7 +30,7 @@ OURS = "ProxyGMLLoss"
 _OF_OTHERS = ("arguments", "miner", "miner_arguments")  # keys of the loss section that are not for ProxyGMLLoss
 
 Optimizer = Literal["adam", "adamw"]
-Schedule = Literal["steps", "cosine"]
+Schedule = Literal["steps", "cosine", "one_cycle"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["frozen", "trained"]
 ProxyDtype = Literal["float32", "bfloat16"]
@@ -199,7 +199,9 @@ class Recipe:
     """Added to the denominator of Adam; the published value is far above Adam's default."""
 
     schedule: Schedule = "steps"
-    """steps: all learning rates times `decay` at each of the `milestones`; cosine: from full to 0 over all epochs."""
+    """steps: all learning rates times `decay` at each of the `milestones`; cosine: from full to 0, epoch by epoch;
+    one_cycle: up from 0 in the first tenth of all steps, then down to 0 as a cosine, step by step: for large rates from
+    random weights."""
 
     milestones: tuple[int, ...] = (20, 40)
     """For schedule steps: number of finished epochs after which the learning rates fall."""

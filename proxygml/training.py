@@ -47,6 +47,7 @@ LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a 
 COLLAPSED = 0.9  # mean cosine of a batch above which hardly any direction is left to tell images apart
 
 UNSPREAD_EPOCHS = 5  # after the warm-up, in which a network that starts in a narrow cone may still spread
+RISE = 0.1  # the share of all steps in which the rates of one_cycle rise
 
 Row = dict[str, float]
 Labels = npt.NDArray[np.int64]
@@ -137,12 +138,12 @@ class Training:
         # For dropout and the like; images and batches have their own.
         set_seed(int(np.random.SeedSequence((self.recipe.seed, epoch)).generate_state(1)[0]))
         self._freeze(backbone=epoch <= self.recipe.warmup_epochs or self.recipe.backbone_lr == 0)
-        rates = set_learning_rates(self.optimizers, self.recipe, epoch)
         network = self._distributed(self.embedder.head if self.recipe.cache_features else self.embedder)
         criterion = self._shared() if self.recipe.loss.sparse else self._distributed(self.criterion)
         meter = Meter()
         kept = ProxyCounter(self.criterion) if isinstance(self.criterion, ProxyGMLLoss) else None
         for step, (inputs, indices, size) in enumerate(self._steps(epoch, loader, meter), start=1):
+            rates = set_learning_rates(self.optimizers, self.recipe, epoch - 1 + (step - 0.5) / len(loader))
             embeddings = network(inputs.to(self.accelerator.device, non_blocking=True))
             labels = self.labels[indices].to(self.accelerator.device, non_blocking=True)
             embeddings, labels = self._gather(embeddings, labels, size)
@@ -539,20 +540,25 @@ def make_optimizers(recipe: Recipe, embedder: Embedder, criterion: nn.Module) ->
     ]
 
 
-def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe, epoch: int) -> Row:
-    """Set and return each group's learning rate for an epoch, counted from 1."""
-    factor = schedule_factor(recipe, epoch)
+def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe, finished: float) -> Row:
+    """Set and return each group's learning rate for the step after so many epochs, fractions included."""
+    factor = schedule_factor(recipe, finished)
     bases = {"backbone": recipe.backbone_lr, "embedding": recipe.embedding_lr, "proxy": recipe.proxy_lr}
     for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
         group["lr"] = bases[group["name"]] * factor
     return {f"{name}_lr": base * factor for name, base in bases.items()}
 
 
-def schedule_factor(recipe: Recipe, epoch: int) -> float:
-    """What the learning rates are multiplied by in an epoch, counted from 1."""
+def schedule_factor(recipe: Recipe, finished: float) -> float:
+    """What the learning rates are multiplied by after so many epochs, fractions included."""
+    if recipe.schedule == "steps":
+        return recipe.decay ** sum(finished >= milestone for milestone in recipe.milestones)
     if recipe.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs))
-    return recipe.decay ** sum(epoch > milestone for milestone in recipe.milestones)
+        return 0.5 * (1 + math.cos(math.pi * math.floor(finished) / recipe.epochs))
+    share = finished / recipe.epochs
+    if share < RISE:
+        return share / RISE
+    return 0.5 * (1 + math.cos(math.pi * (share - RISE) / (1 - RISE)))
 
 
 def mean_cosine(embeddings: Tensor) -> Tensor:

@@ -218,12 +218,24 @@ def test_frozen_batch_norm_keeps_statistics_and_weights(small_recipe: Recipe, tm
 
 def test_learning_rates_follow_the_schedule() -> None:
     steps = Recipe(milestones=(20, 40), decay=0.1)
-    assert [schedule_factor(steps, epoch) for epoch in (1, 20, 21, 40, 41)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    finished = (0, 19.9, 20, 39.9, 40)
+    assert [schedule_factor(steps, epochs) for epochs in finished] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
     cosine = Recipe(schedule="cosine", epochs=10)
-    factors = [schedule_factor(cosine, epoch) for epoch in range(1, 11)]
+    factors = [schedule_factor(cosine, epochs) for epochs in range(10)]
     assert factors[0] == 1
     assert factors == sorted(factors, reverse=True)
-    assert factors[5] == pytest.approx(0.5)
+    assert [schedule_factor(cosine, epochs) for epochs in (5, 5.9)] == pytest.approx([0.5, 0.5])
+    one_cycle = Recipe(schedule="one_cycle", epochs=10)
+    finished = (0, 0.5, 1, 5.5, 10)
+    assert [schedule_factor(one_cycle, epochs) for epochs in finished] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-9)
+
+
+def test_learning_rates_change_within_an_epoch_of_one_cycle(small_recipe: Recipe, tmp_path: Path) -> None:
+    """What is written of an epoch is the rate of its last step."""
+    recipe = replace(small_recipe, schedule="one_cycle", backbone_lr=0.1)
+    history, steps = metrics(train(recipe, tmp_path / "run")), 12 * 8 // 16
+    last = [schedule_factor(recipe, epoch + 1 - 0.5 / steps) for epoch in range(3)]
+    assert history["backbone_lr"].tolist() == pytest.approx([0.1 * factor for factor in last])
 
 
 def test_each_group_has_its_own_learning_rate(small_recipe: Recipe, tmp_path: Path) -> None:
