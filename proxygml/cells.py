@@ -35,6 +35,8 @@ AT_WILL = ("workers", "tracker")  # keys that change no result: a cell may go on
 MIB = 2**20
 
 Job = tuple[Method, Sequence[int]]  # a method and the seeds to train it with
+Key = tuple[str, int, int | None]  # of a cell or a trial: method, seed, and number of the trial
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class Cell:
     trial: int | None = None  # its number where it is a trial
 
     @property
+    def key(self) -> Key:
+        return self.method, self.seed, self.trial
+
+    @property
     def cost(self) -> Path:
         return self.run.path / "cost.json"
 
@@ -106,14 +112,19 @@ class Cells:
     Args:
         comparison: what is compared.
         folder: where the cells lie; a comparison that was stopped, or that has grown, goes on there.
+        known: rows of an earlier `gather`, whose runs are gone: what they tell is not trained again.
 
     Raises:
-        UserError: the catalog is missing or of no use, or a method names no loss that there is.
+        UserError: the catalog is missing or of no use, a method names no loss that there is, or the known rows are of
+            other data or another protocol.
     """
 
-    def __init__(self, comparison: Comparison, folder: Path) -> None:
+    def __init__(self, comparison: Comparison, folder: Path, known: pd.DataFrame | None = None) -> None:
         self.comparison = comparison
         self.folder = folder
+        self.data = Path(comparison.shared.catalog).stem
+        self.protocol = _described_settings(differences(comparison.shared.content(), Recipe().content()))
+        self.known = {} if known is None else self._by_key(known)
         make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
         self.has_validation = split_for_training(comparison.shared)[1] is not None
         self.trials = {method.name: comparison.trials_of(method) for method in comparison.methods}
@@ -126,6 +137,20 @@ class Cells:
                 settings = self.comparison.recipe_of(method, values, self.comparison.seeds[0]).loss
                 if not settings.is_ours:
                     make_criterion(settings, num_classes=2, embedding_size=2)
+
+    def _by_key(self, rows: pd.DataFrame) -> dict[Key, Row]:
+        for column, asked in (("data", self.data), ("protocol", self.protocol)):
+            for found in rows[column].unique():
+                if found != asked:
+                    raise RunError(
+                        f"the rows are of {column} {found!r}, but the comparison is of {asked!r}: leave them out"
+                    )
+        trials = [None if pd.isna(trial) else int(trial) for trial in rows["trial"]]
+        keys = list(zip(rows["method"], map(int, rows["seed"]), trials, strict=True))
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise RunError(f"{twice[0][0]}, seed {twice[0][1]}, comes twice in the rows: give each row once")
+        return dict(zip(keys, rows.to_dict("records"), strict=True))
 
     def cell(self, method: Method, seed: int) -> Cell:
         """Where a method is trained with a seed."""
@@ -151,7 +176,8 @@ class Cells:
         jobs = part.of_all(self.jobs())
         for number, (method, seeds) in enumerate(jobs, start=1):
             for place, values in enumerate(self.trials[method.name]):
-                _run(self.trial(method, place), self._trial_recipe(method, values), f"{number} of {len(jobs)}")
+                recipe, tried = self._trial_recipe(method, values), described(values) or "as given"
+                self._run(self.trial(method, place), recipe, tried, f"{number} of {len(jobs)}")
             chosen = self.chosen(method)
             if method.tune and chosen is None:
                 console.print(f"{method.name}: every trial diverged, so it has no cells", style="yellow", markup=False)
@@ -159,7 +185,19 @@ class Cells:
             for seed in seeds:
                 values = {} if chosen is None else self.trials[method.name][chosen]
                 recipe = self.comparison.recipe_of(method, values, seed)
-                _run(self.cell(method, seed), recipe, f"{number} of {len(jobs)}")
+                own = _described_settings(differences(recipe.content(), self.comparison.shared.content()))
+                self._run(self.cell(method, seed), recipe, own, f"{number} of {len(jobs)}")
+
+    def _run(self, cell: Cell, recipe: Recipe, settings: str, place: str) -> None:
+        """Train and judge a cell, unless its row is known already, of the same settings."""
+        row = self.known.get(cell.key)
+        if row is None:
+            _run(cell, recipe, place)
+        elif row["settings"] != settings:
+            raise RunError(
+                f"the row of {cell.name} is of {row['settings'] or 'defaults'}, but the comparison asks for "
+                f"{settings or 'defaults'}: give the method another name, or leave its rows out"
+            )
 
     def jobs(self) -> list["Job"]:
         """What the parts divide: a cell; or a method whole where its trials come first, so that no part waits."""
@@ -182,8 +220,8 @@ class Cells:
         None while trials are left, where all diverged, and for a method that is taken as given.
         """
         trials = [self.trial(method, number) for number in range(len(self.trials[method.name]))]
-        scores = [self.score(trial) if trial.finished else None for trial in trials]
-        if not all(trial.finished for trial in trials) or all(score is None for score in scores):
+        scores = [self.score(trial) if self._is_done(trial) else None for trial in trials]
+        if not all(map(self._is_done, trials)) or all(score is None for score in scores):
             return None
         return max(range(len(scores)), key=lambda number: scores[number] or 0.0)
 
@@ -192,15 +230,21 @@ class Cells:
 
         That is the last epoch, unless cells have validation classes too and keep the best.
         """
+        if trial.key in self.known:
+            known = self.known[trial.key]["val_map_at_r"]
+            return None if pd.isna(known) else float(known)
         if trial.diverged.exists():
             return None
         history = pd.read_csv(trial.run.metrics)["val_map_at_r"]
         return float(history.max() if self.has_validation else history.iloc[-1])
 
+    def _is_done(self, cell: Cell) -> bool:
+        return cell.key in self.known or cell.finished
+
     # Gathering --------------------------------------------------------------------------------------------------------
 
     def gather(self) -> pd.DataFrame:
-        """A row for every finished cell and trial, in the order of the methods; what tables and figures are made of.
+        """A row for every known or finished cell and trial, by method; what tables and figures are made of.
 
         Columns: method, family (its name in the comparison's file), varied (keys and values that set it apart from
         its family), seed, trial (its number; empty for a cell), chosen (of a trial), data (the catalog's name),
@@ -208,31 +252,26 @@ class Cells:
         val_map_at_r (of a trial), recall_at_K, map_at_r, r_precision, nmi (of a cell, in 0..1), those of `Cost`,
         val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures).
         """
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for method in self.comparison.methods:
             trials, chosen = self.trials[method.name], self.chosen(method)
             for number, values in enumerate(trials):
                 trial = self.trial(method, number)
-                if trial.finished:
+                if self._is_done(trial):
                     judged = {"settings": described(values) or "as given", "val_map_at_r": self.score(trial)}
                     rows.append(self._row(method, trial) | judged | {"chosen": number == chosen})
             cells = [self.cell(method, seed) for seed in self.comparison.seeds]
-            rows += [self._row(method, cell) for cell in cells if cell.finished]
+            rows += [self._row(method, cell) for cell in cells if self._is_done(cell)]
         return pd.DataFrame(rows, columns=None if rows else list(COLUMNS)).astype({"trial": "Int64"})
 
-    def _row(self, method: Method, cell: Cell) -> dict[str, Any]:
-        shared = self.comparison.shared.content()
-        own = differences(read_yaml(cell.run.recipe), shared)
-        row: dict[str, Any] = dict.fromkeys(COLUMNS) | {
-            "method": cell.method,
-            "family": method.family,
-            "varied": described(method.varied),
-            "seed": cell.seed,
-            "trial": cell.trial,
-            "data": Path(self.comparison.shared.catalog).stem,
-            "protocol": _described_settings(differences(shared, Recipe().content())),
-            "settings": _described_settings(own),
-        }
+    def _row(self, method: Method, cell: Cell) -> Row:
+        family = {"family": method.family, "varied": described(method.varied)}
+        if cell.key in self.known:
+            return dict.fromkeys(COLUMNS) | self.known[cell.key] | family
+        own = differences(read_yaml(cell.run.recipe), self.comparison.shared.content())
+        row: Row = dict.fromkeys(COLUMNS) | family
+        row |= {"method": cell.method, "seed": cell.seed, "trial": cell.trial}
+        row |= {"data": self.data, "protocol": self.protocol, "settings": _described_settings(own)}
         if cell.diverged.exists():
             return row | {"note": cell.diverged.read_text(encoding="utf-8").partition(";")[0]}
         row |= json.loads(cell.cost.read_text(encoding="utf-8"))

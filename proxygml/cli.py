@@ -165,33 +165,43 @@ def compare(arguments: Sequence[str]) -> None:
     parser.add_argument("--recipe", default="", help="a comparison's YAML file, or the name of one of ours")
     parser.add_argument("--run", type=Path | None, default=None, help="the folder of the comparison")
     parser.add_argument("--part", default="1/1", help="2/8: the second of eight parts, on machines that share --run")
-    parser.add_argument("--from", type=Path, nargs="+", default=[], help="make the table of these cells.csv alone")
-    parser.add_argument("--out", type=Path | None, default=None, help="with --from: the folder for the table")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="rows of cells.csv files: with --recipe they are not trained again, with --out they alone make the table",
+    )
+    parser.add_argument("--out", type=Path | None, default=None, help="the folder for a table of --from alone")
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse(arguments)
-    if options["from"]:
-        if options.out is None or options.recipe or options.run:
-            raise UserError("--from takes --out, the folder for the table, and no other option")
+    if options.out is not None:
+        if not options["from"] or options.recipe or options.run:
+            raise UserError("--out is the folder for a table of --from alone, without --recipe and --run")
         _tabulate(options["from"], options.out)
     elif not options.recipe or options.run is None:
-        raise UserError("a comparison needs its recipe, --recipe, and its folder, --run")
+        alone = "; or, for a table of rows alone, --from and --out" if options["from"] else ""
+        raise UserError(f"a comparison needs its recipe, --recipe, and its folder, --run{alone}")
     else:
-        _compare(parser, arguments, options.recipe, options.run, options.part)
+        _compare(parser, arguments, options.recipe, options.run, options.part, options["from"])
 
 
-def _compare(parser: Parser, arguments: Sequence[str], name: str, folder: Path, part: str) -> None:
+def _compare(
+    parser: Parser, arguments: Sequence[str], name: str, folder: Path, part: str, known: Sequence[Path]
+) -> None:
     from accelerate import PartialState
 
     from proxygml.cells import Cells, Part
     from proxygml.comparison import Comparison
     from proxygml.recipe import SECTIONS, find_recipe, flattened, recipe_keys
+    from proxygml.summary import read_rows
 
     comparison = Comparison.read(find_recipe(name, "compare"))
     shared = flattened(comparison.shared.content())
     # Options win over what all methods share.
     parser.set_defaults({key: shared[key] for key in recipe_keys() if key in shared and key not in SECTIONS})
     comparison = replace(comparison, shared=_recipe(parser.instantiate(parser.parse(arguments))))
-    share, cells = Part.read(part), Cells(comparison, folder)
+    share, cells = Part.read(part), Cells(comparison, folder, read_rows(known) if known else None)
     cells.run(share)
     if not PartialState().is_main_process:
         return
@@ -200,6 +210,7 @@ def _compare(parser: Parser, arguments: Sequence[str], name: str, folder: Path, 
     rows = cells.gather()
     with written_whole(folder / "cells.csv") as temporary:
         rows.to_csv(temporary, index=False)
+    say(f"cells:  {folder / 'cells.csv'}")
     _write_comparison(rows, folder, cells.planned())
 
 
@@ -216,7 +227,7 @@ def _write_comparison(rows: "DataFrame", folder: Path, planned: Sequence[tuple[s
     summary = Summary(rows, planned)
     write_comparison(folder, folder.resolve().name, summary)
     say((folder / "table.md").read_text(encoding="utf-8"))
-    say(f"cells:  {folder / 'cells.csv'}", f"table:  {folder / 'table.md'}", f"report: {folder / 'comparison.html'}")
+    say(f"table:  {folder / 'table.md'}", f"report: {folder / 'comparison.html'}")
 
 
 def prepare(arguments: Sequence[str]) -> None:

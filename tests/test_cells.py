@@ -165,6 +165,25 @@ def test_a_comparison_grows_but_keeps_its_cells(small_comparison: Path, tmp_path
         Cells(Comparison.read(small_comparison), tmp_path / "run").run(Part())
 
 
+def test_rows_that_are_kept_are_not_trained_again(
+    content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The runs are gone; a comparison goes on from the table of its cells, trials and all."""
+    rows, recipe = read_rows([finished / "cells.csv"]), write(content, tmp_path / "mine.yaml")
+    rows[~((rows["method"] == "N-pair") & (rows["seed"] == 1))].to_csv(tmp_path / "kept.csv", index=False)
+    again = compare(recipe, tmp_path / "run", "--from", tmp_path / "kept.csv")
+    assert_same_cells(again, rows)
+    assert [path.parent.name for path in (tmp_path / "run").rglob("cost.json")] == ["seed-1"]
+    changed = content | {"methods": content["methods"] | {"N-pair": METHODS["N-pair"] | {"images_per_class": 4}}}
+    for other, message in (
+        (changed, "the row of N-pair, seed 0 is of"),
+        (content | {"recipe": content["recipe"] | {"epochs": 1}}, "the rows are of protocol"),
+    ):
+        with pytest.raises(SystemExit):
+            compare(write(other, recipe), tmp_path / "other", "--from", tmp_path / "kept.csv")
+        assert message in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], finished: Path, tmp_path: Path) -> None:
     anchor = content["methods"]["Proxy-Anchor"] | {"loss": {"name": "ProxyAnchorLoss"}}
     changed = content | {"methods": content["methods"] | {"Proxy-Anchor": anchor}}
@@ -210,8 +229,9 @@ def test_table_is_drawn_from_the_rows_alone(finished: Path, tmp_path: Path) -> N
         ),
         (["--recipe", "cub200_2010_crops", "--run", "x"], "no catalog is given"),
         (["--recipe", "cub200_2010_crops", "--run", "x", "--epoch", "3"], "did you mean --epochs?"),
-        (["--from", "a.csv"], "--from takes --out"),
-        (["--from", "a.csv", "--out", "b", "--run", "c"], "--from takes --out, the folder for the table, and no other"),
+        (["--from", "a.csv"], "or, for a table of rows alone, --from and --out"),
+        (["--from", "a.csv", "--out", "b", "--run", "c"], "--out is the folder for a table of --from alone"),
+        (["--out", "b"], "--out is the folder for a table of --from alone"),
         (["--from", "a.csv", "--out", "b"], "a.csv cannot be read"),
     ],
 )

@@ -64,7 +64,18 @@ def test_shipped_sweeps_start_at_the_published_setting(name: str) -> None:
     assert sweep.recipe_of(sweep.methods[0], {}, 0).loss == Recipe().loss
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in SWEEPS], ids=lambda path: path.stem)
+def test_our_recipe_is_taken_apart_as_it_is() -> None:
+    """The first row of its ablation is the recipe that the table of methods has; every other differs in a part."""
+    parts, table = (Comparison.read(find_recipe(f"cub200_2010_{name}", "compare")) for name in ("own", "crops"))
+    ours = next(method for method in table.methods if method.name == "Our recipe")
+    whole, *others = (parts.recipe_of(method, {}, 0) for method in parts.methods)
+    assert whole == table.recipe_of(ours, {}, 0)
+    assert whole not in others
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if path.stem not in (*SWEEPS, "cub200_2010_own")], ids=lambda path: path.stem
+)
 def test_other_shipped_comparisons_hold_the_rivals(path: Path) -> None:
     """The methods of the paper's table and later ones."""
     comparison = Comparison.read(path)
