@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss, SoftTripleLoss
@@ -53,6 +53,7 @@ class Case:
 CUB = Case("CUB-200-2011", 32, 512, 100, 12, 0.05, 0.3, 1.0)
 SOP = Case("SOP", 32, 512, 11_318, 1, 0.05, 0.0, 20.0)
 SOP_REGULARISED = Case("SOP, regularised", 32, 512, 11_318, 1, 0.05, 0.3, 20.0)
+NUMBERS = (1, 2, 4, 6, 12, 20, 30)  # of proxies a class, those of the paper's study
 
 
 def batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -187,7 +188,11 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loss", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the two short cases, a few seconds each")
+    parser.add_argument("--proxies", action="store_true", help="the first case with 1 to 30 proxies a class instead")
     arguments = parser.parse_args()
+    if arguments.proxies:
+        measure([replace(CUB, name=f"N {number}", N=number) for number in NUMBERS], seconds=4, skipped={})
+        return
     if arguments.quick:
         measure([CUB, SOP], seconds=3, skipped={})
         return
