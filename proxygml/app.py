@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxygml import __version__
 from proxygml.errors import UserError
-from proxygml.serving import Limits, RequestError, Service
+from proxygml.filters import column_values
+from proxygml.serving import Limits, RequestError, Service, too_many
 
 log = logging.getLogger("proxygml")
 
@@ -163,7 +164,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """The items most similar to an image."""
         async with service.admitted():
             vector = await service.embed(await image.read())
-            answer = await service.search(vector, k, _filters(where))
+            answer = await service.search(vector, k, _pairs(where))
         voted = answer.prediction
         guess = None if voted is None else Guess(label=voted.label, share=voted.share)
         return SearchAnswer(items=[Found(**item) for item in answer.items], prediction=guess)
@@ -202,7 +203,7 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
         column: Annotated[list[str], Form(description="column=value, such as label=sparrow")] = [],  # noqa: B006
     ) -> Added:
         """Add an image; it is on disk when this answers."""
-        columns = _filters(column)
+        columns = _pairs(column)
         for name, values in columns.items():
             if len(values) > 1:
                 raise RequestError(422, f"the column {name!r} is given twice")
@@ -236,15 +237,12 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _filters(pairs: list[str]) -> dict[str, list[str]]:
+def _pairs(texts: list[str]) -> dict[str, list[str]]:
     """column=value pairs, by column."""
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        column, equals, value = pair.partition("=")
-        if not equals:
-            raise RequestError(422, f"{pair!r} is not column=value, such as label=sparrow")
-        found.setdefault(column, []).append(value)
-    return found
+    try:
+        return column_values(texts)
+    except UserError as error:
+        raise RequestError(422, str(error)) from None
 
 
 def _answer_errors(app: FastAPI) -> None:

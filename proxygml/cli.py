@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from proxygml import __version__
 from proxygml.console import console
-from proxygml.errors import UserError
+from proxygml.errors import UserError, require_extra
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -399,12 +398,13 @@ def _add(options: Namespace) -> None:
 
 
 def _remove(options: Namespace) -> None:
+    from proxygml.filters import column_values
     from proxygml.gallery import Gallery
 
     if options.add or options.catalog or options.images or options.vectors:
         raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")
     gallery = Gallery.load(options.out)
-    where = _where(options.remove)
+    where = column_values(options.remove)
     chosen = set(gallery.matching({name: values for name, values in where.items() if name != "id"}).tolist())
     if "id" in where:
         try:
@@ -416,17 +416,6 @@ def _remove(options: Namespace) -> None:
     gallery.remove(sorted(chosen))
     gallery.save()
     say(f"{len(chosen):,} items removed, {len(gallery):,} now: {options.out}")
-
-
-def _where(conditions: Sequence[str] | None) -> dict[str, list[str]]:
-    """column=value pairs; several values of one column are alternatives."""
-    where: dict[str, list[str]] = {}
-    for condition in conditions or ():
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise UserError(f"{condition!r} is no filter: expected column=value, such as label=sparrow")
-        where.setdefault(column, []).append(value)
-    return where
 
 
 def search(arguments: Sequence[str]) -> None:
@@ -448,12 +437,13 @@ def search(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
     options = parser.parse(arguments)
     from proxygml.embedding import ImageList
+    from proxygml.filters import column_values
     from proxygml.gallery import Gallery
     from proxygml.indexing import Model
     from proxygml.searching import draw_answers, printed, search_images, write_answers
 
     gallery = Gallery.load(options.gallery)
-    where, queries = _where(options.where), ImageList.from_files(options.queries)
+    where, queries = column_values(options.where or ()), ImageList.from_files(options.queries)
     answers = search_images(
         gallery,
         Model.of_gallery(gallery, options.run).embedder(),
@@ -508,9 +498,7 @@ def cluster(arguments: Sequence[str]) -> None:
 
 def serve(arguments: Sequence[str]) -> None:
     """Answer searches over HTTP, and show a page to search on."""
-    for package in ("fastapi", "gradio", "multipart", "prometheus_client", "uvicorn"):
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed, which serving needs: pip install proxygml[serve]")
+    require_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving import Limits, Service
 
     parser = Parser("serve", str(serve.__doc__))

@@ -5,7 +5,6 @@ layer, norm. What is left to the caller is to decode an image and to cut its squ
 """
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proxygml.embedder import Embedder, fingerprint
-from proxygml.errors import UserError
+from proxygml.errors import UserError, require_extra
 from proxygml.files import refuse_overwrite, written_whole
 
 OPSET = 18
@@ -40,9 +39,7 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
         UserError: the extra is not installed, the name does not end in .onnx, a file is there already, the network
             cannot be expressed, or its ONNX form gives other embeddings.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed, which exporting needs: pip install proxygml[onnx]")
+    require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     if out.suffix != ".onnx":
         raise UserError(f"--onnx is {out}, but must be the name of a file that ends in .onnx")
     description = out.with_suffix(".json")

@@ -72,6 +72,11 @@ class RequestError(Exception):
         self.message = message
 
 
+def too_many(limits: Limits) -> RequestError:
+    """The refusal of a request that comes while as many as may be are under way."""
+    return RequestError(429, f"{limits.queue} requests are under way already: come again in a second")
+
+
 @dataclass(frozen=True)
 class Addition:
     """An item to be added: its vector, the file that holds its image, its columns."""
@@ -127,7 +132,7 @@ class Service:
     async def admitted(self) -> AsyncIterator[None]:
         """A request's turn: refused where too many are under way, ended where it takes too long."""
         if self.active >= self.limits.queue:
-            raise RequestError(429, f"{self.limits.queue} requests are under way already: come again in a second")
+            raise too_many(self.limits)
         self.active += 1
         try:
             async with asyncio.timeout(self.limits.timeout):
@@ -171,7 +176,7 @@ class Service:
 
     async def neighbours(self, item: int, k: int) -> Answer:
         """The k nearest items to one of the gallery's own, itself first."""
-        self.item(item)
+        await asyncio.to_thread(self.item, item)
         vector = await asyncio.to_thread(self.gallery.vectors, [item])
         return await self.search(torch.from_numpy(np.array(vector[0])), k)
 
@@ -226,7 +231,7 @@ class Service:
             RequestError: 404 for one that is not there; 409 for the last one, or where another process writes.
         """
         self._image_folder()
-        self.item(item)
+        await asyncio.to_thread(self.item, item)
         await asyncio.shield(asyncio.ensure_future(self._writer.do(item)))
 
     # In the threads ---------------------------------------------------------------------------------------------------
