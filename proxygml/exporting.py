@@ -47,7 +47,9 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
         refuse_overwrite(path, force)
     embedder = Embedder.load(run)
     program = _program(embedder)
-    with written_whole(out) as temporary:
+    content = json.dumps(describe(embedder, fingerprint(run)), indent=2) + "\n"
+    with written_whole(out) as temporary, written_whole(description) as beside:
+        beside.write_text(content, encoding="utf-8")
         program.save(temporary)
         difference = _largest_difference(embedder, temporary)
         if not difference <= TOLERANCE:
@@ -55,8 +57,6 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
                 f"the ONNX form of {embedder.settings.backbone} differs from PyTorch by {difference:.1e}, but at most "
                 f"{TOLERANCE:.0e} is expected: nothing was written"
             )
-    with written_whole(description) as temporary:
-        temporary.write_text(json.dumps(describe(embedder, fingerprint(run)), indent=2) + "\n", encoding="utf-8")
     return difference
 
 
