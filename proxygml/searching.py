@@ -19,7 +19,7 @@ from proxygml.files import written_whole
 from proxygml.gallery import Gallery, SearchResult
 from proxygml.images import thumbnail
 from proxygml.nearest_neighbors import Rows
-from proxygml.prediction import Prediction, predict
+from proxygml.prediction import Prediction, is_labelled, predict
 
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""
@@ -74,8 +74,7 @@ def search_images(
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
     if threshold is None and gallery.facts.threshold is not None:
         threshold = gallery.facts.threshold.score
-    labelled = "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
-    return Answers(queries, result, predict(result, threshold) if labelled else None)
+    return Answers(queries, result, predict(result, threshold) if is_labelled(result) else None)
 
 
 def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:

@@ -26,7 +26,7 @@ from proxygml.errors import GalleryError, ImageError, OverwriteError, UserError
 from proxygml.files import written_whole
 from proxygml.gallery import Gallery, SearchResult
 from proxygml.images import decode_image, test_transform, thumbnail
-from proxygml.prediction import Prediction, predict
+from proxygml.prediction import Prediction, is_labelled, predict
 
 KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
@@ -264,7 +264,7 @@ class Service:
         found = gallery.search(vector[None], k, where)
         threshold = gallery.facts.threshold
         prediction = None
-        if "label" in gallery.columns:
+        if is_labelled(found):
             prediction = predict(found, None if threshold is None else threshold.score)[0]
         return Answer(_shown(found), prediction)
 
