@@ -7,6 +7,7 @@ was saved. So an answer to an addition means that it is on disk, and a reader ne
 import asyncio
 import contextlib
 import io
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"
 """Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
 THUMBNAIL = 320  # pixels
 _MODEL_BATCH, _WRITE_BATCH = 16, 256
+_SWEPT_AFTER = 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Limits:
     """How many neighbours may be asked for."""
 
     timeout: float = 30.0
-    """Seconds from the first byte of a request to its answer."""
+    """Seconds that a request may take to arrive, and as many until it is answered."""
 
     queue: int = 64
     """Requests that may be under way; a further one is asked to come again."""
@@ -73,7 +75,7 @@ class RequestError(Exception):
 
 
 def too_many(limits: Limits) -> RequestError:
-    """The refusal of a request that comes while as many as may be are under way."""
+    """The refusal of a request that comes while as many as may be are under way, or arriving."""
     return RequestError(429, f"{limits.queue} requests are under way already: come again in a second")
 
 
@@ -297,12 +299,15 @@ class Service:
         return [RequestError(409, "another process is changing the gallery: come again later")] * len(changes)
 
     def _sweep(self) -> None:
-        """Delete images that no item shows: of items that were removed, or whose addition was cut short."""
+        """Delete images that no item shows: of items that were removed, or whose addition was cut short.
+
+        Not those of the last hour: another server of the same gallery may be adding them.
+        """
         if self._images is None or not self._images.is_dir():
             return
         shown = {Path(str(path)).name for path in self.gallery.items["path"]}
         for path in self._images.iterdir():
-            if path.name not in shown:
+            if path.name not in shown and path.stat().st_mtime < time.time() - _SWEPT_AFTER:
                 path.unlink(missing_ok=True)
 
 

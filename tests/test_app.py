@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.xdist_group("serve")
 TOKEN = "a secret of the operator"
 TIMES = {"trust_env": False, "timeout": 60}
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +171,57 @@ def test_items_are_added_and_removed_with_the_token_alone(
     with Running(folder, run_folder, Limits(), token="") as running:
         answer = httpx.post(f"{running.address}/items", files={"image": photo}, headers=AUTHORISED, **TIMES)
         assert answer.status_code == 403 and "PROXYGML_TOKEN" in answer.json()["error"]
-    assert not list((folder / "images").iterdir())  # what no item shows any more is gone
+
+
+def test_an_image_that_no_item_shows_goes_when_no_addition_can_be_waiting_for_it(
+    run_folder: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    with Running(folder, run_folder, Limits()) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+        kept, removed = (post(client, "/items", picture(seed)).json()["id"] for seed in range(2))
+        assert client.delete(f"/items/{removed}", headers=AUTHORISED).status_code == 204
+    images = sorted((folder / "images").iterdir())
+    assert len(images) == 2
+    (folder / "images" / "fresh.png").write_bytes(picture())  # as another server has it before it has saved the item
+    for image in images:
+        os.utime(image, (0, 0))
+    with Running(folder, run_folder, Limits()):
+        shown = Path(Gallery.load(folder).items.loc[kept, "path"])
+        assert set((folder / "images").iterdir()) == {shown, folder / "images" / "fresh.png"}
+
+
+def counted(client: "httpx.Client", route: str, status: int) -> int:
+    """How many such answers the server has told Prometheus of."""
+    found = re.search(
+        rf'proxygml_requests_total\{{route="{route}",status="{status}"\}} (\d+)', client.get("/metrics").text
+    )
+    return int(found[1]) if found else 0
 
 
 def test_health_and_metrics(client: "httpx.Client") -> None:
     post(client, "/search", picture())
     assert client.get("/health").json()["items"] == 48
-    assert re.search(r'proxygml_requests_total\{route="/search",status="200"\} [1-9]', client.get("/metrics").text)
+    assert counted(client, "/search", 200) >= 1
+
+
+def test_metrics_count_refusals_and_failures(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+
+    def fails(self: Service, squares: list[torch.Tensor]) -> list[torch.Tensor]:
+        raise RuntimeError(f"no room left in {folder}")
+
+    monkeypatch.setattr(Service, "_embed_batch", fails)
+    limits = Limits(max_upload_mb=0.01)
+    with Running(folder, run_folder, limits) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+        failed = httpx.post(f"{running.address}/embed", files={"image": picture()}, **TIMES)
+        assert (failed.status_code, failed.json()) == (500, {"error": "the server failed; its log says why"})
+        assert post(client, "/embed", b"none").status_code == 415
+        assert client.post("/embed", content=iter([bytes(20_000)]), headers=MULTIPART).status_code == 413
+        assert post(client, "/embed", bytes(20_000)).status_code == 413
+        assert [counted(client, "/embed", status) for status in (200, 500, 415, 413)] == [0, 1, 1, 1]
+        assert counted(client, "other", 413) == 1  # refused for its length, before it was looked at where it leads
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
@@ -189,8 +235,7 @@ def test_a_request_that_is_too_large_is_refused_whatever_it_says_of_its_length(c
         for _ in range(40):
             yield bytes(10_000)
 
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    answer = client.post("/search", content=chunks(), headers=headers)
+    answer = client.post("/search", content=chunks(), headers=MULTIPART)
     assert answer.status_code == 413 and "0.2 MB" in answer.json()["error"]
 
 
@@ -248,17 +293,38 @@ def test_too_many_at_once_and_too_slow_have_their_own_answers(
         go_on.set()
 
 
-def test_a_body_that_does_not_arrive_is_given_up(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
-    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
-    with (
-        Running(folder, run_folder, Limits(timeout=0.5)) as running,
-        socket.create_connection(("127.0.0.1", running.socket.getsockname()[1]), timeout=30) as half,
-    ):
+@contextmanager
+def half_a_request(running: Running) -> Iterator[socket.socket]:
+    """A connection on which a request has begun, and does not go on."""
+    with socket.create_connection(("127.0.0.1", running.socket.getsockname()[1]), timeout=30) as half:
         half.sendall(
             b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             b"Content-Length: 1000\r\n\r\n--x\r\n"
         )
+        yield half
+
+
+def test_a_body_that_does_not_arrive_is_given_up(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    with Running(folder, run_folder, Limits(timeout=0.5)) as running, half_a_request(running) as half:
         assert half.recv(100).startswith(b"HTTP/1.1 503")
+
+
+def test_bodies_that_arrive_are_requests_under_way(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    limits = Limits(queue=1, timeout=60)
+    with Running(folder, run_folder, limits) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+
+        def asked_until(status: int) -> bool:
+            end = time.monotonic() + 30
+            while (answer := post(client, "/embed", picture())).status_code != status and time.monotonic() < end:
+                time.sleep(0.01)
+            return answer.status_code == status
+
+        with half_a_request(running):
+            assert asked_until(429)
+            assert client.get("/health").status_code == 200  # nothing of it has to arrive
+        assert asked_until(200)
 
 
 # Hostile --------------------------------------------------------------------------------------------------------------
