@@ -163,7 +163,7 @@ class Gallery:
         folder = Path(folder)
         refuse_gallery(folder, force)
         with only_writer(folder / ".lock"):
-            name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
+            name = _begun_vectors(folder)
             try:
                 tables, digest = _copied(blocks, folder / name, total)
                 table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -177,9 +177,7 @@ class Gallery:
                 checkpoint = folder / f".{facts.kind}-{digest[:16]}.faiss"
                 gallery._reindex(checkpoint)
                 gallery._publish(folder)
-                for left in folder.glob(".*.faiss"):  # of stopped builds, this one or others
-                    left.unlink()
-            except BaseException:
+            except Exception:  # what is merely stopped, by Ctrl-C too, stays to go on from
                 (folder / name).unlink(missing_ok=True)
                 raise
         return gallery
@@ -501,17 +499,30 @@ class Gallery:
         clear_up(folder, self.facts)
 
 
+def _begun_vectors(folder: Path) -> str:
+    """The name of a new file of vectors; where a stopped build has left one, of that."""
+    named = read_facts(folder).vectors if (folder / MANIFEST).exists() else ""
+    left = sorted(path.name for path in folder.glob("vectors-*.f32") if path.name != named)
+    return left[0] if left else f"vectors-{uuid.uuid4().hex[:8]}.f32"
+
+
 def _copied(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[list[pd.DataFrame], str]:
-    """Write the vectors of all blocks to a file; the item tables, and a digest of the file."""
-    tables, digest = [], hashlib.sha256()
-    with path.open("wb") as file, progress_bar(disable=total is not None and total < WRITTEN_AT_A_TIME) as bar:
+    """Write the vectors of all blocks to a file, but those that it holds already; the item tables, and its digest."""
+    tables, digest, size = [], hashlib.sha256(), 0
+    path.touch()
+    with path.open("r+b") as file, progress_bar(disable=total is not None and total < WRITTEN_AT_A_TIME) as bar:
         task = bar.add_task("copying", total=total, note="")
         for vectors, items in blocks:
             part = unit_vectors(vectors).astype("<f4").tobytes()
             tables.append(checked_items(items, len(vectors)))
-            file.write(part)
+            if file.read(len(part)) != part:
+                file.seek(size)
+                file.truncate()
+                file.write(part)
             digest.update(part)
+            size += len(part)
             bar.advance(task, len(items))
+        file.truncate(size)
         file.flush()
         os.fsync(file.fileno())
     return tables, digest.hexdigest()
