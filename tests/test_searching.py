@@ -158,7 +158,7 @@ def test_a_query_from_another_model_is_refused(
 
 
 def test_a_val_split_sets_the_threshold_for_none_of_these(
-    run_folder: Path, small_catalog: Path, tmp_path: Path
+    run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     catalog = Catalog.read(small_catalog)
     table = catalog.table.copy()
@@ -180,6 +180,15 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
     everything = search_images(gallery, Embedder.load(run_folder), queries, 5, threshold=-1.0)
     assert everything.predictions is not None
     assert all(prediction.label for prediction in everything.predictions)
+    for table in ("c.parquet", "small.parquet"):  # by their vectors; a catalog without a val split too
+        place = small_catalog if table == "small.parquet" else tmp_path / table
+        command("embed", run_folder, "--catalog", place, "--out", tmp_path / f"v-{table}", "--workers", 0)
+        source = Source(vectors=tmp_path / f"v-{table}")
+        build_gallery(Model.of(run_folder), source, tmp_path / f"g-{table}", false_accept_rate=0.1)
+    assert "there is no val split" in capsys.readouterr().err
+    source = Source(tmp_path / "c.parquet")
+    whole = build_gallery(Model.of(run_folder), source, tmp_path / "all", false_accept_rate=0.1, workers=0)
+    assert Gallery.load(tmp_path / "g-c.parquet").facts.threshold == whole.facts.threshold
 
 
 def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
