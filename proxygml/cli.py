@@ -273,11 +273,10 @@ def embed(arguments: Sequence[str]) -> None:
     _add_embedding(parser)
     options = parser.parse(arguments)
     from proxygml.embedding import discard, write_vectors
-    from proxygml.files import refuse_overwrite
+    from proxygml.files import refuse_ending, refuse_overwrite
     from proxygml.indexing import Model
 
-    if options.out.suffix.lower() != ".parquet":
-        raise UserError(f"--out is {options.out}, but vectors are written as a .parquet file")
+    refuse_ending(options.out, ".parquet")
     refuse_overwrite(options.out, options.force)
     model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
     embedded = _embedded(model, work, options)
@@ -437,11 +436,16 @@ def search(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
     options = parser.parse(arguments)
     from proxygml.embedding import ImageList
+    from proxygml.files import refuse_ending
     from proxygml.filters import column_values
     from proxygml.gallery import Gallery
     from proxygml.indexing import Model
-    from proxygml.searching import draw_answers, printed, search_images, write_answers
+    from proxygml.searching import ANSWER_ENDINGS, draw_answers, printed, search_images, write_answers
 
+    if options.out is not None:
+        refuse_ending(options.out, *ANSWER_ENDINGS)
+    if options.show is not None:
+        refuse_ending(options.show, ".png")
     gallery = Gallery.load(options.gallery)
     where, queries = column_values(options.where or ()), ImageList.from_files(options.queries)
     answers = search_images(
@@ -473,7 +477,7 @@ def search(arguments: Sequence[str]) -> None:
 
 def cluster(arguments: Sequence[str]) -> None:
     """Sort images into clusters, report near-duplicates, draw a contact sheet of each cluster."""
-    from proxygml.clustering import ClusterSettings, Layout, summary, write_clusters
+    from proxygml.clustering import ClusterSettings, Layout, refuse_clusters, summary, write_clusters
 
     parser = Parser("cluster", str(cluster.__doc__))
     parser.add_argument("run", type=Path, help="the run folder")
@@ -488,6 +492,7 @@ def cluster(arguments: Sequence[str]) -> None:
     from proxygml.indexing import Model
 
     settings = ClusterSettings(**{key.name: options[key.name] for key in fields(ClusterSettings)})
+    refuse_clusters(options.out, options.force)
     model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
     embedded = _embedded(model, work, options)
     vectors, table = embedded.whole()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxygml.embedder import Embedder, fingerprint
 from proxygml.errors import UserError, require_extra
-from proxygml.files import refuse_overwrite, written_whole
+from proxygml.files import refuse_ending, refuse_overwrite, written_whole
 
 OPSET = 18
 TOLERANCE = 1e-4  # greatest difference of a component from PyTorch's
@@ -40,8 +40,7 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
             cannot be expressed, or its ONNX form gives other embeddings.
     """
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    if out.suffix != ".onnx":
-        raise UserError(f"--onnx is {out}, but must be the name of a file that ends in .onnx")
+    refuse_ending(out, ".onnx")
     description = out.with_suffix(".json")
     for path in (out, description):
         refuse_overwrite(path, force)

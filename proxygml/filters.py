@@ -72,4 +72,5 @@ def matches(table: pd.DataFrame, column: str, values: Value | Sequence[Value]) -
 
 def told(where: Where | None) -> str:
     """The filter, for a message that says that nothing has passed it."""
-    return "" if not where else f": none has {', '.join(f'{column}={value}' for column, value in where.items())}"
+    conditions = [f"{column}={' or '.join(map(str, alternatives(values)))}" for column, values in (where or {}).items()]
+    return f": none has {', '.join(conditions)}" if conditions else ""

@@ -24,6 +24,7 @@ from proxygml.prediction import Prediction, is_labelled, predict
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""
 TILE_PIXELS = 140
+ANSWER_ENDINGS = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,7 @@ def answers_table(answers: Answers) -> pd.DataFrame:
 
 
 def write_answers(answers: Answers, path: Path) -> None:
-    """Write answers_table as CSV or Parquet, by suffix.
-
-    Raises:
-        GalleryError: the suffix is neither.
-    """
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise GalleryError(f"{path} ends with {path.suffix or 'no suffix'}: answers are a .csv or a .parquet file")
+    """Write answers_table as CSV or Parquet, by suffix (ANSWER_ENDINGS)."""
     table = answers_table(answers)
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".csv":
@@ -124,7 +119,9 @@ def printed(answers: Answers, query: int) -> Table:
     if "path" in rows:
         rows["path"] = [_near(str(path)) for path in rows["path"]]
     for _, row in rows.iterrows():
-        cells = [f"{row[name]:.3f}" if name == "score" else str(row[name]) for name in shown]
+        cells = [
+            f"{row[name]:.3f}" if name == "score" else "" if pd.isna(row[name]) else str(row[name]) for name in shown
+        ]
         table.add_row(*map(escape, cells))
     return table
 

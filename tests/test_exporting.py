@@ -106,7 +106,7 @@ def test_the_command_says_what_it_wrote_and_refuses_to_replace(
     before = out.read_bytes()
     assert "birds.onnx is already there" in refused(capsys, "export", tmp_path / "run", "--onnx", out)
     assert out.read_bytes() == before
-    assert "ends in .onnx" in refused(capsys, "export", tmp_path / "run", "--onnx", tmp_path / "birds")
+    assert "name of a .onnx file" in refused(capsys, "export", tmp_path / "run", "--onnx", tmp_path / "birds")
     assert "holds no model.json" in refused(capsys, "export", tmp_path, "--onnx", tmp_path / "other.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.json", "birds.onnx", "run"]
 

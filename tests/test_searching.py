@@ -96,6 +96,8 @@ def test_the_commands_as_a_user_types_them(
     assert Image.open(picture).width > 300
     command("index", "--add", "--out", gallery, "--images", photos, "--workers", 0)
     assert "96 items added (48 were in it already), 144 now" in capsys.readouterr().out
+    command("search", gallery, photos / "00_0.png", "--k", 1)
+    assert "nan" not in capsys.readouterr().out  # what was added from a folder has no label
     command("index", "--remove", "id=0", "id=3", "--out", gallery)
     command("index", "--remove", "label=class 13", "--out", gallery)
     assert "8 items removed, 134 now" in capsys.readouterr().out
@@ -207,7 +209,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
     ("arguments", "message"),
     [
         (["embed", "RUN", "--images", "nowhere", "--out", "v.parquet"], "there is no nowhere"),
-        (["embed", "RUN", "--images", "PHOTOS", "--out", "v.csv"], "a .parquet file"),
+        (["embed", "RUN", "--images", "PHOTOS", "--out", "v.csv"], "the name of a .parquet file"),
         (["embed", "RUN", "--out", "v.parquet"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
         (["embed", "nowhere", "--images", "PHOTOS", "--out", "v.parquet"], "nowhere holds no model.json"),
         (["index", "RUN", "--out", "g"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
@@ -226,7 +228,10 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["search", "GALLERY", "nowhere.jpg"], "there is no nowhere.jpg"),
         (["search", "GALLERY", "QUERY", "--k", "0"], "k is 0"),
         (["search", "GALLERY", "QUERY", "--where", "colour=red"], "no column 'colour'"),
-        (["search", "GALLERY", "QUERY", "--out", "answers.txt"], "a .csv or a .parquet file"),
+        (["search", "GALLERY", "QUERY", "--out", "answers.txt"], "the name of a .csv or .parquet file"),
+        (["search", "GALLERY", "QUERY", "--show", "answers.txt"], "the name of a .png file"),
+        (["search", "GALLERY", "QUERY", "--where", "label=x", "label=y"], "none has label=x or y"),
+        (["cluster", "RUN", "--images", "PHOTOS", "--out", "PHOTOS", "--num-clusters", "3"], "no result of"),
         (["cluster", "RUN", "--images", "PHOTOS", "--out", "c"], "kmeans needs --num_clusters"),
         (["cluster", "RUN", "--images", "QUERY", "--out", "c", "--num-clusters", "3"], "there are 1 images"),
     ],
