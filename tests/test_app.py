@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,38 @@ def test_metrics_count_refusals_and_failures(
         assert post(client, "/embed", bytes(20_000)).status_code == 413
         assert [counted(client, "/embed", status) for status in (200, 500, 415, 413)] == [0, 1, 1, 1]
         assert counted(client, "other", 413) == 1  # refused for its length, before it was looked at where it leads
+
+
+def test_a_gallery_in_milvus_is_served_and_not_changed(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+    pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    place = gallery_at(tmp_path / "gallery.db", run_folder, small_catalog)
+    with (
+        Running(folder, run_folder, Limits()) as one,
+        Running(place, run_folder, Limits()) as other,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def answers(running: Running) -> list[Any]:
+            def ask(number: int) -> Any:
+                form = {"k": 6, "where": ["label=class 13", "label=class 15"]} if number % 2 else {"k": 6}
+                with httpx.Client(base_url=running.address, **TIMES) as client:
+                    return post(client, "/search", picture(number), **form).json()
+
+            return list(pool.map(ask, range(24)))
+
+        for found, expected in zip(answers(other), answers(one), strict=True):
+            assert [item["id"] for item in found["items"]] == [item["id"] for item in expected["items"]]
+            assert [set(item) for item in found["items"]] == [set(item) for item in expected["items"]]
+            assert found["prediction"]["label"] == expected["prediction"]["label"]
+        with httpx.Client(base_url=other.address, **TIMES) as client:
+            assert client.get("/health").json()["items"] == 48
+            assert client.get("/items/3/image").status_code == 200
+            assert client.get("/items/48/image").status_code == 404
+            assert post(client, "/search", picture(), where="colour=red").status_code == 422
+            refusals = [post(client, "/items", picture()), client.delete("/items/0", headers=AUTHORISED)]
+            assert [answer.status_code for answer in refusals] == [403, 403]
+            assert all("proxygml index" in answer.json()["error"] for answer in refusals)
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
