@@ -25,7 +25,7 @@ _KEPT = 600  # seconds that Gradio keeps what was sent and shown
 _ENDINGS = [".jpeg", *(f".{ending}" for ending in KINDS.values())]
 # System fonts, so that the page asks no other server for any.
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
-_CSS = ".caption-label {font-size: 0.8rem} footer {display: none !important}"
+_CSS = ".caption-label {font-size: 0.8rem; max-width: 96%; white-space: normal} footer {display: none !important}"
 
 Shown = tuple[list[tuple[Image.Image, str]], list[int], str]
 
