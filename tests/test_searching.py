@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from proxygml.errors import UserError
 from proxygml.images import ImageSettings
 from proxygml.indexing import Model, Source, add_items, build_gallery
 from proxygml.searching import answers_table, search_images
+from tests.conftest import shared_file
 from tests.test_cli import refused
 from tests.test_cli import run as command
 
@@ -76,6 +78,47 @@ def test_search_finds_the_class_as_often_as_evaluate_says(
     nearest_is_right = evaluation.scores.first_positive == 0
     assert np.array_equal(right[evaluation.scores.index, 0], nearest_is_right)
     assert 0 < nearest_is_right.mean() < 1
+
+
+def test_search_on_real_birds_finds_their_species_at_the_recall_that_evaluate_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the commands alone, on the test species of the CUB crops: pretrained features, at 64 pixels to be quick."""
+    archive, weights = shared_file("cub200-2010-crops.tar"), shared_file("mobilenetv2_100.imagenet.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    species = sorted(path for path in (tmp_path / "cub200-2010-crops").iterdir() if path.is_dir())
+    assert len(species) == 200
+    parts = {"train": species[:20], "test": species[100:]}
+    rows = [(str(p), s.name, part) for part, some in parts.items() for s in some for p in sorted(s.iterdir())]
+    Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), tmp_path).write(tmp_path / "birds.parquet")
+    train = ["train", "--recipe", "cub200_2010_crops", "--catalog", "birds.parquet", "--run", "birds", "--epochs", 0]
+    train += ["--backbone_lr", 0, "--cache_features", "true", "--embedder.weights", weights]
+    command(
+        *train,
+        "--embedder.embedding_size",
+        0,
+        "--loss.neighbor_ratio",
+        0.2,
+        "--images.size",
+        64,
+        "--images.resize",
+        73,
+        "--workers",
+        0,
+    )
+    command("index", "birds", "--catalog", "birds.parquet", "--split", "test", "--out", "gallery", "--workers", 0)
+    search = ["search", "gallery", *parts["test"], "--k", 8, "--leave-out-itself", "--out", "answers.parquet"]
+    command(*search, "--workers", 0)
+    answers = pd.read_parquet("answers.parquet")
+    right = answers["label"] == answers["query"].map(lambda path: Path(path).parent.name)
+    stated = json.loads(Path("birds/evaluation.json").read_text())["recall"]
+    assert answers["query"].nunique() == 3043
+    for k in (1, 2, 4, 8):
+        found = right[answers["rank"] <= k].groupby(answers["query"]).any().mean()
+        assert found == pytest.approx(stated[str(k)]["value"], abs=1e-12)
+    assert stated["1"]["value"] > 0.2  # far above chance
 
 
 def test_the_commands_as_a_user_types_them(
