@@ -7,9 +7,11 @@ was saved. So an answer to an addition means that it is on disk, and a reader ne
 import asyncio
 import contextlib
 import io
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from proxygml.prediction import Prediction, is_labelled, predict
 KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
 THUMBNAIL = 320  # pixels
+DECODERS = min(4, os.cpu_count() or 1)
+"""Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
 _MODEL_BATCH, _WRITE_BATCH = 16, 256
 _SWEPT_AFTER = 3600  # seconds
 
@@ -114,6 +118,7 @@ class Service:
         self.embedder = embedder.eval()
         self.active = 0
         self._transform = test_transform(embedder.images)
+        self._decoders = ThreadPoolExecutor(DECODERS)
         self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
         self._writer: Batcher[Change, int] = Batcher(self._change, _WRITE_BATCH)
         self._images = Path(gallery.place) / "images" if gallery.folder is not None else None
@@ -129,6 +134,7 @@ class Service:
         finally:
             await self._writer.stop()
             await self._model.stop()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -156,7 +162,7 @@ class Service:
 
     async def square(self, data: bytes) -> Tensor:
         """What the network sees of an image file's bytes, uint8 (3, S, S); see `embed`."""
-        return await asyncio.to_thread(self._prepare, data)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, data)
 
     async def embed_square(self, square: Tensor) -> Tensor:
         """The vector of what `square` gave."""

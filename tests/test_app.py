@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from PIL import Image
 from proxygml import Embedder, Gallery
 from proxygml.catalog import Catalog
 from proxygml.indexing import Model, Source, build_gallery
-from proxygml.serving import KINDS, Limits, Service
+from proxygml.serving import DECODERS, KINDS, Limits, Service
 from tests.test_cli import refused
 from tests.test_searching import untrained
 
@@ -324,6 +325,33 @@ def test_too_many_at_once_and_too_slow_have_their_own_answers(
         first.join()
         assert answers[0].status_code == 503 and "1 seconds" in answers[0].json()["error"]
         go_on.set()
+
+
+def test_few_images_are_decoded_at_a_time_however_many_ask(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bounds the memory: the pixels of one image may take a thousand times the room of its file."""
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    decoding, at_once, lock, prepare = 0, [0], threading.Lock(), Service._prepare
+
+    def watched(self: Service, data: bytes) -> torch.Tensor:
+        nonlocal decoding
+        with lock:
+            decoding += 1
+            at_once.append(decoding)
+        time.sleep(0.05)  # so that others would have come, were they let in
+        try:
+            return prepare(self, data)
+        finally:
+            with lock:
+                decoding -= 1
+
+    monkeypatch.setattr(Service, "_prepare", watched)
+    with Running(folder, run_folder, Limits()) as running, ThreadPoolExecutor(16) as pool:
+        ask = partial(httpx.post, f"{running.address}/embed", files={"image": picture()}, **TIMES)
+        answers = [pool.submit(ask) for _ in range(32)]
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert 1 <= max(at_once) <= DECODERS
 
 
 @contextmanager
