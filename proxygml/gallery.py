@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.columns import fitted
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import only_writer, written_whole
@@ -312,10 +313,10 @@ class Gallery:
             int64 (n,): their ids, which no other item of the gallery has, had or will have.
 
         Raises:
-            GalleryError: shapes that do not fit, or a reserved column.
+            GalleryError: shapes that do not fit, a reserved column, or a cell that its column cannot hold.
         """
         vectors = self._checked_queries(embeddings)
-        items = checked_items(items, len(vectors))
+        items = fitted(checked_items(items, len(vectors)), self._shown)
         ids = np.arange(self.facts.next_id, self.facts.next_id + len(items))
         self._vectors.append(vectors)
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)

@@ -7,6 +7,7 @@ was saved. So an answer to an addition means that it is on disk, and a reader ne
 import asyncio
 import contextlib
 import io
+import math
 import os
 import time
 import uuid
@@ -183,10 +184,12 @@ class Service:
             raise RequestError(422, str(error)) from None
 
     async def neighbours(self, item: int, k: int) -> Answer:
-        """The k nearest items to one of the gallery's own, itself first."""
-        await asyncio.to_thread(self.item, item)
-        vector = await asyncio.to_thread(self.gallery.vectors, [item])
-        return await self.search(torch.from_numpy(np.array(vector[0])), k)
+        """The k nearest items to one of the gallery's own, itself first.
+
+        Raises:
+            RequestError: 404 for one that is not there; see `search`.
+        """
+        return await self.search(await asyncio.to_thread(self._vector, item), k)
 
     def item(self, item: int) -> pd.Series:
         """The columns of an item.
@@ -243,6 +246,12 @@ class Service:
         await asyncio.shield(asyncio.ensure_future(self._writer.do(item)))
 
     # In the threads ---------------------------------------------------------------------------------------------------
+
+    def _vector(self, item: int) -> Tensor:
+        try:
+            return torch.from_numpy(np.array(self.gallery.vectors([item])[0]))
+        except GalleryError:
+            raise RequestError(404, f"there is no item {item}") from None
 
     def _prepare(self, data: bytes) -> Tensor:
         """Bytes to the square that the network sees, uint8 (3, S, S)."""
@@ -355,6 +364,8 @@ def _shown(found: SearchResult) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own; what JSON does not know, as text."""
+    """A NumPy scalar as Python's own; what JSON does not know, an infinity too, as text."""
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -173,6 +174,24 @@ def test_items_are_added_and_removed_with_the_token_alone(
     with Running(folder, run_folder, Limits(), token="") as running:
         answer = httpx.post(f"{running.address}/items", files={"image": photo}, headers=AUTHORISED, **TIMES)
         assert answer.status_code == 403 and "PROXYGML_TOKEN" in answer.json()["error"]
+
+
+def test_a_number_that_is_none_is_refused_alone(run_folder: Path, tmp_path: Path) -> None:
+    """Of additions that are saved together, one that cannot be does not spoil the others."""
+    items = pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "year": [1999, 2004], "price": [np.inf, 1.5]})
+    Gallery.create(np.eye(2, 16, dtype=np.float32), items).save(tmp_path / "gallery")
+    with Running(tmp_path / "gallery", run_folder, Limits()) as running, ThreadPoolExecutor(8) as pool:
+        years = ["2010", "soon", "2011", "", "2012"]
+
+        def add(year: str) -> int:
+            with httpx.Client(base_url=running.address, **TIMES) as client:
+                return post(client, "/items", picture(len(year)), column=[f"year={year}"]).status_code
+
+        assert list(pool.map(add, years)) == [201, 422, 201, 422, 201]
+        found = httpx.post(f"{running.address}/search", files={"image": picture()}, data={"k": 9}, **TIMES)
+        assert sorted(item["year"] for item in found.json()["items"]) == [1999, 2004, 2010, 2011, 2012]
+        assert {"inf", 1.5, None} == {item["price"] for item in found.json()["items"]}
+    assert sorted(Gallery.load(tmp_path / "gallery").items["year"]) == [1999, 2004, 2010, 2011, 2012]
 
 
 def test_an_image_that_no_item_shows_goes_when_no_addition_can_be_waiting_for_it(

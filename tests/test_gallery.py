@@ -121,6 +121,30 @@ def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
     assert len(list((tmp_path / "g").glob("[!.]*"))) == (3 if kind == "exact" else 4)
 
 
+def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> None:
+    table = items(4).assign(sharp=[True, False, True, True], weight=[0.5, 1.5, None, 2.0], note=None)
+    Gallery.create(clustered(4), table).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    added = [
+        {"path": "/a.png", "label": 7, "size": "12", "sharp": "False", "weight": "3", "note": "new"},
+        {"path": "/b.png", "label": None, "size": 13.0, "sharp": True, "weight": 4, "shade": "dark"},
+    ]
+    for row in added:
+        gallery.add(clustered(1), pd.DataFrame([row]))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g").items
+    assert loaded["label"].tolist()[:5] == ["c0", "c1", "c2", "c0", "7"]
+    assert loaded["label"].isna().tolist() == [False] * 5 + [True]
+    assert loaded["size"].tolist() == [0, 1, 2, 3, 12, 13]
+    assert loaded["sharp"].tolist() == [True, False, True, True, False, True]
+    assert loaded["weight"].dropna().tolist() == [0.5, 1.5, 2.0, 3.0, 4.0]
+    assert (loaded["note"].dropna().tolist(), loaded["shade"].dropna().tolist()) == (["new"], ["dark"])
+    for column, value in (("size", "many"), ("size", "inf"), ("sharp", "maybe"), ("weight", "heavy")):
+        with pytest.raises(GalleryError, match=f"the column '{column}' holds"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
+    assert len(gallery) == 6
+
+
 def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> None:
     vectors = clustered(40)
     gallery = Gallery.create(vectors, items(40))
