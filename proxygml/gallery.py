@@ -27,7 +27,7 @@ from proxygml.gallery_folder import (
     Facts,
     Threshold,
     clear_up,
-    generation_of,
+    facts_to_replace,
     mapped,
     read_facts,
     refuse_gallery,
@@ -171,7 +171,11 @@ class Gallery:
                 if table.empty:
                     raise GalleryError(f"no items are left to build {folder} from")
                 facts = replace(
-                    facts, vectors=name, rows=len(table), next_id=len(table), generation=generation_of(folder)
+                    facts,
+                    vectors=name,
+                    rows=len(table),
+                    next_id=len(table),
+                    generation=facts_to_replace(folder).generation,
                 )
                 table.index = pd.RangeIndex(len(table), name="id")
                 gallery = cls(mapped(folder, facts), table.assign(removed=False), facts, None, folder)
@@ -472,7 +476,9 @@ class Gallery:
         with (folder / name).open("wb") as file:
             self._write_rows(file, kept)
         changed = len(kept) < len(self._table)
-        self.facts = replace(self.facts, vectors=name, rows=len(kept), index="", generation=generation_of(folder))
+        self.facts = replace(
+            self.facts, vectors=name, rows=len(kept), index="", generation=facts_to_replace(folder).generation
+        )
         self._vectors = VectorRows(mapped(folder, self.facts))
         if changed:
             self._set_table(self._table[self._alive])
@@ -502,7 +508,7 @@ class Gallery:
 
 def _begun_vectors(folder: Path) -> str:
     """The name of a new file of vectors; where a stopped build has left one, of that."""
-    named = read_facts(folder).vectors if (folder / MANIFEST).exists() else ""
+    named = facts_to_replace(folder).vectors
     left = sorted(path.name for path in folder.glob("vectors-*.f32") if path.name != named)
     return left[0] if left else f"vectors-{uuid.uuid4().hex[:8]}.f32"
 

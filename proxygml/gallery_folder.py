@@ -78,9 +78,12 @@ def refuse_gallery(folder: Path, force: bool) -> None:
         raise OverwriteError(f"{folder} holds something that is no gallery: choose another name")
 
 
-def generation_of(folder: Path) -> int:
-    """How often a gallery was saved there; 0 where there is none."""
-    return read_facts(folder).generation if (folder / MANIFEST).exists() else 0
+def facts_to_replace(folder: Path) -> Facts:
+    """What gallery.json says where there is a sound one, else nothing: a damaged gallery is there to be built again."""
+    try:
+        return read_facts(folder)
+    except GalleryError:
+        return Facts()
 
 
 def read_facts(folder: Path) -> Facts:

@@ -208,6 +208,11 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
         manifest.write_text(json.dumps(changed))
         with pytest.raises(GalleryError):
             Gallery.load(tmp_path)
+    for changed in ('{"format": 1}', "", "no JSON"):  # as the message says, it can be built again
+        manifest.write_text(changed)
+        Gallery.build(tmp_path, [(clustered(7), items(7))], Facts(dimension=16), force=True)
+        assert len(Gallery.load(tmp_path)) == 7
+        assert len(list(tmp_path.glob("vectors-*"))) == 1
 
 
 def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
