@@ -9,7 +9,7 @@ import hmac
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxygml import __version__
 from proxygml.errors import UserError
-from proxygml.serving import Limits, RequestError, Service
+from proxygml.filters import column_values
+from proxygml.serving import Limits, RequestError, Service, too_many
 
 log = logging.getLogger("proxygml")
 
@@ -140,16 +141,8 @@ def make_app(service: Service, token: str = "") -> FastAPI:
     _add_changes(app, service, token)
     _add_state(app, service, metrics)
 
-    @app.middleware("http")
-    async def measured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.requests.labels(route, response.status_code).inc()
-        metrics.seconds.labels(route).observe(time.perf_counter() - start)
-        return response
-
     app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(Measured, metrics=metrics)  # the outer one, which sees what the other refuses
     return app
 
 
@@ -163,7 +156,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """The items most similar to an image."""
         async with service.admitted():
             vector = await service.embed(await image.read())
-            answer = await service.search(vector, k, _filters(where))
+            answer = await service.search(vector, k, _pairs(where))
         voted = answer.prediction
         guess = None if voted is None else Guess(label=voted.label, share=voted.share)
         return SearchAnswer(items=[Found(**item) for item in answer.items], prediction=guess)
@@ -202,7 +195,7 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
         column: Annotated[list[str], Form(description="column=value, such as label=sparrow")] = [],  # noqa: B006
     ) -> Added:
         """Add an image; it is on disk when this answers."""
-        columns = _filters(column)
+        columns = _pairs(column)
         for name, values in columns.items():
             if len(values) > 1:
                 raise RequestError(422, f"the column {name!r} is given twice")
@@ -236,15 +229,12 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _filters(pairs: list[str]) -> dict[str, list[str]]:
+def _pairs(texts: list[str]) -> dict[str, list[str]]:
     """column=value pairs, by column."""
-    found: dict[str, list[str]] = {}
-    for pair in pairs:
-        column, equals, value = pair.partition("=")
-        if not equals:
-            raise RequestError(422, f"{pair!r} is not column=value, such as label=sparrow")
-        found.setdefault(column, []).append(value)
-    return found
+    try:
+        return column_values(texts)
+    except UserError as error:
+        raise RequestError(422, str(error)) from None
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -282,59 +272,117 @@ def refusal(error: RequestError) -> JSONResponse:
     return JSONResponse({"error": error.message}, error.status, headers=headers.get(error.status))
 
 
-class BodyLimit:
-    """Stops reading a request that is too large or too slow, whatever its headers say of its length."""
+class Measured:
+    """Counts requests and the time to their answers, refusals and failures too."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
-        self.limits = limits
-        self.most = round(limits.max_upload_mb * 10**6)
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if stated.isdigit() and int(stated) > self.most:
-            await refusal(self._too_large())(scope, receive, send)
-            return
-        end = asyncio.get_running_loop().time() + self.limits.timeout
-        seen, read, started = 0, False, False
-        refused: RequestError | None = None
+        start, end, status = time.perf_counter(), 0.0, 500
 
-        async def limited() -> Message:
-            nonlocal seen, read, refused
-            if read:  # what comes now is only that the client has gone
-                return await receive()
-            try:
-                async with asyncio.timeout_at(end):
-                    message = await receive()
-            except TimeoutError:
-                refused = RequestError(503, f"the request did not arrive within {self.limits.timeout:g} seconds")
-                raise refused from None
-            seen += len(message.get("body", b""))
-            read = not message.get("more_body", False)
-            if seen > self.most:
-                refused = self._too_large()
-                raise refused
-            return message
-
-        async def guarded(message: Message) -> None:
-            nonlocal started
-            # What the application makes of a body that breaks off is not the reason.
-            if refused is None or started:
-                started = True
-                await send(message)
+        async def noting(message: Message) -> None:
+            nonlocal end, status
+            if message["type"] == "http.response.start":
+                end, status = time.perf_counter(), message["status"]
+            await send(message)
 
         try:
-            await self.app(scope, limited, guarded)
-        except Exception:
-            if refused is None or started:
-                raise
-        if refused is not None and not started:
-            await refusal(refused)(scope, receive, send)
+            await self.app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(route, status).inc()
+            self.metrics.seconds.labels(route).observe((end or time.perf_counter()) - start)
 
-    def _too_large(self) -> RequestError:
+
+class BodyLimit:
+    """Stops reading requests that are too large, too slow or too many, whatever their headers say of their length."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app = app
+        self.limits = limits
+        self.arriving = 0  # bodies: a request is under way, see Service.admitted, only when it has come whole
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        length = headers.get(b"content-length", b"0")
+        if scope["type"] != "http" or (length == b"0" and b"transfer-encoding" not in headers):  # there is no body
+            await self.app(scope, receive, send)
+            return
+        body = _Body(receive, send, self.limits)
+        if length.isdigit() and body.is_too_large(int(length)):
+            await refusal(body.too_large())(scope, receive, send)
+        elif self.arriving >= self.limits.queue:
+            await refusal(too_many(self.limits))(scope, receive, send)
+        else:
+            await self._pass_on(scope, body)
+
+    async def _pass_on(self, scope: Scope, body: "_Body") -> None:
+        self.arriving += 1
+        body.when_read = self._has_arrived
+        try:
+            await self.app(scope, body.receive, body.send)
+        except Exception:
+            if body.refused is None or body.answered:
+                raise  # else it comes of the body's breaking off
+        finally:
+            body.has_been_read()
+        if body.refused is not None and not body.answered:
+            await refusal(body.refused)(scope, body.receive_rest, body.send_rest)
+
+    def _has_arrived(self) -> None:
+        self.arriving -= 1
+
+
+class _Body:
+    """The body of one request as it arrives, and what is answered to it."""
+
+    def __init__(self, receive: Receive, send: Send, limits: Limits) -> None:
+        self.receive_rest, self.send_rest = receive, send
+        self.limits = limits
+        self.end = asyncio.get_running_loop().time() + limits.timeout
+        self.bytes = 0
+        self.answered = False
+        self.refused: RequestError | None = None
+        self.when_read: Callable[[], None] | None = None
+
+    async def receive(self) -> Message:
+        if self.when_read is None:  # read already: what comes now is only that the client has gone
+            return await self.receive_rest()
+        try:
+            async with asyncio.timeout_at(self.end):
+                message = await self.receive_rest()
+        except TimeoutError:
+            self.refused = RequestError(503, f"the request did not arrive within {self.limits.timeout:g} seconds")
+            raise self.refused from None
+        self.bytes += len(message.get("body", b""))
+        if self.is_too_large(self.bytes):
+            self.refused = self.too_large()
+            raise self.refused
+        if not message.get("more_body", False):
+            self.has_been_read()
+        return message
+
+    async def send(self, message: Message) -> None:
+        # What the application makes of a body that breaks off is not the reason.
+        if self.refused is None or self.answered:
+            self.answered = True
+            await self.send_rest(message)
+
+    def has_been_read(self) -> None:
+        """Tell whom it concerns, once."""
+        if self.when_read is not None:
+            self.when_read()
+        self.when_read = None
+
+    def is_too_large(self, length: int) -> bool:
+        return length > self.limits.max_upload_mb * 10**6
+
+    def too_large(self) -> RequestError:
         return RequestError(413, f"the request is larger than the {self.limits.max_upload_mb:g} MB that are taken")
 
 

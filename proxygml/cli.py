@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from proxygml import __version__
 from proxygml.console import console
-from proxygml.errors import UserError
+from proxygml.errors import UserError, require_extra
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -285,11 +284,10 @@ def embed(arguments: Sequence[str]) -> None:
     _add_embedding(parser)
     options = parser.parse(arguments)
     from proxygml.embedding import discard, write_vectors
-    from proxygml.files import refuse_overwrite
+    from proxygml.files import refuse_ending, refuse_overwrite
     from proxygml.indexing import Model
 
-    if options.out.suffix.lower() != ".parquet":
-        raise UserError(f"--out is {options.out}, but vectors are written as a .parquet file")
+    refuse_ending(options.out, ".parquet")
     refuse_overwrite(options.out, options.force)
     model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
     embedded = _embedded(model, work, options)
@@ -410,12 +408,13 @@ def _add(options: Namespace) -> None:
 
 
 def _remove(options: Namespace) -> None:
+    from proxygml.filters import column_values
     from proxygml.gallery import Gallery
 
     if options.add or options.catalog or options.images or options.vectors:
         raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")
     gallery = Gallery.load(options.out)
-    where = _where(options.remove)
+    where = column_values(options.remove)
     chosen = set(gallery.matching({name: values for name, values in where.items() if name != "id"}).tolist())
     if "id" in where:
         try:
@@ -427,17 +426,6 @@ def _remove(options: Namespace) -> None:
     gallery.remove(sorted(chosen))
     gallery.save()
     say(f"{len(chosen):,} items removed, {len(gallery):,} now: {options.out}")
-
-
-def _where(conditions: Sequence[str] | None) -> dict[str, list[str]]:
-    """column=value pairs; several values of one column are alternatives."""
-    where: dict[str, list[str]] = {}
-    for condition in conditions or ():
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise UserError(f"{condition!r} is no filter: expected column=value, such as label=sparrow")
-        where.setdefault(column, []).append(value)
-    return where
 
 
 def search(arguments: Sequence[str]) -> None:
@@ -459,12 +447,18 @@ def search(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
     options = parser.parse(arguments)
     from proxygml.embedding import ImageList
+    from proxygml.files import refuse_ending
+    from proxygml.filters import column_values
     from proxygml.gallery import Gallery
     from proxygml.indexing import Model
-    from proxygml.searching import draw_answers, printed, search_images, write_answers
+    from proxygml.searching import ANSWER_ENDINGS, draw_answers, printed, search_images, write_answers
 
+    if options.out is not None:
+        refuse_ending(options.out, *ANSWER_ENDINGS)
+    if options.show is not None:
+        refuse_ending(options.show, ".png")
     gallery = Gallery.load(options.gallery)
-    where, queries = _where(options.where), ImageList.from_files(options.queries)
+    where, queries = column_values(options.where or ()), ImageList.from_files(options.queries)
     answers = search_images(
         gallery,
         Model.of_gallery(gallery, options.run).embedder(),
@@ -494,7 +488,7 @@ def search(arguments: Sequence[str]) -> None:
 
 def cluster(arguments: Sequence[str]) -> None:
     """Sort images into clusters, report near-duplicates, draw a contact sheet of each cluster."""
-    from proxygml.clustering import ClusterSettings, Layout, summary, write_clusters
+    from proxygml.clustering import ClusterSettings, Layout, refuse_clusters, summary, write_clusters
 
     parser = Parser("cluster", str(cluster.__doc__))
     parser.add_argument("run", type=Path, help="the run folder")
@@ -509,6 +503,7 @@ def cluster(arguments: Sequence[str]) -> None:
     from proxygml.indexing import Model
 
     settings = ClusterSettings(**{key.name: options[key.name] for key in fields(ClusterSettings)})
+    refuse_clusters(options.out, options.force)
     model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
     embedded = _embedded(model, work, options)
     vectors, table = embedded.whole()
@@ -519,9 +514,7 @@ def cluster(arguments: Sequence[str]) -> None:
 
 def serve(arguments: Sequence[str]) -> None:
     """Answer searches over HTTP, and show a page to search on."""
-    for package in ("fastapi", "gradio", "multipart", "prometheus_client", "uvicorn"):
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed, which serving needs: pip install proxygml[serve]")
+    require_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving import Limits, Service
 
     parser = Parser("serve", str(serve.__doc__))

@@ -15,6 +15,7 @@ from proxygml.archives import whole_folder
 from proxygml.console import track
 from proxygml.embedding import ImageList
 from proxygml.errors import OverwriteError, UserError
+from proxygml.files import refuse_overwrite
 from proxygml.images import thumbnail
 
 Method = Literal["kmeans", "hdbscan", "agglomerative"]
@@ -154,6 +155,13 @@ def near_duplicates(vectors: Vectors, least_cosine: float) -> list[Codes]:
     return [np.flatnonzero(group == first) for first in firsts[sizes > 1]]
 
 
+def refuse_clusters(out: Path, force: bool) -> None:
+    """Raise OverwriteError when clusters may not be put there."""
+    if out.exists() and not (out / "clusters.csv").is_file():
+        raise OverwriteError(f"{out} holds something that is no result of `proxygml cluster`: choose another name")
+    refuse_overwrite(out, force)
+
+
 def write_clusters(
     out: Path, images: ImageList, vectors: Vectors, settings: ClusterSettings, layout: Layout, force: bool = False
 ) -> tuple[Codes, list[Codes]]:
@@ -174,11 +182,7 @@ def write_clusters(
         UserError: see `cluster`.
         OverwriteError: something is at `out`, and `force` is False or it is no earlier result.
     """
-    if out.exists():
-        if not (out / "clusters.csv").is_file():
-            raise OverwriteError(f"{out} holds something that is no result of `proxygml cluster`: choose another name")
-        if not force:
-            raise OverwriteError(f"{out} is already there: choose another name, or give --force to replace it")
+    refuse_clusters(out, force)
     codes = cluster(vectors, settings)
     duplicates = near_duplicates(vectors, settings.duplicate_cosine)
     closeness = _closeness(vectors, codes)

@@ -4,6 +4,8 @@ Every message names the thing, what was found, what was expected and the mend. C
 and exit with 2; anything else that escapes is a bug.
 """
 
+from importlib.util import find_spec
+
 
 class UserError(ValueError):
     """The base of all: something in the input is wrong, and the message says what and how to mend it."""
@@ -43,3 +45,10 @@ class DivergedError(UserError):
 
 class GalleryError(UserError):
     """A gallery that is missing, damaged or of another model; or a question that it cannot answer."""
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """Raise UserError where a package of one of our extras is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed, which this needs: pip install proxygml[{extra}]")

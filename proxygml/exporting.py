@@ -5,7 +5,6 @@ layer, norm. What is left to the caller is to decode an image and to cut its squ
 """
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 from proxygml.embedder import Embedder, fingerprint
-from proxygml.errors import UserError
-from proxygml.files import refuse_overwrite, written_whole
+from proxygml.errors import UserError, require_extra
+from proxygml.files import refuse_ending, refuse_overwrite, written_whole
 
 OPSET = 18
 TOLERANCE = 1e-4  # greatest difference of a component from PyTorch's
@@ -40,17 +39,16 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
         UserError: the extra is not installed, the name does not end in .onnx, a file is there already, the network
             cannot be expressed, or its ONNX form gives other embeddings.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed, which exporting needs: pip install proxygml[onnx]")
-    if out.suffix != ".onnx":
-        raise UserError(f"--onnx is {out}, but must be the name of a file that ends in .onnx")
+    require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    refuse_ending(out, ".onnx")
     description = out.with_suffix(".json")
     for path in (out, description):
         refuse_overwrite(path, force)
     embedder = Embedder.load(run)
     program = _program(embedder)
-    with written_whole(out) as temporary:
+    content = json.dumps(describe(embedder, fingerprint(run)), indent=2) + "\n"
+    with written_whole(out) as temporary, written_whole(description) as beside:
+        beside.write_text(content, encoding="utf-8")
         program.save(temporary)
         difference = _largest_difference(embedder, temporary)
         if not difference <= TOLERANCE:
@@ -58,8 +56,6 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
                 f"the ONNX form of {embedder.settings.backbone} differs from PyTorch by {difference:.1e}, but at most "
                 f"{TOLERANCE:.0e} is expected: nothing was written"
             )
-    with written_whole(description) as temporary:
-        temporary.write_text(json.dumps(describe(embedder, fingerprint(run)), indent=2) + "\n", encoding="utf-8")
     return difference
 
 

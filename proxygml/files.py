@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from proxygml.errors import OverwriteError
+from proxygml.errors import OverwriteError, UserError
 
 
 @contextmanager
@@ -35,6 +35,13 @@ def refuse_overwrite(path: Path, force: bool) -> None:
     """Raise OverwriteError when `path` is there already and `force` was not given."""
     if path.exists() and not force:
         raise OverwriteError(f"{path} is already there: choose another name, or give --force to replace it")
+
+
+def refuse_ending(path: Path, *endings: str) -> None:
+    """Raise UserError when the name does not end as a file of its kind does."""
+    if path.suffix.lower() not in endings:
+        expected = " or ".join(endings)
+        raise UserError(f"{path} ends with {path.suffix or 'no suffix'}, but must be the name of a {expected} file")
 
 
 @contextmanager

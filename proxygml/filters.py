@@ -17,6 +17,21 @@ Value = str | float | bool
 Where = Mapping[str, Value | Sequence[Value]]
 
 
+def column_values(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each column, of texts like `label=sparrow`; several of one column are alternatives.
+
+    Raises:
+        GalleryError: one is no such pair.
+    """
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        column, equals, value = pair.partition("=")
+        if not equals:
+            raise GalleryError(f"{pair!r} has no =: expected column=value, such as label=sparrow")
+        found.setdefault(column, []).append(value)
+    return found
+
+
 def alternatives(values: Value | Sequence[Value]) -> list[Value]:
     """The values of which an item must have one."""
     return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
@@ -57,4 +72,5 @@ def matches(table: pd.DataFrame, column: str, values: Value | Sequence[Value]) -
 
 def told(where: Where | None) -> str:
     """The filter, for a message that says that nothing has passed it."""
-    return "" if not where else f": none has {', '.join(f'{column}={value}' for column, value in where.items())}"
+    conditions = [f"{column}={' or '.join(map(str, alternatives(values)))}" for column, values in (where or {}).items()]
+    return f": none has {', '.join(conditions)}" if conditions else ""

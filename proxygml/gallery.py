@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.columns import fitted
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import only_writer, written_whole
@@ -26,7 +27,7 @@ from proxygml.gallery_folder import (
     Facts,
     Threshold,
     clear_up,
-    generation_of,
+    facts_to_replace,
     mapped,
     read_facts,
     refuse_gallery,
@@ -163,23 +164,25 @@ class Gallery:
         folder = Path(folder)
         refuse_gallery(folder, force)
         with only_writer(folder / ".lock"):
-            name = f"vectors-{uuid.uuid4().hex[:8]}.f32"
+            name = _begun_vectors(folder)
             try:
                 tables, digest = _copied(blocks, folder / name, total)
                 table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
                 if table.empty:
                     raise GalleryError(f"no items are left to build {folder} from")
                 facts = replace(
-                    facts, vectors=name, rows=len(table), next_id=len(table), generation=generation_of(folder)
+                    facts,
+                    vectors=name,
+                    rows=len(table),
+                    next_id=len(table),
+                    generation=facts_to_replace(folder).generation,
                 )
                 table.index = pd.RangeIndex(len(table), name="id")
                 gallery = cls(mapped(folder, facts), table.assign(removed=False), facts, None, folder)
                 checkpoint = folder / f".{facts.kind}-{digest[:16]}.faiss"
                 gallery._reindex(checkpoint)
                 gallery._publish(folder)
-                for left in folder.glob(".*.faiss"):  # of stopped builds, this one or others
-                    left.unlink()
-            except BaseException:
+            except Exception:  # what is merely stopped, by Ctrl-C too, stays to go on from
                 (folder / name).unlink(missing_ok=True)
                 raise
         return gallery
@@ -314,10 +317,10 @@ class Gallery:
             int64 (n,): their ids, which no other item of the gallery has, had or will have.
 
         Raises:
-            GalleryError: shapes that do not fit, or a reserved column.
+            GalleryError: shapes that do not fit, a reserved column, or a cell that its column cannot hold.
         """
         vectors = self._checked_queries(embeddings)
-        items = checked_items(items, len(vectors))
+        items = fitted(checked_items(items, len(vectors)), self._shown)
         ids = np.arange(self.facts.next_id, self.facts.next_id + len(items))
         self._vectors.append(vectors)
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
@@ -473,7 +476,9 @@ class Gallery:
         with (folder / name).open("wb") as file:
             self._write_rows(file, kept)
         changed = len(kept) < len(self._table)
-        self.facts = replace(self.facts, vectors=name, rows=len(kept), index="", generation=generation_of(folder))
+        self.facts = replace(
+            self.facts, vectors=name, rows=len(kept), index="", generation=facts_to_replace(folder).generation
+        )
         self._vectors = VectorRows(mapped(folder, self.facts))
         if changed:
             self._set_table(self._table[self._alive])
@@ -501,17 +506,30 @@ class Gallery:
         clear_up(folder, self.facts)
 
 
+def _begun_vectors(folder: Path) -> str:
+    """The name of a new file of vectors; where a stopped build has left one, of that."""
+    named = facts_to_replace(folder).vectors
+    left = sorted(path.name for path in folder.glob("vectors-*.f32") if path.name != named)
+    return left[0] if left else f"vectors-{uuid.uuid4().hex[:8]}.f32"
+
+
 def _copied(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[list[pd.DataFrame], str]:
-    """Write the vectors of all blocks to a file; the item tables, and a digest of the file."""
-    tables, digest = [], hashlib.sha256()
-    with path.open("wb") as file, progress_bar(disable=total is not None and total < WRITTEN_AT_A_TIME) as bar:
+    """Write the vectors of all blocks to a file, but those that it holds already; the item tables, and its digest."""
+    tables, digest, size = [], hashlib.sha256(), 0
+    path.touch()
+    with path.open("r+b") as file, progress_bar(disable=total is not None and total < WRITTEN_AT_A_TIME) as bar:
         task = bar.add_task("copying", total=total, note="")
         for vectors, items in blocks:
             part = unit_vectors(vectors).astype("<f4").tobytes()
             tables.append(checked_items(items, len(vectors)))
-            file.write(part)
+            if file.read(len(part)) != part:
+                file.seek(size)
+                file.truncate()
+                file.write(part)
             digest.update(part)
+            size += len(part)
             bar.advance(task, len(items))
+        file.truncate(size)
         file.flush()
         os.fsync(file.fileno())
     return tables, digest.hexdigest()

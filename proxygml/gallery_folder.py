@@ -17,7 +17,8 @@ from proxygml.nearest_neighbors import Kind, Vectors
 
 FORMAT = 1
 MANIFEST = "gallery.json"
-PARTS = ("vectors-*.f32", "items-*.parquet", "index-*.faiss")
+PARTS = ("vectors-*.f32", "items-*.parquet", "index-*.faiss", ".*.faiss", ".*.tmp")
+"""Files of a state, and what a writer that was stopped may leave: half an index, half a file."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,17 @@ def refuse_gallery(folder: Path, force: bool) -> None:
         if not force:
             raise OverwriteError(f"{folder} is a gallery already: add to it with --add, or give --force to replace it")
         return
-    ours = (".", *(pattern.partition("*")[0] for pattern in PARTS))  # of a build that was stopped
+    ours = tuple(pattern.partition("*")[0] for pattern in PARTS)  # of a build that was stopped
     if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
         raise OverwriteError(f"{folder} holds something that is no gallery: choose another name")
 
 
-def generation_of(folder: Path) -> int:
-    """How often a gallery was saved there; 0 where there is none."""
-    return read_facts(folder).generation if (folder / MANIFEST).exists() else 0
+def facts_to_replace(folder: Path) -> Facts:
+    """What gallery.json says where there is a sound one, else nothing: a damaged gallery is there to be built again."""
+    try:
+        return read_facts(folder)
+    except GalleryError:
+        return Facts()
 
 
 def read_facts(folder: Path) -> Facts:

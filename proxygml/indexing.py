@@ -113,8 +113,8 @@ def build_gallery(
 ) -> Gallery:
     """Embed the items, unless they come as vectors, and make a gallery of them; a stopped call goes on when repeated.
 
-    Where there are validation classes (a val split in the catalog, or those that the run held out of its training), a
-    threshold for "none of these" is chosen on them and kept in the gallery.
+    Where there are validation classes (a val split in the catalog or in the file of vectors, or those that the run held
+    out of its training on that catalog), a threshold for "none of these" is chosen on them and kept in the gallery.
 
     Raises:
         UserError: see embed_images, Gallery.build, VectorFile and Model.
@@ -126,7 +126,10 @@ def build_gallery(
     if source.vectors is not None:
         file = checked_vectors(source.vectors, model)
         facts = replace(facts, dimension=file.dimension)
-        return Gallery.build(out, file.blocks(), facts, force=force, total=file.rows)
+        gallery = Gallery.build(out, file.blocks(), facts, force=force, total=file.rows)
+        if "label" in gallery.columns:
+            _calibrate(gallery, _own_validation(gallery), false_accept_rate)
+        return gallery
     work = work_place(out, "partial")
     embedder = model.embedder()
     embedded = embed_images(
@@ -136,7 +139,11 @@ def build_gallery(
     gallery = Gallery.build(out, embedded.blocks(), facts, force=force, total=len(embedded))
     discard(work)
     if source.catalog is not None:
-        _calibrate(gallery, model, embedder, source.catalog, false_accept_rate, workers, batch_size)
+        validation = _validation(model.run, source.catalog)
+        block = None
+        if validation is not None:
+            block = _embed_validation(gallery, model, embedder, validation, workers, batch_size)
+        _calibrate(gallery, block, false_accept_rate)
     return gallery
 
 
@@ -204,32 +211,28 @@ def _unknown(gallery: Gallery, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return np.asarray(gallery.ids_of(table, keys) < 0)
 
 
-def _calibrate(
-    gallery: Gallery,
-    model: Model,
-    embedder: Embedder,
-    table: Path,
-    false_accept_rate: float,
-    workers: int,
-    batch_size: int,
-) -> None:
-    """Choose the threshold on the validation classes, or say why there is none."""
-    validation = _validation(model.run, table)
-    if validation is None:
-        console.print(
-            "no threshold for `none of these`: the catalog has no val split, and the run held no classes out. Every "
-            "query will be given a class, however far it is",
-            style="yellow",
-        )
-        return
-    embedded = _embed_validation(gallery, model, embedder, validation, workers, batch_size)
-    vectors, items = embedded
-    try:
-        gallery.calibrated(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
-    except GalleryError as error:
-        console.print(f"no threshold for `none of these`: {error}", style="yellow", markup=False)
-        return
-    gallery.save()
+def _calibrate(gallery: Gallery, validation: Block | None, false_accept_rate: float) -> None:
+    """Choose the threshold on the images of the validation classes, or say why there is none."""
+    reason = (
+        "there is no val split, and the run held no classes out. Every query will be given a class, however far it is"
+    )
+    if validation is not None:
+        vectors, items = validation
+        try:
+            gallery.calibrated(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
+        except GalleryError as error:
+            reason = str(error)
+        else:
+            gallery.save()
+            return
+    console.print(f"no threshold for `none of these`: {reason}", style="yellow", markup=False)
+
+
+def _own_validation(gallery: Gallery) -> Block | None:
+    """The vectors and items of the gallery's own val split."""
+    if "split" not in gallery.columns or not len(ids := gallery.matching({"split": "val"})):
+        return None
+    return gallery.vectors(ids), gallery.rows(ids)
 
 
 def _embed_validation(

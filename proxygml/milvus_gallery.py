@@ -282,9 +282,7 @@ class MilvusGallery(Gallery):
         """See Gallery.remove."""
         wanted = np.unique(np.asarray(ids, dtype=np.int64))
         there = {row["id"] for row in self._rows(wanted, ["id"])}
-        for number in wanted.tolist():
-            if number not in there:
-                raise GalleryError(f"the gallery has no item {number}: it was removed, or never was")
+        _refuse_absent(wanted, there)
         self._removed = np.union1d(self._removed, wanted)
         self.facts = replace(self.facts, rows=self.facts.rows - len(wanted))
 

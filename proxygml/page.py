@@ -5,8 +5,9 @@ import asyncio
 import html
 import io
 import os
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read as Gradio is imported
 
@@ -21,12 +22,11 @@ from proxygml.serving import KINDS, Answer, RequestError, Service
 PATH = "/page"
 _SEEN = 240  # pixels
 _KEPT = 600  # seconds that Gradio keeps what was sent and shown
-_ENDINGS = [".jpg", ".jpeg", *(f".{ending}" for ending in KINDS.values())]
+_ENDINGS = [".jpeg", *(f".{ending}" for ending in KINDS.values())]
 # System fonts, so that the page asks no other server for any.
 _FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
-_CSS = ".caption-label {font-size: 0.8rem} footer {display: none !important}"
+_CSS = ".caption-label {font-size: 0.8rem; max-width: 96%; white-space: normal} footer {display: none !important}"
 
-Result = TypeVar("Result")
 Shown = tuple[list[tuple[Image.Image, str]], list[int], str]
 
 
@@ -60,19 +60,19 @@ def _blocks(service: Service) -> gr.Blocks:
     async def by_image(data: bytes | None, k: float) -> tuple[Any, ...]:
         if data is None:
             return None, [], [], ""
-        sent = data
-
-        async def answer() -> tuple[Tensor, Answer]:
-            square = await service.square(sent)
-            return square, await service.search(await service.embed_square(square), int(k))
-
-        square, found = await _admitted(service, answer())
-        return _enlarged(square), *await _shown(service, found)
+        async with _admitted(service):
+            square = await service.square(data)
+            answer = await service.search(await service.embed_square(square), int(k))
+            shown = await _shown(service, answer)
+        return _enlarged(square), *shown
 
     async def by_item(ids: list[int], k: float, event: gr.SelectData) -> tuple[Any, ...]:
+        if event.index >= len(ids):  # what was found is forgotten after a while
+            raise gr.Error("These results are too old: drop your image again.", print_exception=False)
         item = ids[event.index]
-        shown = await _shown(service, await _admitted(service, service.neighbours(item, int(k))))
-        picture = Image.open(io.BytesIO(await asyncio.to_thread(service.picture, item)))
+        async with _admitted(service):
+            shown = await _shown(service, await service.neighbours(item, int(k)))
+            picture = Image.open(io.BytesIO(await asyncio.to_thread(service.picture, item)))
         return picture, *shown[:2], f"Nearest to item {item}. {shown[2]}", gr.Gallery(selected_index=None)
 
     blocks: gr.Blocks
@@ -103,11 +103,12 @@ def _blocks(service: Service) -> gr.Blocks:
     return blocks
 
 
-async def _admitted(service: Service, work: Awaitable[Result]) -> Result:
+@asynccontextmanager
+async def _admitted(service: Service) -> AsyncIterator[None]:
     """A request of the page, under the limits of all; what is refused is said on the page."""
     try:
         async with service.admitted():
-            return await work
+            yield
     except RequestError as error:
         raise gr.Error(html.escape(error.message), print_exception=False) from None
 

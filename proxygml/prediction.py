@@ -35,6 +35,11 @@ class Prediction:
     """Cosine of the nearest item, which is compared with the threshold."""
 
 
+def is_labelled(result: SearchResult) -> bool:
+    """Whether any of the items that were found has a label, to be voted for."""
+    return "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
+
+
 def predict(result: SearchResult, threshold: float | None = None) -> list[Prediction]:
     """The class of each query, by a weighted vote of the items that it found.
 

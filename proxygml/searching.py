@@ -19,11 +19,12 @@ from proxygml.files import written_whole
 from proxygml.gallery import Gallery, SearchResult
 from proxygml.images import thumbnail
 from proxygml.nearest_neighbors import Rows
-from proxygml.prediction import Prediction, predict
+from proxygml.prediction import Prediction, is_labelled, predict
 
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""
 TILE_PIXELS = 140
+ANSWER_ENDINGS = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def search_images(
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
     if threshold is None and gallery.facts.threshold is not None:
         threshold = gallery.facts.threshold.score
-    labelled = "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
-    return Answers(queries, result, predict(result, threshold) if labelled else None)
+    return Answers(queries, result, predict(result, threshold) if is_labelled(result) else None)
 
 
 def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:
@@ -99,13 +99,7 @@ def answers_table(answers: Answers) -> pd.DataFrame:
 
 
 def write_answers(answers: Answers, path: Path) -> None:
-    """Write answers_table as CSV or Parquet, by suffix.
-
-    Raises:
-        GalleryError: the suffix is neither.
-    """
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise GalleryError(f"{path} ends with {path.suffix or 'no suffix'}: answers are a .csv or a .parquet file")
+    """Write answers_table as CSV or Parquet, by suffix (ANSWER_ENDINGS)."""
     table = answers_table(answers)
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".csv":
@@ -125,7 +119,9 @@ def printed(answers: Answers, query: int) -> Table:
     if "path" in rows:
         rows["path"] = [_near(str(path)) for path in rows["path"]]
     for _, row in rows.iterrows():
-        cells = [f"{row[name]:.3f}" if name == "score" else str(row[name]) for name in shown]
+        cells = [
+            f"{row[name]:.3f}" if name == "score" else "" if pd.isna(row[name]) else str(row[name]) for name in shown
+        ]
         table.add_row(*map(escape, cells))
     return table
 

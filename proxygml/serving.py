@@ -7,8 +7,12 @@ was saved. So an answer to an addition means that it is on disk, and a reader ne
 import asyncio
 import contextlib
 import io
+import math
+import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +30,15 @@ from proxygml.errors import GalleryError, ImageError, OverwriteError, UserError
 from proxygml.files import written_whole
 from proxygml.gallery import Gallery, SearchResult
 from proxygml.images import decode_image, test_transform, thumbnail
-from proxygml.prediction import Prediction, predict
+from proxygml.prediction import Prediction, is_labelled, predict
 
 KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
 THUMBNAIL = 320  # pixels
+DECODERS = min(4, os.cpu_count() or 1)
+"""Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
 _MODEL_BATCH, _WRITE_BATCH = 16, 256
+_SWEPT_AFTER = 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Limits:
     """How many neighbours may be asked for."""
 
     timeout: float = 30.0
-    """Seconds from the first byte of a request to its answer."""
+    """Seconds that a request may take to arrive, and as many until it is answered."""
 
     queue: int = 64
     """Requests that may be under way; a further one is asked to come again."""
@@ -70,6 +77,11 @@ class RequestError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+
+
+def too_many(limits: Limits) -> RequestError:
+    """The refusal of a request that comes while as many as may be are under way, or arriving."""
+    return RequestError(429, f"{limits.queue} requests are under way already: come again in a second")
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class Service:
         self.embedder = embedder.eval()
         self.active = 0
         self._transform = test_transform(embedder.images)
+        self._decoders = ThreadPoolExecutor(DECODERS)
         self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
         self._writer: Batcher[Change, int] = Batcher(self._change, _WRITE_BATCH)
         self._images = Path(gallery.place) / "images" if gallery.folder is not None else None
@@ -122,12 +135,13 @@ class Service:
         finally:
             await self._writer.stop()
             await self._model.stop()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
         """A request's turn: refused where too many are under way, ended where it takes too long."""
         if self.active >= self.limits.queue:
-            raise RequestError(429, f"{self.limits.queue} requests are under way already: come again in a second")
+            raise too_many(self.limits)
         self.active += 1
         try:
             async with asyncio.timeout(self.limits.timeout):
@@ -149,7 +163,7 @@ class Service:
 
     async def square(self, data: bytes) -> Tensor:
         """What the network sees of an image file's bytes, uint8 (3, S, S); see `embed`."""
-        return await asyncio.to_thread(self._prepare, data)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, data)
 
     async def embed_square(self, square: Tensor) -> Tensor:
         """The vector of what `square` gave."""
@@ -170,10 +184,12 @@ class Service:
             raise RequestError(422, str(error)) from None
 
     async def neighbours(self, item: int, k: int) -> Answer:
-        """The k nearest items to one of the gallery's own, itself first."""
-        self.item(item)
-        vector = await asyncio.to_thread(self.gallery.vectors, [item])
-        return await self.search(torch.from_numpy(np.array(vector[0])), k)
+        """The k nearest items to one of the gallery's own, itself first.
+
+        Raises:
+            RequestError: 404 for one that is not there; see `search`.
+        """
+        return await self.search(await asyncio.to_thread(self._vector, item), k)
 
     def item(self, item: int) -> pd.Series:
         """The columns of an item.
@@ -226,10 +242,16 @@ class Service:
             RequestError: 404 for one that is not there; 409 for the last one, or where another process writes.
         """
         self._image_folder()
-        self.item(item)
+        await asyncio.to_thread(self.item, item)
         await asyncio.shield(asyncio.ensure_future(self._writer.do(item)))
 
     # In the threads ---------------------------------------------------------------------------------------------------
+
+    def _vector(self, item: int) -> Tensor:
+        try:
+            return torch.from_numpy(np.array(self.gallery.vectors([item])[0]))
+        except GalleryError:
+            raise RequestError(404, f"there is no item {item}") from None
 
     def _prepare(self, data: bytes) -> Tensor:
         """Bytes to the square that the network sees, uint8 (3, S, S)."""
@@ -259,7 +281,7 @@ class Service:
         found = gallery.search(vector[None], k, where)
         threshold = gallery.facts.threshold
         prediction = None
-        if "label" in gallery.columns:
+        if is_labelled(found):
             prediction = predict(found, None if threshold is None else threshold.score)[0]
         return Answer(_shown(found), prediction)
 
@@ -292,12 +314,15 @@ class Service:
         return [RequestError(409, "another process is changing the gallery: come again later")] * len(changes)
 
     def _sweep(self) -> None:
-        """Delete images that no item shows: of items that were removed, or whose addition was cut short."""
+        """Delete images that no item shows: of items that were removed, or whose addition was cut short.
+
+        Not those of the last hour: another server of the same gallery may be adding them.
+        """
         if self._images is None or not self._images.is_dir():
             return
         shown = {Path(str(path)).name for path in self.gallery.items["path"]}
         for path in self._images.iterdir():
-            if path.name not in shown:
+            if path.name not in shown and path.stat().st_mtime < time.time() - _SWEPT_AFTER:
                 path.unlink(missing_ok=True)
 
 
@@ -339,6 +364,8 @@ def _shown(found: SearchResult) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own; what JSON does not know, as text."""
+    """A NumPy scalar as Python's own; what JSON does not know, an infinity too, as text."""
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if isinstance(value, (str, int, float, bool)) else str(value)

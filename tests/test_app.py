@@ -12,10 +12,14 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +28,7 @@ from PIL import Image
 from proxygml import Embedder, Gallery
 from proxygml.catalog import Catalog
 from proxygml.indexing import Model, Source, build_gallery
-from proxygml.serving import KINDS, Limits, Service
+from proxygml.serving import DECODERS, KINDS, Limits, Service
 from tests.test_cli import refused
 from tests.test_searching import untrained
 
@@ -36,6 +40,7 @@ pytestmark = pytest.mark.xdist_group("serve")
 TOKEN = "a secret of the operator"
 TIMES = {"trust_env": False, "timeout": 60}
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +174,107 @@ def test_items_are_added_and_removed_with_the_token_alone(
     with Running(folder, run_folder, Limits(), token="") as running:
         answer = httpx.post(f"{running.address}/items", files={"image": photo}, headers=AUTHORISED, **TIMES)
         assert answer.status_code == 403 and "PROXYGML_TOKEN" in answer.json()["error"]
-    assert not list((folder / "images").iterdir())  # what no item shows any more is gone
+
+
+def test_a_number_that_is_none_is_refused_alone(run_folder: Path, tmp_path: Path) -> None:
+    """Of additions that are saved together, one that cannot be does not spoil the others."""
+    items = pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "year": [1999, 2004], "price": [np.inf, 1.5]})
+    Gallery.create(np.eye(2, 16, dtype=np.float32), items).save(tmp_path / "gallery")
+    with Running(tmp_path / "gallery", run_folder, Limits()) as running, ThreadPoolExecutor(8) as pool:
+        years = ["2010", "soon", "2011", "", "2012"]
+
+        def add(year: str) -> int:
+            with httpx.Client(base_url=running.address, **TIMES) as client:
+                return post(client, "/items", picture(len(year)), column=[f"year={year}"]).status_code
+
+        assert list(pool.map(add, years)) == [201, 422, 201, 422, 201]
+        found = httpx.post(f"{running.address}/search", files={"image": picture()}, data={"k": 9}, **TIMES)
+        assert sorted(item["year"] for item in found.json()["items"]) == [1999, 2004, 2010, 2011, 2012]
+        assert {"inf", 1.5, None} == {item["price"] for item in found.json()["items"]}
+    assert sorted(Gallery.load(tmp_path / "gallery").items["year"]) == [1999, 2004, 2010, 2011, 2012]
+
+
+def test_an_image_that_no_item_shows_goes_when_no_addition_can_be_waiting_for_it(
+    run_folder: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    with Running(folder, run_folder, Limits()) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+        kept, removed = (post(client, "/items", picture(seed)).json()["id"] for seed in range(2))
+        assert client.delete(f"/items/{removed}", headers=AUTHORISED).status_code == 204
+    images = sorted((folder / "images").iterdir())
+    assert len(images) == 2
+    (folder / "images" / "fresh.png").write_bytes(picture())  # as another server has it before it has saved the item
+    for image in images:
+        os.utime(image, (0, 0))
+    with Running(folder, run_folder, Limits()):
+        shown = Path(Gallery.load(folder).items.loc[kept, "path"])
+        assert set((folder / "images").iterdir()) == {shown, folder / "images" / "fresh.png"}
+
+
+def counted(client: "httpx.Client", route: str, status: int) -> int:
+    """How many such answers the server has told Prometheus of."""
+    found = re.search(
+        rf'proxygml_requests_total\{{route="{route}",status="{status}"\}} (\d+)', client.get("/metrics").text
+    )
+    return int(found[1]) if found else 0
 
 
 def test_health_and_metrics(client: "httpx.Client") -> None:
     post(client, "/search", picture())
     assert client.get("/health").json()["items"] == 48
-    assert re.search(r'proxygml_requests_total\{route="/search",status="200"\} [1-9]', client.get("/metrics").text)
+    assert counted(client, "/search", 200) >= 1
+
+
+def test_metrics_count_refusals_and_failures(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+
+    def fails(self: Service, squares: list[torch.Tensor]) -> list[torch.Tensor]:
+        raise RuntimeError(f"no room left in {folder}")
+
+    monkeypatch.setattr(Service, "_embed_batch", fails)
+    limits = Limits(max_upload_mb=0.01)
+    with Running(folder, run_folder, limits) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+        failed = httpx.post(f"{running.address}/embed", files={"image": picture()}, **TIMES)
+        assert (failed.status_code, failed.json()) == (500, {"error": "the server failed; its log says why"})
+        assert post(client, "/embed", b"none").status_code == 415
+        assert client.post("/embed", content=iter([bytes(20_000)]), headers=MULTIPART).status_code == 413
+        assert post(client, "/embed", bytes(20_000)).status_code == 413
+        assert [counted(client, "/embed", status) for status in (200, 500, 415, 413)] == [0, 1, 1, 1]
+        assert counted(client, "other", 413) == 1  # refused for its length, before it was looked at where it leads
+
+
+def test_a_gallery_in_milvus_is_served_and_not_changed(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+    pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    place = gallery_at(tmp_path / "gallery.db", run_folder, small_catalog)
+    with (
+        Running(folder, run_folder, Limits()) as one,
+        Running(place, run_folder, Limits()) as other,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def answers(running: Running) -> list[Any]:
+            def ask(number: int) -> Any:
+                form = {"k": 6, "where": ["label=class 13", "label=class 15"]} if number % 2 else {"k": 6}
+                with httpx.Client(base_url=running.address, **TIMES) as client:
+                    return post(client, "/search", picture(number), **form).json()
+
+            return list(pool.map(ask, range(24)))
+
+        for found, expected in zip(answers(other), answers(one), strict=True):
+            assert [item["id"] for item in found["items"]] == [item["id"] for item in expected["items"]]
+            assert [set(item) for item in found["items"]] == [set(item) for item in expected["items"]]
+            assert found["prediction"]["label"] == expected["prediction"]["label"]
+        with httpx.Client(base_url=other.address, **TIMES) as client:
+            assert client.get("/health").json()["items"] == 48
+            assert client.get("/items/3/image").status_code == 200
+            assert client.get("/items/48/image").status_code == 404
+            assert post(client, "/search", picture(), where="colour=red").status_code == 422
+            refusals = [post(client, "/items", picture()), client.delete("/items/0", headers=AUTHORISED)]
+            assert [answer.status_code for answer in refusals] == [403, 403]
+            assert all("proxygml index" in answer.json()["error"] for answer in refusals)
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
@@ -189,8 +288,7 @@ def test_a_request_that_is_too_large_is_refused_whatever_it_says_of_its_length(c
         for _ in range(40):
             yield bytes(10_000)
 
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    answer = client.post("/search", content=chunks(), headers=headers)
+    answer = client.post("/search", content=chunks(), headers=MULTIPART)
     assert answer.status_code == 413 and "0.2 MB" in answer.json()["error"]
 
 
@@ -248,17 +346,65 @@ def test_too_many_at_once_and_too_slow_have_their_own_answers(
         go_on.set()
 
 
-def test_a_body_that_does_not_arrive_is_given_up(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+def test_few_images_are_decoded_at_a_time_however_many_ask(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bounds the memory: the pixels of one image may take a thousand times the room of its file."""
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
-    with (
-        Running(folder, run_folder, Limits(timeout=0.5)) as running,
-        socket.create_connection(("127.0.0.1", running.socket.getsockname()[1]), timeout=30) as half,
-    ):
+    decoding, at_once, lock, prepare = 0, [0], threading.Lock(), Service._prepare
+
+    def watched(self: Service, data: bytes) -> torch.Tensor:
+        nonlocal decoding
+        with lock:
+            decoding += 1
+            at_once.append(decoding)
+        time.sleep(0.05)  # so that others would have come, were they let in
+        try:
+            return prepare(self, data)
+        finally:
+            with lock:
+                decoding -= 1
+
+    monkeypatch.setattr(Service, "_prepare", watched)
+    with Running(folder, run_folder, Limits()) as running, ThreadPoolExecutor(16) as pool:
+        ask = partial(httpx.post, f"{running.address}/embed", files={"image": picture()}, **TIMES)
+        answers = [pool.submit(ask) for _ in range(32)]
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert 1 <= max(at_once) <= DECODERS
+
+
+@contextmanager
+def half_a_request(running: Running) -> Iterator[socket.socket]:
+    """A connection on which a request has begun, and does not go on."""
+    with socket.create_connection(("127.0.0.1", running.socket.getsockname()[1]), timeout=30) as half:
         half.sendall(
             b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             b"Content-Length: 1000\r\n\r\n--x\r\n"
         )
+        yield half
+
+
+def test_a_body_that_does_not_arrive_is_given_up(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    with Running(folder, run_folder, Limits(timeout=0.5)) as running, half_a_request(running) as half:
         assert half.recv(100).startswith(b"HTTP/1.1 503")
+
+
+def test_bodies_that_arrive_are_requests_under_way(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    limits = Limits(queue=1, timeout=60)
+    with Running(folder, run_folder, limits) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+
+        def asked_until(status: int) -> bool:
+            end = time.monotonic() + 30
+            while (answer := post(client, "/embed", picture())).status_code != status and time.monotonic() < end:
+                time.sleep(0.01)
+            return answer.status_code == status
+
+        with half_a_request(running):
+            assert asked_until(429)
+            assert client.get("/health").status_code == 200  # nothing of it has to arrive
+        assert asked_until(200)
 
 
 # Hostile --------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from PIL import Image
 
 from proxygml import Embedder
 from proxygml.embedder import EmbedderSettings
+from proxygml.errors import UserError
 from proxygml.exporting import export_onnx
 from proxygml.images import ImageSettings
 from tests.conftest import shared_file
@@ -105,9 +106,25 @@ def test_the_command_says_what_it_wrote_and_refuses_to_replace(
     before = out.read_bytes()
     assert "birds.onnx is already there" in refused(capsys, "export", tmp_path / "run", "--onnx", out)
     assert out.read_bytes() == before
-    assert "ends in .onnx" in refused(capsys, "export", tmp_path / "run", "--onnx", tmp_path / "birds")
+    assert "name of a .onnx file" in refused(capsys, "export", tmp_path / "run", "--onnx", tmp_path / "birds")
     assert "holds no model.json" in refused(capsys, "export", tmp_path, "--onnx", tmp_path / "other.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.json", "birds.onnx", "run"]
+
+
+@pytest.mark.parametrize("fault", ["other embeddings", "no place for the description"])
+def test_both_files_are_written_or_none(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untrained(tmp_path / "run", EmbedderSettings("conv4", "none", "avg", 8))
+    out = tmp_path / "birds.onnx"
+    out.write_text("an earlier one")
+    if fault == "other embeddings":
+        monkeypatch.setattr("proxygml.exporting.TOLERANCE", -1.0)
+    else:
+        out.with_suffix(".json").mkdir()
+    with pytest.raises((UserError, IsADirectoryError)):
+        export_onnx(tmp_path / "run", out, force=True)
+    assert out.read_text() == "an earlier one"
+    assert {path.name for path in tmp_path.iterdir()} <= {"birds.onnx", "birds.json", "run"}
+    assert not out.with_suffix(".json").is_file()
 
 
 TRAINING_ONLY = (

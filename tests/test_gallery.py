@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.gallery_folder import Facts
-from proxygml.nearest_neighbors import Kind
+from proxygml.nearest_neighbors import ApproximateIndex, Kind
 
 Array = npt.NDArray[np.float32]
 
@@ -120,6 +121,30 @@ def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
     assert len(list((tmp_path / "g").glob("[!.]*"))) == (3 if kind == "exact" else 4)
 
 
+def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> None:
+    table = items(4).assign(sharp=[True, False, True, True], weight=[0.5, 1.5, None, 2.0], note=None)
+    Gallery.create(clustered(4), table).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    added = [
+        {"path": "/a.png", "label": 7, "size": "12", "sharp": "False", "weight": "3", "note": "new"},
+        {"path": "/b.png", "label": None, "size": 13.0, "sharp": True, "weight": 4, "shade": "dark"},
+    ]
+    for row in added:
+        gallery.add(clustered(1), pd.DataFrame([row]))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g").items
+    assert loaded["label"].tolist()[:5] == ["c0", "c1", "c2", "c0", "7"]
+    assert loaded["label"].isna().tolist() == [False] * 5 + [True]
+    assert loaded["size"].tolist() == [0, 1, 2, 3, 12, 13]
+    assert loaded["sharp"].tolist() == [True, False, True, True, False, True]
+    assert loaded["weight"].dropna().tolist() == [0.5, 1.5, 2.0, 3.0, 4.0]
+    assert (loaded["note"].dropna().tolist(), loaded["shade"].dropna().tolist()) == (["new"], ["dark"])
+    for column, value in (("size", "many"), ("size", "inf"), ("sharp", "maybe"), ("weight", "heavy")):
+        with pytest.raises(GalleryError, match=f"the column '{column}' holds"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
+    assert len(gallery) == 6
+
+
 def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> None:
     vectors = clustered(40)
     gallery = Gallery.create(vectors, items(40))
@@ -183,6 +208,11 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
         manifest.write_text(json.dumps(changed))
         with pytest.raises(GalleryError):
             Gallery.load(tmp_path)
+    for changed in ('{"format": 1}', "", "no JSON"):  # as the message says, it can be built again
+        manifest.write_text(changed)
+        Gallery.build(tmp_path, [(clustered(7), items(7))], Facts(dimension=16), force=True)
+        assert len(Gallery.load(tmp_path)) == 7
+        assert len(list(tmp_path.glob("vectors-*"))) == 1
 
 
 def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
@@ -240,6 +270,79 @@ def test_build_holds_one_block_at_a_time_and_appears_whole(tmp_path: Path) -> No
     built = Gallery.build(tmp_path / "g", blocks(), Facts(dimension=16))
     assert built.items.index.tolist() == list(range(100))
     assert np.array_equal(Gallery.load(tmp_path / "g").search(vectors, 1).ids[:, 0], np.arange(100))
+
+
+BUILD = """
+import os, sys
+from pathlib import Path
+from proxygml import Gallery, nearest_neighbors
+from proxygml.gallery_folder import Facts
+from tests.test_gallery import in_blocks
+folder, kind, stage = sys.argv[1:]
+def stopping():
+    for number, block in enumerate(in_blocks(6000)):
+        if stage == "copying" and number == 3:
+            os.kill(os.getpid(), 9)
+        yield block
+write = nearest_neighbors.ApproximateIndex.write
+def write_and_stop(index, path):
+    write(index, path)
+    if len(index) > 5000:
+        os.kill(os.getpid(), 9)
+nearest_neighbors._CHECKPOINT_SECONDS = -1
+nearest_neighbors._ADDED_AT_A_TIME = 1000
+if stage == "indexing":
+    nearest_neighbors.ApproximateIndex.write = write_and_stop
+Gallery.build(folder, stopping(), Facts(kind, "m", "/r", dimension=16))
+"""
+
+
+def in_blocks(count: int, height: int = 1000) -> Iterator[tuple[Array, pd.DataFrame]]:
+    vectors, table = clustered(count), items(count)
+    for start in range(0, count, height):
+        yield vectors[start : start + height], table[start : start + height].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"), [("exact", "copying"), ("hnsw", "copying"), ("hnsw", "indexing"), ("ivfpq", "indexing")]
+)
+def test_a_build_that_was_killed_is_not_there_and_goes_on(
+    kind: Kind, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, facts = tmp_path / "g", Facts(kind, "m", "/r", dimension=16)
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", BUILD, str(folder), kind, stage]
+    killed = subprocess.run(command, cwd=root, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    with pytest.raises(GalleryError, match="is no gallery"):
+        Gallery.load(folder)
+    (begun,) = folder.glob("vectors-*")
+    inside, indexed = begun.stat().st_ino, []
+    add = ApproximateIndex.add
+
+    def noted(self: ApproximateIndex, *arguments: Any) -> None:
+        indexed.append(len(self))
+        add(self, *arguments)
+
+    monkeypatch.setattr(ApproximateIndex, "add", noted)
+    built = Gallery.build(folder, in_blocks(6000), facts)
+    assert (built.facts.vectors, (folder / begun.name).stat().st_ino) == (begun.name, inside)
+    assert indexed == ([] if kind == "exact" else [5000 if stage == "indexing" else 0])
+    whole = Gallery.build(tmp_path / "whole", in_blocks(6000), facts)
+    pd.testing.assert_frame_equal(built.items, whole.items)
+    found, expected = (gallery.search(clustered(50, seed=1), 5).ids for gallery in (built, whole))
+    same = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, expected, strict=True)])
+    assert same == 1 if kind == "exact" else same > 0.9
+    assert len(list(folder.iterdir())) == (4 if kind == "exact" else 5)  # .lock among them: nothing is left over
+
+
+@pytest.mark.parametrize("left", [b"", b"x" * 100, b"x" * 10**6])
+def test_what_another_build_has_left_is_not_taken_for_this_ones(left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "vectors-0.f32").write_bytes(clustered(100).tobytes() + left)
+    built = Gallery.build(tmp_path / "g", [(clustered(300)[50:], items(250))], Facts(dimension=16))
+    assert np.array_equal(built.vectors(range(250)), clustered(300)[50:])
+    assert (tmp_path / "g" / built.facts.vectors).stat().st_size == 250 * 16 * 4
 
 
 def test_the_package_offers_the_gallery_without_loading_it() -> None:

@@ -78,6 +78,33 @@ def test_what_is_no_image_is_said_on_the_page(server: Running, page: Any, tmp_pa
     page.get_by_text("no PNG file that can be read").wait_for()
 
 
+def test_a_click_on_results_that_are_forgotten_is_answered(server: Running) -> None:
+    """As of a person who comes back after a while: the server knows the session no more."""
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(base_url=f"{server.address}/page", trust_env=False, timeout=60) as client:
+        functions = client.get("/config").json()["dependencies"]
+        clicked = next(one["id"] for one in functions if any(event == "select" for _, event in one["targets"]))
+        question = {
+            "fn_index": clicked,
+            "session_hash": "anew",
+            "data": [None, 12],
+            "event_data": {"index": 2, "value": None},
+        }
+        assert client.post("/gradio_api/queue/join", json=question).status_code == 200
+        told = client.get("/gradio_api/queue/data", params={"session_hash": "anew"}).text
+    assert "These results are too old" in told
+
+
+def test_what_the_page_is_sent_has_the_limit_of_all(server: Running) -> None:
+    httpx = pytest.importorskip("httpx")
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    chunks = [head, *[bytes(10**6)] * 30]
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    address = f"{server.address}/page/gradio_api/upload"
+    answer = httpx.post(address, content=iter(chunks), headers=headers, trust_env=False, timeout=60)
+    assert (answer.status_code, set(answer.json())) == (413, {"error"})
+
+
 @pytest.mark.parametrize("route", ["file=/etc/passwd", "file=../../etc/passwd", "file=..%2f..%2fetc%2fpasswd"])
 def test_the_page_leads_to_no_file_of_the_server(server: Running, route: str) -> None:
     httpx = pytest.importorskip("httpx")

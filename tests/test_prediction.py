@@ -7,7 +7,7 @@ import pytest
 from proxygml import Gallery
 from proxygml.errors import GalleryError
 from proxygml.gallery import SearchResult
-from proxygml.prediction import calibrate, predict
+from proxygml.prediction import calibrate, is_labelled, predict
 from tests.test_gallery import Array
 
 
@@ -40,6 +40,14 @@ def test_no_labels_no_prediction() -> None:
     result = SearchResult(np.ones((1, 1), np.float32), np.zeros((1, 1), np.int64), pd.DataFrame({"path": ["x"]}))
     with pytest.raises(GalleryError, match="no label"):
         predict(result)
+
+
+def test_where_nothing_found_has_a_label_there_is_nothing_to_vote_for() -> None:
+    table = pd.DataFrame({"label": [None, None, "a"]})
+    scores = np.ones((1, 2), np.float32)
+    assert not is_labelled(SearchResult(scores, np.array([[0, 1]]), table))
+    assert is_labelled(SearchResult(scores, np.array([[0, 2]]), table))
+    assert not is_labelled(SearchResult(scores, np.array([[0, 1]]), table.drop(columns="label")))
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from proxygml.errors import UserError
 from proxygml.images import ImageSettings
 from proxygml.indexing import Model, Source, add_items, build_gallery
 from proxygml.searching import answers_table, search_images
+from tests.conftest import shared_file
 from tests.test_cli import refused
 from tests.test_cli import run as command
 
@@ -78,6 +80,47 @@ def test_search_finds_the_class_as_often_as_evaluate_says(
     assert 0 < nearest_is_right.mean() < 1
 
 
+def test_search_on_real_birds_finds_their_species_at_the_recall_that_evaluate_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the commands alone, on the test species of the CUB crops: pretrained features, at 64 pixels to be quick."""
+    archive, weights = shared_file("cub200-2010-crops.tar"), shared_file("mobilenetv2_100.imagenet.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    species = sorted(path for path in (tmp_path / "cub200-2010-crops").iterdir() if path.is_dir())
+    assert len(species) == 200
+    parts = {"train": species[:20], "test": species[100:]}
+    rows = [(str(p), s.name, part) for part, some in parts.items() for s in some for p in sorted(s.iterdir())]
+    Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), tmp_path).write(tmp_path / "birds.parquet")
+    train = ["train", "--recipe", "cub200_2010_crops", "--catalog", "birds.parquet", "--run", "birds", "--epochs", 0]
+    train += ["--backbone_lr", 0, "--cache_features", "true", "--embedder.weights", weights]
+    command(
+        *train,
+        "--embedder.embedding_size",
+        0,
+        "--loss.neighbor_ratio",
+        0.2,
+        "--images.size",
+        64,
+        "--images.resize",
+        73,
+        "--workers",
+        0,
+    )
+    command("index", "birds", "--catalog", "birds.parquet", "--split", "test", "--out", "gallery", "--workers", 0)
+    search = ["search", "gallery", *parts["test"], "--k", 8, "--leave-out-itself", "--out", "answers.parquet"]
+    command(*search, "--workers", 0)
+    answers = pd.read_parquet("answers.parquet")
+    right = answers["label"] == answers["query"].map(lambda path: Path(path).parent.name)
+    stated = json.loads(Path("birds/evaluation.json").read_text())["recall"]
+    assert answers["query"].nunique() == 3043
+    for k in (1, 2, 4, 8):
+        found = right[answers["rank"] <= k].groupby(answers["query"]).any().mean()
+        assert found == pytest.approx(stated[str(k)]["value"], abs=1e-12)
+    assert stated["1"]["value"] > 0.2  # far above chance
+
+
 def test_the_commands_as_a_user_types_them(
     run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -96,6 +139,8 @@ def test_the_commands_as_a_user_types_them(
     assert Image.open(picture).width > 300
     command("index", "--add", "--out", gallery, "--images", photos, "--workers", 0)
     assert "96 items added (48 were in it already), 144 now" in capsys.readouterr().out
+    command("search", gallery, photos / "00_0.png", "--k", 1)
+    assert "nan" not in capsys.readouterr().out  # what was added from a folder has no label
     command("index", "--remove", "id=0", "id=3", "--out", gallery)
     command("index", "--remove", "label=class 13", "--out", gallery)
     assert "8 items removed, 134 now" in capsys.readouterr().out
@@ -158,7 +203,7 @@ def test_a_query_from_another_model_is_refused(
 
 
 def test_a_val_split_sets_the_threshold_for_none_of_these(
-    run_folder: Path, small_catalog: Path, tmp_path: Path
+    run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     catalog = Catalog.read(small_catalog)
     table = catalog.table.copy()
@@ -180,6 +225,15 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
     everything = search_images(gallery, Embedder.load(run_folder), queries, 5, threshold=-1.0)
     assert everything.predictions is not None
     assert all(prediction.label for prediction in everything.predictions)
+    for table in ("c.parquet", "small.parquet"):  # by their vectors; a catalog without a val split too
+        place = small_catalog if table == "small.parquet" else tmp_path / table
+        command("embed", run_folder, "--catalog", place, "--out", tmp_path / f"v-{table}", "--workers", 0)
+        source = Source(vectors=tmp_path / f"v-{table}")
+        build_gallery(Model.of(run_folder), source, tmp_path / f"g-{table}", false_accept_rate=0.1)
+    assert "there is no val split" in capsys.readouterr().err
+    source = Source(tmp_path / "c.parquet")
+    whole = build_gallery(Model.of(run_folder), source, tmp_path / "all", false_accept_rate=0.1, workers=0)
+    assert Gallery.load(tmp_path / "g-c.parquet").facts.threshold == whole.facts.threshold
 
 
 def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
@@ -198,7 +252,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
     ("arguments", "message"),
     [
         (["embed", "RUN", "--images", "nowhere", "--out", "v.parquet"], "there is no nowhere"),
-        (["embed", "RUN", "--images", "PHOTOS", "--out", "v.csv"], "a .parquet file"),
+        (["embed", "RUN", "--images", "PHOTOS", "--out", "v.csv"], "the name of a .parquet file"),
         (["embed", "RUN", "--out", "v.parquet"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
         (["embed", "nowhere", "--images", "PHOTOS", "--out", "v.parquet"], "nowhere holds no model.json"),
         (["index", "RUN", "--out", "g"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
@@ -217,7 +271,10 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["search", "GALLERY", "nowhere.jpg"], "there is no nowhere.jpg"),
         (["search", "GALLERY", "QUERY", "--k", "0"], "k is 0"),
         (["search", "GALLERY", "QUERY", "--where", "colour=red"], "no column 'colour'"),
-        (["search", "GALLERY", "QUERY", "--out", "answers.txt"], "a .csv or a .parquet file"),
+        (["search", "GALLERY", "QUERY", "--out", "answers.txt"], "the name of a .csv or .parquet file"),
+        (["search", "GALLERY", "QUERY", "--show", "answers.txt"], "the name of a .png file"),
+        (["search", "GALLERY", "QUERY", "--where", "label=x", "label=y"], "none has label=x or y"),
+        (["cluster", "RUN", "--images", "PHOTOS", "--out", "PHOTOS", "--num-clusters", "3"], "no result of"),
         (["cluster", "RUN", "--images", "PHOTOS", "--out", "c"], "kmeans needs --num_clusters"),
         (["cluster", "RUN", "--images", "QUERY", "--out", "c", "--num-clusters", "3"], "there are 1 images"),
     ],
