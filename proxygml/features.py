@@ -84,7 +84,7 @@ def _key(embedder: Embedder, catalog: Catalog) -> str:
     digest = hashlib.sha256()
     images = embedder.images
     settings = embedder.settings
-    digest.update(repr((settings.backbone, settings.pooling, settings.mirror, embedder.space)).encode())
+    digest.update(repr((settings.backbone, settings.pooling, settings.views, embedder.space)).encode())
     digest.update(repr((images.size, images.resize, images.interpolation)).encode())
     for name, tensor in embedder.backbone.state_dict().items():
         digest.update(name.encode())

@@ -1,5 +1,6 @@
 """The embedder: any backbone, the same RGB images for all, saved and loaded without loss."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.ndimage import affine_transform
 
 from proxygml import Embedder
 from proxygml.bn_inception import BNInception
@@ -279,3 +281,30 @@ def test_mirrored_embedding_does_not_tell_an_image_from_its_mirror_image() -> No
     features = (plain.eval().features(images) + plain.features(images.flip(3))) / 2
     assert torch.allclose(both, plain.head(features), atol=1e-6)
     assert not torch.allclose(both, plain.embed(images), atol=1e-3)
+
+
+def test_an_image_is_embedded_by_the_mean_of_its_views() -> None:
+    """Upright, turned to either side, and each enlarged, around the centre; SciPy does the same by other means."""
+    settings = EmbedderSettings(backbone="conv4", weights="none", embedding_size=8, tilt=10, zoom=1.2)
+    embedder, images = Embedder(settings, SMALL).eval(), torch.rand(2, 3, 32, 32)
+    plain = Embedder(replace(settings, tilt=0, zoom=1), SMALL).eval()
+    plain.load_state_dict(embedder.state_dict())
+    views = []
+    for angle, zoom in itertools.product(np.radians([0, -10, 10]), (1, 1.2)):
+        matrix = np.eye(4)
+        matrix[2:, 2:] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
+        offset = np.full(4, 15.5) - matrix @ np.full(4, 15.5)
+        offset[:2] = 0
+        views.append(torch.from_numpy(affine_transform(images.numpy(), matrix, offset, order=1, mode="nearest")))
+    with torch.inference_mode():
+        expected = torch.stack([plain.features(view) for view in views]).mean(dim=0)
+        assert torch.allclose(embedder.features(images), expected, atol=1e-5)
+        embedder.train().backbone.eval()
+        assert torch.equal(embedder.features(images), plain.features(images)), "training sees one view"
+
+
+@pytest.mark.parametrize("wrong", [{"tilt": 90.0}, {"tilt": -1.0}, {"zoom": 0.5}, {"zoom": 3.0}])
+def test_impossible_views_are_named(wrong: dict[str, float]) -> None:
+    (key,) = wrong
+    with pytest.raises(RecipeError, match=f"embedder.{key} is"):
+        EmbedderSettings(**wrong)

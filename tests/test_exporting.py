@@ -40,11 +40,12 @@ def embeddings_of(onnx: Path, images: np.ndarray) -> np.ndarray:
     "settings",
     [
         EmbedderSettings("conv4", "none", "gem", 8),
+        EmbedderSettings("conv4", "none", "flatten", 8, tilt=10, zoom=1.1),
         EmbedderSettings("mobilenetv2_035", "none", "avg+max", 16, mirror=True),
         EmbedderSettings("bn_inception", "none", "max", 0),
         EmbedderSettings("vit_tiny_patch16_224", "none", "avg", 8),
     ],
-    ids=lambda settings: settings.backbone,
+    ids=lambda settings: f"{settings.backbone}, {settings.pooling}",
 )
 def test_onnxruntime_gives_the_embeddings_of_pytorch(settings: EmbedderSettings, tmp_path: Path) -> None:
     embedder = untrained(tmp_path / "run", settings)
