@@ -600,3 +600,11 @@ def test_wrong_options_are_named(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "cannot be listened on" in refused(capsys, "serve", folder, "--port", port, "--page", "false")
+
+
+def test_connections_send_every_part_of_an_answer_at_once() -> None:
+    """They have it from the socket that the command listens on."""
+    with app.listen("127.0.0.1", 0) as (listening, address):
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
