@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -124,10 +124,10 @@ class Cells:
         self.folder = folder
         self.data = Path(comparison.shared.catalog).stem
         self.protocol = _described_settings(differences(comparison.shared.content(), Recipe().content()))
-        self.known = {} if known is None else self._by_key(known)
         make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
         self.has_validation = split_for_training(comparison.shared)[1] is not None
         self.trials = {method.name: comparison.trials_of(method) for method in comparison.methods}
+        self.known = {} if known is None else self._by_key(known)
         self._check_losses()
 
     def _check_losses(self) -> None:
@@ -147,10 +147,22 @@ class Cells:
                     )
         trials = [None if pd.isna(trial) else int(trial) for trial in rows["trial"]]
         keys = list(zip(rows["method"], map(int, rows["seed"]), trials, strict=True))
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise RunError(f"{twice[0][0]}, seed {twice[0][1]}, comes twice in the rows: give each row once")
+        methods = self.comparison.methods
+        planned: set[Key] = {(method, seed, None) for method, seed in self.planned()}
+        planned |= {self.trial(method, number).key for method in methods for number in self._numbers(method)}
+        for key in keys:
+            if keys.count(key) > 1:
+                raise RunError(f"{key[0]}, seed {key[1]}, comes twice in the rows: give each row once")
+            if key not in planned:
+                raise RunError(
+                    f"a row is of {key[0]}, seed {key[1]}{'' if key[2] is None else f', trial {key[2]}'}, which the "
+                    "comparison does not ask for, and would be lost: put it into the recipe, or leave the row out"
+                )
         return dict(zip(keys, rows.to_dict("records"), strict=True))
+
+    def _numbers(self, method: Method) -> range:
+        """The numbers of a method's trials."""
+        return range(len(self.trials[method.name]))
 
     def cell(self, method: Method, seed: int) -> Cell:
         """Where a method is trained with a seed."""
@@ -176,8 +188,7 @@ class Cells:
         jobs = part.of_all(self.jobs())
         for number, (method, seeds) in enumerate(jobs, start=1):
             for place, values in enumerate(self.trials[method.name]):
-                recipe, tried = self._trial_recipe(method, values), described(values) or "as given"
-                self._run(self.trial(method, place), recipe, tried, f"{number} of {len(jobs)}")
+                self._run(self.trial(method, place), self._trial_recipe(method, values), f"{number} of {len(jobs)}")
             chosen = self.chosen(method)
             if method.tune and chosen is None:
                 console.print(f"{method.name}: every trial diverged, so it has no cells", style="yellow", markup=False)
@@ -185,19 +196,26 @@ class Cells:
             for seed in seeds:
                 values = {} if chosen is None else self.trials[method.name][chosen]
                 recipe = self.comparison.recipe_of(method, values, seed)
-                own = _described_settings(differences(recipe.content(), self.comparison.shared.content()))
-                self._run(self.cell(method, seed), recipe, own, f"{number} of {len(jobs)}")
+                self._run(self.cell(method, seed), recipe, f"{number} of {len(jobs)}")
 
-    def _run(self, cell: Cell, recipe: Recipe, settings: str, place: str) -> None:
+    def _run(self, cell: Cell, recipe: Recipe, place: str) -> None:
         """Train and judge a cell, unless its row is known already, of the same settings."""
         row = self.known.get(cell.key)
         if row is None:
             _run(cell, recipe, place)
-        elif row["settings"] != settings:
+            return
+        found = row["settings"] if cell.trial is None else row.get("run_settings")
+        asked = self._own_settings(recipe.content())
+        if found != asked:
+            found = "settings that it does not tell" if pd.isna(found) else found or "defaults"
             raise RunError(
-                f"the row of {cell.name} is of {row['settings'] or 'defaults'}, but the comparison asks for "
-                f"{settings or 'defaults'}: give the method another name, or leave its rows out"
+                f"the row of {cell.name} is of {found}, but the comparison asks for {asked or 'defaults'}: give the "
+                "method another name, or leave its rows out"
             )
+
+    def _own_settings(self, content: Mapping[str, Any]) -> str:
+        """What a recipe has of its own, beside what all share."""
+        return _described_settings(differences(content, self.comparison.shared.content()))
 
     def jobs(self) -> list["Job"]:
         """What the parts divide: a cell; or a method whole where its trials come first, so that no part waits."""
@@ -219,7 +237,7 @@ class Cells:
 
         None while trials are left, where all diverged, and for a method that is taken as given.
         """
-        trials = [self.trial(method, number) for number in range(len(self.trials[method.name]))]
+        trials = [self.trial(method, number) for number in self._numbers(method)]
         scores = [self.score(trial) if self._is_done(trial) else None for trial in trials]
         if not all(map(self._is_done, trials)) or all(score is None for score in scores):
             return None
@@ -250,7 +268,8 @@ class Cells:
         its family), seed, trial (its number; empty for a cell), chosen (of a trial), data (the catalog's name),
         protocol (what all share, where it is not a recipe's default), settings (what the run has of its own),
         val_map_at_r (of a trial), recall_at_K, map_at_r, r_precision, nmi (of a cell, in 0..1), those of `Cost`,
-        val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures).
+        val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures),
+        run_settings (of a trial too, all that the run has of its own).
         """
         rows: list[Row] = []
         for method in self.comparison.methods:
@@ -268,10 +287,10 @@ class Cells:
         family = {"family": method.family, "varied": described(method.varied)}
         if cell.key in self.known:
             return dict.fromkeys(COLUMNS) | self.known[cell.key] | family
-        own = differences(read_yaml(cell.run.recipe), self.comparison.shared.content())
+        own = self._own_settings(read_yaml(cell.run.recipe))
         row: Row = dict.fromkeys(COLUMNS) | family
         row |= {"method": cell.method, "seed": cell.seed, "trial": cell.trial}
-        row |= {"data": self.data, "protocol": self.protocol, "settings": _described_settings(own)}
+        row |= {"data": self.data, "protocol": self.protocol, "settings": own, "run_settings": own}
         if cell.diverged.exists():
             return row | {"note": cell.diverged.read_text(encoding="utf-8").partition(";")[0]}
         row |= json.loads(cell.cost.read_text(encoding="utf-8"))
@@ -284,7 +303,7 @@ class Cells:
 COLUMNS = (
     *("method", "family", "varied", "seed", "trial", "chosen", "data", "protocol", "settings", "val_map_at_r"),
     *(field.name for field in fields(Cost)),
-    *("val_recall_at_1", "note"),
+    *("val_recall_at_1", "note", "run_settings"),
 )
 
 

@@ -128,7 +128,7 @@ class Embedder(nn.Module):
         classes: the training classes in the order of their numbers; kept with the model.
 
     Raises:
-        RecipeError, WeightsError: see build_backbone.
+        RecipeError, WeightsError: see build_backbone; or, to flatten, images too small for the backbone.
     """
 
     mean: Tensor
@@ -182,7 +182,10 @@ class Embedder(nn.Module):
     def _positions(self, size: int) -> int:
         """How many positions the backbone's feature map of a square image has."""
         was_training = self.backbone.training
-        features = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        try:
+            features = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        except RuntimeError as error:
+            raise RecipeError(f"images.size is {size}, which {self.settings.backbone} cannot take: {error}") from error
         self.backbone.train(was_training)
         return self._positions_last(features).shape[-1]
 

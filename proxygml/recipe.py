@@ -288,13 +288,6 @@ class Recipe:
             )
         if self.loss.sparse and self.precision == "fp16":
             raise RecipeError("precision is fp16, whose loss scaling cannot follow loss.sparse: take bf16 or fp32")
-        head_learns = self.embedding_lr and (self.embedder.embedding_size or self.embedder.pooling == "gem")
-        if self.epochs and not self.backbone_lr and not head_learns:
-            raise RecipeError(
-                f"backbone_lr is 0, embedding_lr is {self.embedding_lr:g} and embedder.embedding_size is "
-                f"{self.embedder.embedding_size}: nothing of the network would learn; give one a learning rate "
-                "(and a linear layer to train), or epochs 0 to judge the network as it is"
-            )
         if self.cache_features and self.backbone_lr > 0:
             raise RecipeError(
                 f"cache_features needs a frozen backbone, but backbone_lr is {self.backbone_lr}: set it to 0"

@@ -25,19 +25,24 @@ def start_embedding(linear: nn.Linear, features: Tensor) -> None:
     Raises:
         RecipeError: D is larger than F, or than n.
     """
-    size, most = linear.out_features, min(features.shape)
-    if size > most:
-        raise RecipeError(
-            f"embedder.embedding_size is {size}, but embedding_start features finds only {most} directions in "
-            f"{features.shape[0]:,} training images of {features.shape[1]:,} features: take at most {most}, or "
-            "embedding_start random"
-        )
+    size = linear.out_features
+    require_directions(size, *features.shape)
     exact = features.double()
     directions = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)[:, :size]
     # A direction's sign is anybody's choice; so it is the same on every machine.
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     linear.weight.copy_((directions * largest.sign()).T)
     nn.init.zeros_(linear.bias)
+
+
+def require_directions(size: int, images: int, features: int) -> None:
+    """Raise RecipeError where so many images of so many features do not span as many dimensions as an embedding has."""
+    most = min(images, features)
+    if size > most:
+        raise RecipeError(
+            f"embedder.embedding_size is {size}, but embedding_start features finds only {most} directions in "
+            f"{images:,} training images of {features:,} features: take at most {most}, or embedding_start random"
+        )
 
 
 @torch.no_grad()

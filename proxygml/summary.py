@@ -17,7 +17,9 @@ from proxygml.comparison import short_key
 from proxygml.errors import UserError
 
 NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI"}
-TEXTS = ("method", "family", "varied", "protocol", "settings")  # columns whose values are never numbers
+# Columns whose values are never numbers, nor missing.
+TEXTS = ("method", "family", "varied", "data", "protocol", "settings", "run_settings")
+NEEDED = ("method", "seed", "trial", "data", "protocol", "settings", "note")
 DASH = "\N{EN DASH}"
 
 Values = npt.NDArray[np.float64]
@@ -240,17 +242,25 @@ def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
     Raises:
         UserError: a file is missing or holds no such rows.
     """
-    tables = []
-    for path in paths:
-        try:
-            table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-        absent = [name for name in ("method", "seed", "trial", "data", "protocol", "note") if name not in table]
-        if absent:
-            raise UserError(f"{path} has no column {absent[0]!r}: give the cells.csv that a comparison has written")
-        tables.append(table.assign(protocol=table["protocol"].fillna(""), settings=table["settings"].fillna("")))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([_read_rows(path) for path in paths], ignore_index=True)
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+        missing = {name: [""] for name in columns if name not in TEXTS}
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=missing)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    needed = (*NEEDED, "val_map_at_r") if "trial" in table and table["trial"].notna().any() else NEEDED
+    absent = [name for name in needed if name not in table]
+    if absent:
+        raise UserError(f"{path} has no column {absent[0]!r}: give the cells.csv that a comparison has written")
+    for name, values in (("seed", table["seed"]), ("trial", table["trial"].dropna())):
+        numbers = pd.to_numeric(values, errors="coerce")
+        if not (numbers >= 0).all() or (numbers % 1).any():
+            raise UserError(f"{path}: a {name} is no whole number: give the cells.csv that a comparison has written")
+    return table
 
 
 def _with_families(rows: pd.DataFrame) -> pd.DataFrame:

@@ -41,7 +41,7 @@ from proxygml.loss import ProxyGMLLoss
 from proxygml.optimizer import LazyAdam
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
-from proxygml.starting import start_embedding, start_proxies
+from proxygml.starting import require_directions, start_embedding, start_proxies
 
 LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
 COLLAPSED = 0.9  # mean cosine of a batch above which hardly any direction is left to tell images apart
@@ -75,6 +75,8 @@ class Training:
         self.train_images, self.validation_images = split_for_training(recipe)
         classes = self.train_images.classes
         self.embedder = self._start_embedder(classes)
+        if recipe.embedding_start == "features":  # now, and not when the run has begun
+            require_directions(self.embedder.embedding_size, len(self.train_images), self.embedder.num_features)
         if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
             self._share_statistics()
         self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
@@ -428,12 +430,25 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
         UserError: see the kinds in errors.py; a run that cannot start leaves no folder behind.
     """
     run.refuse_second_start()
+    _require_learning(recipe)
     training = Training(recipe, run)
     if training.accelerator.is_main_process:
         run.start(recipe)
     training.accelerator.wait_for_everyone()
     training.accelerator.init_trackers("proxygml")
     training.fit()
+
+
+def _require_learning(recipe: Recipe) -> None:
+    """Raise RecipeError where the proxies alone would learn, and the network stay as it is."""
+    settings = recipe.embedder
+    head = bool(settings.embedding_size) or (settings.pooling == "gem" and not recipe.cache_features)
+    if recipe.epochs and not recipe.backbone_lr and not (recipe.embedding_lr and head):
+        raise RecipeError(
+            f"backbone_lr is 0, embedding_lr is {recipe.embedding_lr:g} and embedder.embedding_size is "
+            f"{settings.embedding_size}: nothing of the network would learn; give one a learning rate (and a linear "
+            "layer to train), or epochs 0 to judge the network as it is"
+        )
 
 
 def resume(run: RunFolder) -> None:

@@ -16,7 +16,7 @@ import yaml
 from proxygml.cells import Cells, Part
 from proxygml.cli import main
 from proxygml.comparison import Comparison
-from proxygml.errors import RecipeError, RunError
+from proxygml.errors import RecipeError, RunError, UserError
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
 from proxygml.summary import read_rows
@@ -175,13 +175,41 @@ def test_rows_that_are_kept_are_not_trained_again(
     assert_same_cells(again, rows)
     assert [path.parent.name for path in (tmp_path / "run").rglob("cost.json")] == ["seed-1"]
     changed = content | {"methods": content["methods"] | {"N-pair": METHODS["N-pair"] | {"images_per_class": 4}}}
+    anchor = METHODS["Proxy-Anchor"] | {"embedding_lr": 0.5}
+    fewer = {name: method for name, method in METHODS.items() if name != "N-pair"}
     for other, message in (
         (changed, "the row of N-pair, seed 0 is of"),
+        (
+            content | {"methods": content["methods"] | {"Proxy-Anchor": anchor}},
+            "the row of Proxy-Anchor, trial 0 is of",
+        ),
+        (content | {"tune_on": 0.5}, "the row of Proxy-Anchor, trial 0 is of"),
+        (content | {"methods": fewer}, "a row is of N-pair, seed 0, which the comparison does not ask for"),
         (content | {"recipe": content["recipe"] | {"epochs": 1}}, "the rows are of protocol"),
     ):
         with pytest.raises(SystemExit):
             compare(write(other, recipe), tmp_path / "other", "--from", tmp_path / "kept.csv")
         assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_names_of_rows_are_text_and_their_numbers_are_numbers(finished: Path, tmp_path: Path) -> None:
+    rows = pd.read_csv(finished / "cells.csv").assign(data="2010")
+    rows["method"] = rows["method"].replace("N-pair", "NA")
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    read = read_rows([tmp_path / "rows.csv"])
+    assert set(read["data"]) == {"2010"}
+    assert set(read["method"]) == {"ProxyGML", "Proxy-Anchor", "NA"}
+    for change, message in (
+        ({"seed": "first"}, "a seed is no whole number"),
+        ({"trial": 0.5}, "a trial is no whole number"),
+        ({"settings": None}, "has no column 'settings'"),
+        ({"val_map_at_r": None}, "has no column 'val_map_at_r'"),
+    ):
+        (name, value), path = next(iter(change.items())), tmp_path / "wrong.csv"
+        wrong = rows.drop(columns=name) if value is None else rows.assign(**change)
+        wrong.to_csv(path, index=False)
+        with pytest.raises(UserError, match=message):
+            read_rows([path])
 
 
 def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], finished: Path, tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def test_flattened_features_keep_every_position(tmp_path: Path) -> None:
         assert torch.equal(Embedder.load(tmp_path)(rgb), embedder(rgb))
 
 
+def test_images_too_small_to_flatten_are_named() -> None:
+    with pytest.raises(RecipeError, match="images.size is 8, which conv4 cannot take"):
+        Embedder(EmbedderSettings("conv4", "none", "flatten", 8), ImageSettings(size=8, resize=8))
+
+
 def test_uint8_and_float_images_are_the_same_input() -> None:
     embedder, images = build(), torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():

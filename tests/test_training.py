@@ -283,6 +283,22 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(small_recipe:
     assert run.checkpoint.read_bytes() == good
 
 
+def test_a_run_that_cannot_start_leaves_no_folder(small_recipe: Recipe, tmp_path: Path) -> None:
+    still = replace(small_recipe, backbone_lr=0.0, embedding_lr=0.0)
+    pooled = replace(still, embedding_lr=1e-3, cache_features=True, batch_norm="frozen")
+    gem = replace(pooled, embedder=replace(still.embedder, embedding_size=0, pooling="gem"))
+    few = replace(small_recipe, embedding_start="features", embedder=replace(still.embedder, embedding_size=200))
+    for recipe, message in (
+        (still, "nothing of the network would learn"),
+        (gem, "nothing of the network would learn"),
+        (few, "embedding_start features finds only 96 directions in 96 training images"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            train(recipe, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert train(replace(still, epochs=0), tmp_path / "run").model.exists()
+
+
 def test_unspread_network_is_named_once(
     small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
