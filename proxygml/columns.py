@@ -34,8 +34,9 @@ def _fitted_column(name: str, cells: pd.Series, present: pd.Series) -> pd.Series
         fitting = [_truth(name, value) for value in cells[~missing]]
     elif pd.api.types.is_numeric_dtype(present):
         fitting = numbers(name, cells[~missing].tolist())
-        if not all(map(math.isfinite, fitting)):
-            raise GalleryError(f"the column {name!r} holds numbers, but an item has {cells[~missing].tolist()}")
+        for number, value in zip(fitting, cells[~missing], strict=True):
+            if not math.isfinite(number):
+                raise GalleryError(f"the column {name!r} holds numbers, but an item has {value!r}: give a finite one")
         if kind == "integer" and not missing.any() and all(number.is_integer() for number in fitting):
             fitting = [int(number) for number in fitting]
     else:

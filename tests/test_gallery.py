@@ -145,6 +145,15 @@ def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> 
     assert len(gallery) == 6
 
 
+@pytest.mark.parametrize("cell", ["soon", "inf"])
+def test_of_many_cells_the_one_that_is_no_number_is_named(cell: str) -> None:
+    gallery = Gallery.create(clustered(4), items(4))
+    with pytest.raises(GalleryError, match=f"'size' holds numbers, but [a-z ]*'{cell}'"):
+        gallery.add(clustered(3), items(3).assign(size=["2010", cell, "2011"]))
+    with pytest.raises(GalleryError, match="'size' holds numbers, but 'soon' is none"):
+        gallery.search(clustered(1), where={"size": ["2010", "soon"]})
+
+
 def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> None:
     vectors = clustered(40)
     gallery = Gallery.create(vectors, items(40))
