@@ -145,6 +145,18 @@ def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> 
     assert len(gallery) == 6
 
 
+def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    Gallery.create(clustered(4), items(4)).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    for cell in ("9007199254740993", "-9223372036854775808", "3.0", "1e3"):
+        gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", "size": cell}]))
+    gallery.save()
+    assert Gallery.load(tmp_path / "g").items["size"].tolist()[4:] == [9007199254740993, -(2**63), 3, 1000]
+    for cell in (str(2**63), "1e30"):
+        with pytest.raises(GalleryError, match=f"'size' holds whole numbers of 64 bits, but an item has '{cell}'"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", "size": cell}]))
+
+
 @pytest.mark.parametrize("cell", ["soon", "inf"])
 def test_of_many_cells_the_one_that_is_no_number_is_named(cell: str) -> None:
     gallery = Gallery.create(clustered(4), items(4))
