@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,41 @@ def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> 
         with pytest.raises(GalleryError, match=f"the column '{column}' holds"):
             gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
     assert len(gallery) == 6
+
+
+def test_cells_of_other_kinds_stay_what_they_are_or_are_refused(tmp_path: Path) -> None:
+    days = pd.date_range("2021-01-31", periods=4)
+    table = items(4).assign(
+        day=days.date,
+        time=days.astype("datetime64[us]"),
+        zoned=days.tz_localize("Asia/Tokyo"),
+        shade=pd.Categorical(["dark", "pale"] * 2),
+        tags=[["a"], ["b", "c"]] * 2,
+    )
+    Gallery.create(clustered(4), table).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    gallery.add(clustered(4), table.assign(time=days.astype("datetime64[ns]"), shade=["dark", "odd"] * 2))
+    text = {"day": "2021-02-07", "time": "2021-02-07T12:30", "zoned": "2021-02-07 12:30+09:00", "shade": "red"}
+    for row in ({}, {"tags": ["d"]}, text, dict.fromkeys(["day", "time", "zoned", "shade", "tags"])):
+        gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", **row}]))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g").items
+    assert loaded["day"].tolist()[4:] == [*days.date, None, None, date(2021, 2, 7), None]
+    assert loaded["time"].dropna().tolist() == [*days, *days, pd.Timestamp(text["time"])]
+    assert loaded["zoned"].dropna().tolist()[8:] == [pd.Timestamp(text["zoned"])]
+    assert loaded["shade"].dropna().tolist()[4:] == ["dark", "odd"] * 2 + ["red"]
+    assert [list(tags) for tags in loaded["tags"].dropna()] == table["tags"].tolist() * 2 + [["d"]]
+    for column, value, expected in (
+        ("day", "soon", "dates.* 2021-01-31$"),
+        ("day", "2021-01-31T12:00", "dates.* 2021-01-31$"),
+        ("day", "", "dates"),
+        ("time", "soon", "times.* 2021-01-31T12:00:00$"),
+        ("time", "2021-01-31T12:00+09:00", "times"),
+        ("zoned", "2021-01-31T12:00", r"times.* 2021-01-31T12:00:00\+09:00$"),
+        ("tags", "a", "values of the kind mixed"),
+    ):
+        with pytest.raises(GalleryError, match=f"the column '{column}' holds {expected}"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
 
 
 def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
