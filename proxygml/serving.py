@@ -62,7 +62,7 @@ class Limits:
     """Seconds that a request may take to arrive, and as many until it is answered."""
 
     queue: int = 64
-    """Requests that may be under way; a further one is asked to come again."""
+    """Requests that may be under way, and as many more that arrive; a further one is asked to come again."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -81,7 +81,7 @@ class RequestError(Exception):
 
 def too_many(limits: Limits) -> RequestError:
     """The refusal of a request that comes while as many as may be are under way, or arriving."""
-    return RequestError(429, f"{limits.queue} requests are under way already: come again in a second")
+    return RequestError(429, f"{limits.queue} requests are under way or arriving already: come again in a second")
 
 
 @dataclass(frozen=True)
