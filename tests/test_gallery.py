@@ -272,6 +272,26 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("vectors-*"))) == 1
 
 
+@pytest.mark.parametrize("manifest", ['{"format": 2, "threshold": null}', "no JSON"])
+def test_vectors_of_a_gallery_that_cannot_be_read_stay_until_another_is_whole(manifest: str, tmp_path: Path) -> None:
+    vectors = clustered(10)
+    Gallery.create(vectors, items(10)).save(tmp_path)
+    served = Gallery.load(tmp_path)
+    (tmp_path / "gallery.json").write_text(manifest)
+
+    def stopping() -> Iterator[tuple[Array, pd.DataFrame]]:
+        yield clustered(7, seed=1), items(7)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        Gallery.build(tmp_path, stopping(), Facts(dimension=16), force=True)
+    (left,) = tmp_path.glob("vectors-*.f32")
+    assert left.read_bytes() == vectors.tobytes()
+    Gallery.build(tmp_path, [(clustered(7, seed=1), items(7))], Facts(dimension=16), force=True)
+    assert np.array_equal(served.vectors(range(10)), vectors)
+    assert not left.exists()
+
+
 def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
     Gallery.create(clustered(10), items(10)).save(tmp_path / "g")
     one, other = Gallery.load(tmp_path / "g"), Gallery.load(tmp_path / "g")
