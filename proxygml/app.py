@@ -178,7 +178,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def picture(id: Id) -> Response:
         """A small JPEG of an item."""
         async with service.admitted():
-            return Response(await asyncio.to_thread(service.picture, id), media_type="image/jpeg")
+            return Response(await service.picture(id), media_type="image/jpeg")
 
 
 def _add_changes(app: FastAPI, service: Service, token: str) -> None:

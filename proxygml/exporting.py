@@ -36,12 +36,17 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
         The largest difference of any component from PyTorch's, over batches of random images of sizes 1 and 5.
 
     Raises:
-        UserError: the extra is not installed, the name does not end in .onnx, a file is there already, the network
-            cannot be expressed, or its ONNX form gives other embeddings.
+        UserError: the extra is not installed, the name does not end in .onnx, a file is there already or is part of the
+            run, the network cannot be expressed, or its ONNX form gives other embeddings.
     """
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     refuse_ending(out, ".onnx")
     description = out.with_suffix(".json")
+    if description.resolve() == (run / "model.json").resolve():
+        raise UserError(
+            f"the description of {out} would replace {description}, without which the run cannot be loaded: choose "
+            f"another name, such as {out.with_name('exported.onnx')}"
+        )
     for path in (out, description):
         refuse_overwrite(path, force)
     embedder = Embedder.load(run)

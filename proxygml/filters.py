@@ -43,10 +43,14 @@ def numbers(column: str, wanted: Sequence[Value]) -> list[float]:
     Raises:
         GalleryError: one is none.
     """
+    return [_number(column, value) for value in wanted]
+
+
+def _number(column: str, value: Value) -> float:
     try:
-        return [float(str(value)) for value in wanted]
+        return float(str(value))
     except ValueError:
-        raise GalleryError(f"the column {column!r} holds numbers, but {wanted[0]!r} is none") from None
+        raise GalleryError(f"the column {column!r} holds numbers, but {value!r} is none") from None
 
 
 def refuse_unknown(column: str, columns: Sequence[str]) -> None:

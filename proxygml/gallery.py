@@ -507,9 +507,17 @@ class Gallery:
 
 
 def _begun_vectors(folder: Path) -> str:
-    """The name of a new file of vectors; where a stopped build has left one, of that."""
-    named = facts_to_replace(folder).vectors
-    left = sorted(path.name for path in folder.glob("vectors-*.f32") if path.name != named)
+    """The name of a new file of vectors; where a stopped build has left one, of that.
+
+    Where gallery.json cannot be read, none is known to be left: a server may still read any of them.
+    """
+    named, left = "", sorted(path.name for path in folder.glob("vectors-*.f32"))
+    if (folder / MANIFEST).exists():
+        try:
+            named = read_facts(folder).vectors
+        except GalleryError:
+            left = []
+    left = [name for name in left if name != named]
     return left[0] if left else f"vectors-{uuid.uuid4().hex[:8]}.f32"
 
 

@@ -72,7 +72,7 @@ def _blocks(service: Service) -> gr.Blocks:
         item = ids[event.index]
         async with _admitted(service):
             shown = await _shown(service, await service.neighbours(item, int(k)))
-            picture = Image.open(io.BytesIO(await asyncio.to_thread(service.picture, item)))
+            picture = Image.open(io.BytesIO(await service.picture(item)))
         return picture, *shown[:2], f"Nearest to item {item}. {shown[2]}", gr.Gallery(selected_index=None)
 
     blocks: gr.Blocks
@@ -120,7 +120,7 @@ def _enlarged(square: Tensor) -> Image.Image:
 
 
 async def _shown(service: Service, answer: Answer) -> Shown:
-    pictures = await asyncio.gather(*(asyncio.to_thread(service.picture, item["id"]) for item in answer.items))
+    pictures = await asyncio.gather(*(service.picture(item["id"]) for item in answer.items))
     tiles: list[tuple[Image.Image, str]] = [
         (Image.open(io.BytesIO(picture)), f"{item['score']:.3f}  {item.get('label') or ''}".strip())
         for picture, item in zip(pictures, answer.items, strict=True)

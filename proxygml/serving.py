@@ -62,7 +62,7 @@ class Limits:
     """Seconds that a request may take to arrive, and as many until it is answered."""
 
     queue: int = 64
-    """Requests that may be under way; a further one is asked to come again."""
+    """Requests that may be under way, and as many more that arrive; a further one is asked to come again."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -81,7 +81,7 @@ class RequestError(Exception):
 
 def too_many(limits: Limits) -> RequestError:
     """The refusal of a request that comes while as many as may be are under way, or arriving."""
-    return RequestError(429, f"{limits.queue} requests are under way already: come again in a second")
+    return RequestError(429, f"{limits.queue} requests are under way or arriving already: come again in a second")
 
 
 @dataclass(frozen=True)
@@ -202,15 +202,13 @@ class Service:
         except (GalleryError, OverflowError):
             raise RequestError(404, f"there is no item {item}") from None
 
-    def picture(self, item: int, side: int = THUMBNAIL) -> bytes:
-        """A small JPEG of an item's image, or of its part in the box; a grey square where the image is gone."""
-        row = self.item(item)
-        box = [int(row[name]) for name in BOX_COLUMNS] if all(pd.notna(row.get(name)) for name in BOX_COLUMNS) else None
-        path = row.get("path")
-        pixels = thumbnail(path if isinstance(path, str) else "", box, side)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+    async def picture(self, item: int) -> bytes:
+        """A small JPEG of an item's image, or of its part in the box; a grey square where the image is gone.
+
+        Raises:
+            RequestError: 404 for one that is not there.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._picture, item)
 
     # Changes ----------------------------------------------------------------------------------------------------------
 
@@ -271,6 +269,15 @@ class Service:
             raise RequestError(413, f"the image has more than {self.limits.max_pixels:,} pixels") from None
         except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError):
             raise RequestError(422, f"the image is no {kind} file that can be read: send it whole") from None
+
+    def _picture(self, item: int) -> bytes:
+        row = self.item(item)
+        box = [int(row[name]) for name in BOX_COLUMNS] if all(pd.notna(row.get(name)) for name in BOX_COLUMNS) else None
+        path = row.get("path")
+        pixels = thumbnail(path if isinstance(path, str) else "", box, THUMBNAIL)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
 
     @torch.inference_mode()
     def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +25,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from proxygml import Embedder, Gallery
+from proxygml import Embedder, Gallery, serving
 from proxygml.catalog import Catalog
 from proxygml.indexing import Model, Source, build_gallery
 from proxygml.serving import DECODERS, KINDS, Limits, Service
@@ -351,25 +351,31 @@ def test_few_images_are_decoded_at_a_time_however_many_ask(
 ) -> None:
     """What bounds the memory: the pixels of one image may take a thousand times the room of its file."""
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
-    decoding, at_once, lock, prepare = 0, [0], threading.Lock(), Service._prepare
+    decoding, at_once, lock = 0, [0], threading.Lock()
 
-    def watched(self: Service, data: bytes) -> torch.Tensor:
-        nonlocal decoding
-        with lock:
-            decoding += 1
-            at_once.append(decoding)
-        time.sleep(0.05)  # so that others would have come, were they let in
-        try:
-            return prepare(self, data)
-        finally:
+    def watched(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def decoded(*arguments: Any) -> Any:
+            nonlocal decoding
             with lock:
-                decoding -= 1
+                decoding += 1
+                at_once.append(decoding)
+            time.sleep(0.05)  # so that others would have come, were they let in
+            try:
+                return decode(*arguments)
+            finally:
+                with lock:
+                    decoding -= 1
 
-    monkeypatch.setattr(Service, "_prepare", watched)
+        return decoded
+
+    for name in ("decode_image", "thumbnail"):
+        monkeypatch.setattr(serving, name, watched(getattr(serving, name)))
     with Running(folder, run_folder, Limits()) as running, ThreadPoolExecutor(16) as pool:
         ask = partial(httpx.post, f"{running.address}/embed", files={"image": picture()}, **TIMES)
-        answers = [pool.submit(ask) for _ in range(32)]
+        show = partial(httpx.get, f"{running.address}/items/0/image", **TIMES)
+        answers = [pool.submit(request) for _ in range(16) for request in (ask, show)]
         assert {answer.result().status_code for answer in answers} == {200}
+    assert len(at_once) == 1 + 32
     assert 1 <= max(at_once) <= DECODERS
 
 

@@ -112,6 +112,17 @@ def test_the_command_says_what_it_wrote_and_refuses_to_replace(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.json", "birds.onnx", "run"]
 
 
+def test_no_file_of_the_run_is_replaced_even_by_force(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    untrained(run, EmbedderSettings("conv4", "none", "avg", 8))
+    (tmp_path / "same").symlink_to(run)
+    for out in (run / "model.onnx", tmp_path / "same" / "model.onnx"):
+        with pytest.raises(UserError, match=r"would replace .*model\.json"):
+            export_onnx(run, out, force=True)
+    Embedder.load(run)
+    assert not (run / "model.onnx").exists()
+
+
 @pytest.mark.parametrize("fault", ["other embeddings", "no place for the description"])
 def test_both_files_are_written_or_none(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     untrained(tmp_path / "run", EmbedderSettings("conv4", "none", "avg", 8))

@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,62 @@ def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> 
     assert len(gallery) == 6
 
 
+def test_cells_of_other_kinds_stay_what_they_are_or_are_refused(tmp_path: Path) -> None:
+    days = pd.date_range("2021-01-31", periods=4)
+    table = items(4).assign(
+        day=days.date,
+        time=days.astype("datetime64[us]"),
+        zoned=days.tz_localize("Asia/Tokyo"),
+        shade=pd.Categorical(["dark", "pale"] * 2),
+        tags=[["a"], ["b", "c"]] * 2,
+    )
+    Gallery.create(clustered(4), table).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    gallery.add(clustered(4), table.assign(time=days.astype("datetime64[ns]"), shade=["dark", "odd"] * 2))
+    text = {"day": "2021-02-07", "time": "2021-02-07T12:30", "zoned": "2021-02-07 12:30+09:00", "shade": "red"}
+    for row in ({}, {"tags": ["d"]}, text, dict.fromkeys(["day", "time", "zoned", "shade", "tags"])):
+        gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", **row}]))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g").items
+    assert loaded["day"].tolist()[4:] == [*days.date, None, None, date(2021, 2, 7), None]
+    assert loaded["time"].dropna().tolist() == [*days, *days, pd.Timestamp(text["time"])]
+    assert loaded["zoned"].dropna().tolist()[8:] == [pd.Timestamp(text["zoned"])]
+    assert loaded["shade"].dropna().tolist()[4:] == ["dark", "odd"] * 2 + ["red"]
+    assert [list(tags) for tags in loaded["tags"].dropna()] == table["tags"].tolist() * 2 + [["d"]]
+    for column, value, expected in (
+        ("day", "soon", "dates.* 2021-01-31$"),
+        ("day", "2021-01-31T12:00", "dates.* 2021-01-31$"),
+        ("day", "", "dates"),
+        ("time", "soon", "times.* 2021-01-31T12:00:00$"),
+        ("time", "2021-01-31T12:00+09:00", "times"),
+        ("zoned", "2021-01-31T12:00", r"times.* 2021-01-31T12:00:00\+09:00$"),
+        ("tags", "a", "values of the kind mixed"),
+    ):
+        with pytest.raises(GalleryError, match=f"the column '{column}' holds {expected}"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
+
+
+def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    Gallery.create(clustered(4), items(4)).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    for cell in ("9007199254740993", "-9223372036854775808", "3.0", "1e3"):
+        gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", "size": cell}]))
+    gallery.save()
+    assert Gallery.load(tmp_path / "g").items["size"].tolist()[4:] == [9007199254740993, -(2**63), 3, 1000]
+    for cell in (str(2**63), "1e30"):
+        with pytest.raises(GalleryError, match=f"'size' holds whole numbers of 64 bits, but an item has '{cell}'"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", "size": cell}]))
+
+
+@pytest.mark.parametrize("cell", ["soon", "inf"])
+def test_of_many_cells_the_one_that_is_no_number_is_named(cell: str) -> None:
+    gallery = Gallery.create(clustered(4), items(4))
+    with pytest.raises(GalleryError, match=f"'size' holds numbers, but [a-z ]*'{cell}'"):
+        gallery.add(clustered(3), items(3).assign(size=["2010", cell, "2011"]))
+    with pytest.raises(GalleryError, match="'size' holds numbers, but 'soon' is none"):
+        gallery.search(clustered(1), where={"size": ["2010", "soon"]})
+
+
 def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> None:
     vectors = clustered(40)
     gallery = Gallery.create(vectors, items(40))
@@ -213,6 +271,26 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
         Gallery.build(tmp_path, [(clustered(7), items(7))], Facts(dimension=16), force=True)
         assert len(Gallery.load(tmp_path)) == 7
         assert len(list(tmp_path.glob("vectors-*"))) == 1
+
+
+@pytest.mark.parametrize("manifest", ['{"format": 2, "threshold": null}', "no JSON"])
+def test_vectors_of_a_gallery_that_cannot_be_read_stay_until_another_is_whole(manifest: str, tmp_path: Path) -> None:
+    vectors = clustered(10)
+    Gallery.create(vectors, items(10)).save(tmp_path)
+    served = Gallery.load(tmp_path)
+    (tmp_path / "gallery.json").write_text(manifest)
+
+    def stopping() -> Iterator[tuple[Array, pd.DataFrame]]:
+        yield clustered(7, seed=1), items(7)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        Gallery.build(tmp_path, stopping(), Facts(dimension=16), force=True)
+    (left,) = tmp_path.glob("vectors-*.f32")
+    assert left.read_bytes() == vectors.tobytes()
+    Gallery.build(tmp_path, [(clustered(7, seed=1), items(7))], Facts(dimension=16), force=True)
+    assert np.array_equal(served.vectors(range(10)), vectors)
+    assert not left.exists()
 
 
 def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
@@ -309,6 +387,7 @@ def in_blocks(count: int, height: int = 1000) -> Iterator[tuple[Array, pd.DataFr
 def test_a_build_that_was_killed_is_not_there_and_goes_on(
     kind: Kind, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Copied vectors stay as they were written, and items as they were indexed."""
     folder, facts = tmp_path / "g", Facts(kind, "m", "/r", dimension=16)
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", BUILD, str(folder), kind, stage]
@@ -317,7 +396,20 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
     with pytest.raises(GalleryError, match="is no gallery"):
         Gallery.load(folder)
     (begun,) = folder.glob("vectors-*")
-    inside, indexed = begun.stat().st_ino, []
+    inside, kept = begun.stat().st_ino, begun.stat().st_size // (1000 * 16 * 4)
+    assert 2 <= kept <= 3 if stage == "copying" else kept == 6  # what was in a buffer is lost
+    untouched: list[bool] = []
+    indexed: list[int] = []
+
+    def watched() -> Iterator[tuple[Array, pd.DataFrame]]:
+        for number, block in enumerate(in_blocks(6000)):
+            if number == 0:
+                os.utime(begun, (0, 0))  # whatever is written from here on sets it anew
+            else:
+                untouched.append(begun.stat().st_mtime == 0)
+            yield block
+        untouched.append(begun.stat().st_mtime == 0)
+
     add = ApproximateIndex.add
 
     def noted(self: ApproximateIndex, *arguments: Any) -> None:
@@ -325,7 +417,8 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
         add(self, *arguments)
 
     monkeypatch.setattr(ApproximateIndex, "add", noted)
-    built = Gallery.build(folder, in_blocks(6000), facts)
+    built = Gallery.build(folder, watched(), facts)
+    assert untouched == [True] * kept + [False] * (6 - kept)
     assert (built.facts.vectors, (folder / begun.name).stat().st_ino) == (begun.name, inside)
     assert indexed == ([] if kind == "exact" else [5000 if stage == "indexing" else 0])
     whole = Gallery.build(tmp_path / "whole", in_blocks(6000), facts)
