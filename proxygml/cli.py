@@ -608,6 +608,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _run(arguments)
+        _part()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks for all
             console.print(f"proxygml: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -621,6 +622,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             markup=False,
         )
         sys.exit(130)
+
+
+def _part() -> None:
+    """Part from the other processes of a run, if any: threads that still talk to them at the exit would abort it."""
+    distributed = sys.modules.get("torch.distributed")  # not loaded by commands that need no torch
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _run(arguments: Sequence[str]) -> None:
