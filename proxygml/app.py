@@ -328,9 +328,9 @@ class BodyLimit:
         body.when_read = self._has_arrived
         try:
             await self.app(scope, body.receive, body.send)
-        except Exception:
+        except Exception:  # frameworks wrap what receive raises in errors of their own
             if body.refused is None or body.answered:
-                raise  # else it comes of the body's breaking off
+                raise  # else it comes of the body's breaking off, and is answered below
         finally:
             body.has_been_read()
         if body.refused is not None and not body.answered:
