@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from proxygml.comparison import Comparison, described, differences, merged
@@ -78,7 +79,9 @@ def test_our_recipes_are_taken_apart_as_they_are(parts: str, table: str) -> None
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SHIPPED if path.stem not in (*SWEEPS, *OWN)], ids=lambda path: path.stem
+    "path",
+    [path for path in SHIPPED if path.stem not in (*SWEEPS, *OWN, "omniglot_ablation")],
+    ids=lambda path: path.stem,
 )
 def test_other_shipped_comparisons_hold_the_rivals(path: Path) -> None:
     """The methods of the paper's table and later ones."""
@@ -88,6 +91,16 @@ def test_other_shipped_comparisons_hold_the_rivals(path: Path) -> None:
         *("ProxyGMLLoss", "ProxyNCALoss", "ProxyAnchorLoss", "SoftTripleLoss", "MultiSimilarityLoss", "NPairsLoss"),
         *("TripletMarginLoss", "NormalizedSoftmaxLoss", "ArcFaceLoss", "SubCenterArcFaceLoss"),
     }
+
+
+def test_the_small_embeddings_of_omniglot_have_the_settings_that_were_chosen() -> None:
+    """The kept rows say which of three settings the held-out characters chose for every method."""
+    small = Comparison.read(find_recipe("omniglot_64", "compare"))
+    shared = small.shared.content()
+    settings = {m.name: described(differences(small.recipe_of(m, {}, 0).content(), shared)) for m in small.methods}
+    rows = pd.read_csv(SHIPPED[0].parents[2] / "docs" / "results" / "omniglot.csv")
+    rows = rows[rows["trial"].isna() & (rows["seed"] == 0)]
+    assert settings == dict(zip(rows["method"], rows["run_settings"], strict=True))
 
 
 def test_a_varied_method_stands_for_every_combination(tmp_path: Path) -> None:
