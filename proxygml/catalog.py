@@ -3,6 +3,7 @@
 It reads, checks, splits and writes the table. It opens no image: that is prepare.py's work.
 """
 
+import hashlib
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -132,6 +133,14 @@ class Catalog:
     def is_gallery(self) -> npt.NDArray[np.bool_] | None:
         """(n,) bool, which images are searched; None where every image is."""
         return self.table["is_gallery"].to_numpy(dtype=bool) if "is_gallery" in self.table else None
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of the images' names, labels, splits, boxes and roles, in their order; not of their folders."""
+        names = self.table["path"].map(posixpath.basename)
+        columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *ROLE_COLUMNS) if column in self.table]
+        rows = self.table.assign(path=names)[columns].to_csv(index=False, lineterminator="\n")
+        return hashlib.sha256(rows.encode()).hexdigest()[:12]
 
     @property
     def classes(self) -> list[str]:

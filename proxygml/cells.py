@@ -21,15 +21,17 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
+from proxygml.catalog import Catalog
 from proxygml.comparison import Comparison, Method, Values, described, differences
 from proxygml.console import console
 from proxygml.criteria import make_criterion
 from proxygml.errors import DivergedError, RecipeError, RunError
 from proxygml.files import written_whole
 from proxygml.protocol import evaluate_run
-from proxygml.recipe import Recipe, read_yaml
+from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
-from proxygml.training import fit, make_accelerator, resume, split_for_training
+from proxygml.summary import read_rows
+from proxygml.training import fit, make_accelerator, require_learning, resume, split_for_training
 
 AT_WILL = ("workers", "tracker")  # keys that change no result: a cell may go on under others
 MIB = 2**20
@@ -115,38 +117,73 @@ class Cells:
         known: rows of an earlier `gather`, whose runs are gone: what they tell is not trained again.
 
     Raises:
-        UserError: the catalog is missing or of no use, a method names no loss that there is, or the known rows are of
-            other data or another protocol.
+        UserError: the catalog is missing or of no use, a method names no loss that there is or could not learn, the
+            known rows are of other data or another protocol, or the folder holds cells of other data, or rows that
+            would be lost.
     """
 
     def __init__(self, comparison: Comparison, folder: Path, known: pd.DataFrame | None = None) -> None:
         self.comparison = comparison
         self.folder = folder
-        self.data = Path(comparison.shared.catalog).stem
-        self.protocol = _described_settings(differences(comparison.shared.content(), Recipe().content()))
         make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
         self.has_validation = split_for_training(comparison.shared)[1] is not None
+        catalog = Catalog.read(comparison.shared.catalog)
+        catalog.split("test")  # named when it is missing, before anything is trained
+        self.data, self.data_fingerprint = Path(comparison.shared.catalog).stem, catalog.fingerprint
+        self.protocol = _described_differences(comparison.shared.content(), Recipe().content())
         self.trials = {method.name: comparison.trials_of(method) for method in comparison.methods}
         self.known = {} if known is None else self._by_key(known)
-        self._check_losses()
+        self._check_methods()
+        self._check_folder()
 
-    def _check_losses(self) -> None:
-        """Name a loss that cannot be built before hours are spent on those before it."""
+    def _check_methods(self) -> None:
+        """Name a method that cannot be trained before hours are spent on those before it."""
         for method in self.comparison.methods:
             for values in self.trials[method.name] or [{}]:
-                settings = self.comparison.recipe_of(method, values, self.comparison.seeds[0]).loss
-                if not settings.is_ours:
-                    make_criterion(settings, num_classes=2, embedding_size=2)
+                recipe = self.comparison.recipe_of(method, values, self.comparison.seeds[0])
+                require_learning(recipe)
+                if not recipe.loss.is_ours:
+                    make_criterion(recipe.loss, num_classes=2, embedding_size=2)
+
+    def _check_folder(self) -> None:
+        """Refuse to mix cells of different data, and to write over rows whose runs are gone."""
+        if self._data_file.exists():
+            found = json.loads(self._data_file.read_text(encoding="utf-8"))["fingerprint"]
+            if found != self.data_fingerprint:
+                raise RunError(
+                    f"{self.folder} holds cells of other images, labels or splits (fingerprint {found}) than "
+                    f"{self.comparison.shared.catalog} ({self.data_fingerprint}): put the old catalog back, or give "
+                    "the comparison another --run"
+                )
+        if not self.rows_file.exists():
+            return
+        for method, seed, trial in _keys(read_rows([self.rows_file])):
+            cell = self._at(method, seed, trial)
+            if cell.key not in self.known and not cell.run.path.exists():
+                raise RunError(
+                    f"{self.rows_file} has a row of {cell.name}, whose run is not there, and which would be lost: keep "
+                    f"it by --from {self.rows_file}, or move the file away"
+                )
+
+    @property
+    def rows_file(self) -> Path:
+        """Where a comparison leaves its rows."""
+        return self.folder / "cells.csv"
+
+    @property
+    def _data_file(self) -> Path:
+        return self.folder / "data.json"
 
     def _by_key(self, rows: pd.DataFrame) -> dict[Key, Row]:
-        for column, asked in (("data", self.data), ("protocol", self.protocol)):
-            for found in rows[column].unique():
-                if found != asked:
+        sorts = {"data": self.data, "data_fingerprint": self.data_fingerprint, "protocol": self.protocol}
+        for column, asked in sorts.items():
+            for found in rows[column].unique() if column in rows else ():
+                # Rows from before there was a fingerprint have none.
+                if found != asked and not (column == "data_fingerprint" and (pd.isna(found) or not found)):
                     raise RunError(
                         f"the rows are of {column} {found!r}, but the comparison is of {asked!r}: leave them out"
                     )
-        trials = [None if pd.isna(trial) else int(trial) for trial in rows["trial"]]
-        keys = list(zip(rows["method"], map(int, rows["seed"]), trials, strict=True))
+        keys = _keys(rows)
         methods = self.comparison.methods
         planned: set[Key] = {(method, seed, None) for method, seed in self.planned()}
         planned |= {self.trial(method, number).key for method in methods for number in self._numbers(method)}
@@ -166,12 +203,15 @@ class Cells:
 
     def cell(self, method: Method, seed: int) -> Cell:
         """Where a method is trained with a seed."""
-        return Cell(method.name, seed, RunFolder(self.folder / method.name / f"seed-{seed}"))
+        return self._at(method.name, seed, None)
 
     def trial(self, method: Method, number: int) -> Cell:
         """Where a setting of a method is tried."""
-        run = RunFolder(self.folder / method.name / "tune" / f"{number:02d}")
-        return Cell(method.name, self.comparison.seeds[0], run, number)
+        return self._at(method.name, self.comparison.seeds[0], number)
+
+    def _at(self, method: str, seed: int, trial: int | None) -> Cell:
+        place = Path(f"seed-{seed}") if trial is None else Path("tune", f"{trial:02d}")
+        return Cell(method, seed, RunFolder(self.folder / method / place), trial)
 
     def planned(self) -> list[tuple[str, int]]:
         """The method and seed of every cell that there should be."""
@@ -185,6 +225,9 @@ class Cells:
         Raises:
             UserError: a method cannot be trained, or a cell there was trained by another recipe.
         """
+        self._refuse_others()
+        if PartialState().is_main_process:
+            _write(self._data_file, json.dumps({"data": self.data, "fingerprint": self.data_fingerprint}) + "\n")
         jobs = part.of_all(self.jobs())
         for number, (method, seeds) in enumerate(jobs, start=1):
             for place, values in enumerate(self.trials[method.name]):
@@ -200,9 +243,27 @@ class Cells:
 
     def _run(self, cell: Cell, recipe: Recipe, place: str) -> None:
         """Train and judge a cell, unless its row is known already, of the same settings."""
+        self._refuse_other(cell, recipe)
+        if not self._is_done(cell):
+            _run(cell, recipe, place)
+
+    def _refuse_others(self) -> None:
+        """Raise RunError where a cell or trial, of any part, is there with other settings than are asked for now."""
+        for method in self.comparison.methods:
+            trials = self.trials[method.name]
+            for number, values in enumerate(trials):
+                self._refuse_other(self.trial(method, number), self._trial_recipe(method, values))
+            chosen = self.chosen(method)
+            if method.tune and chosen is None:
+                continue
+            for seed in self.comparison.seeds:
+                recipe = self.comparison.recipe_of(method, {} if chosen is None else trials[chosen], seed)
+                self._refuse_other(self.cell(method, seed), recipe)
+
+    def _refuse_other(self, cell: Cell, recipe: Recipe) -> None:
         row = self.known.get(cell.key)
         if row is None:
-            _run(cell, recipe, place)
+            _refuse_other(cell, recipe)
             return
         found = row["settings"] if cell.trial is None else row.get("run_settings")
         asked = self._own_settings(recipe.content())
@@ -215,7 +276,7 @@ class Cells:
 
     def _own_settings(self, content: Mapping[str, Any]) -> str:
         """What a recipe has of its own, beside what all share."""
-        return _described_settings(differences(content, self.comparison.shared.content()))
+        return _described_differences(content, self.comparison.shared.content())
 
     def jobs(self) -> list["Job"]:
         """What the parts divide: a cell; or a method whole where its trials come first, so that no part waits."""
@@ -269,8 +330,12 @@ class Cells:
         protocol (what all share, where it is not a recipe's default), settings (what the run has of its own),
         val_map_at_r (of a trial), recall_at_K, map_at_r, r_precision, nmi (of a cell, in 0..1), those of `Cost`,
         val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures),
-        run_settings (of a trial too, all that the run has of its own).
+        run_settings (of a trial too, all that the run has of its own), data_fingerprint (of the catalog's content).
+
+        Raises:
+            RunError: a cell there was trained by another recipe.
         """
+        self._refuse_others()
         rows: list[Row] = []
         for method in self.comparison.methods:
             trials, chosen = self.trials[method.name], self.chosen(method)
@@ -287,10 +352,11 @@ class Cells:
         family = {"family": method.family, "varied": described(method.varied)}
         if cell.key in self.known:
             return dict.fromkeys(COLUMNS) | self.known[cell.key] | family
-        own = self._own_settings(read_yaml(cell.run.recipe))
+        own = self._own_settings(cell.run.read_recipe().content())
         row: Row = dict.fromkeys(COLUMNS) | family
         row |= {"method": cell.method, "seed": cell.seed, "trial": cell.trial}
-        row |= {"data": self.data, "protocol": self.protocol, "settings": own, "run_settings": own}
+        row |= {"data": self.data, "data_fingerprint": self.data_fingerprint, "protocol": self.protocol}
+        row |= {"settings": own, "run_settings": own}
         if cell.diverged.exists():
             return row | {"note": cell.diverged.read_text(encoding="utf-8").partition(";")[0]}
         row |= json.loads(cell.cost.read_text(encoding="utf-8"))
@@ -303,16 +369,26 @@ class Cells:
 COLUMNS = (
     *("method", "family", "varied", "seed", "trial", "chosen", "data", "protocol", "settings", "val_map_at_r"),
     *(field.name for field in fields(Cost)),
-    *("val_recall_at_1", "note", "run_settings"),
+    *("val_recall_at_1", "note", "run_settings", "data_fingerprint"),
 )
 
 
-def _described_settings(values: Values) -> str:
-    """Settings in a line, without what changes no figure, and without the folders of one machine."""
-    shown = {key: value for key, value in values.items() if key not in ("catalog", "seed", *AT_WILL)}
-    if "embedder.weights" in shown:
-        shown["embedder.weights"] = Path(shown["embedder.weights"]).name
-    return described(shown)
+def _keys(rows: pd.DataFrame) -> list[Key]:
+    trials = [None if pd.isna(trial) else int(trial) for trial in rows["trial"]]
+    return list(zip(rows["method"], map(int, rows["seed"]), trials, strict=True))
+
+
+def _portable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of its result: not how it is computed, nor in which folders a machine has data and weights."""
+    embedder = content["embedder"]
+    kept = {key: value for key, value in content.items() if key not in ("catalog", *AT_WILL)}
+    return kept | {"embedder": embedder | {"weights": Path(embedder["weights"]).name}}
+
+
+def _described_differences(content: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What sets a recipe apart from another one, but for its seed, in a line."""
+    found = differences(_portable(content), _portable(other))
+    return described({key: value for key, value in found.items() if key != "seed"})
 
 
 def _figures(path: Path) -> dict[str, float]:
@@ -324,9 +400,6 @@ def _figures(path: Path) -> dict[str, float]:
 
 def _run(cell: Cell, recipe: Recipe, place: str) -> None:
     """Train a cell, from where it stopped, note what it cost, and judge it unless it is a trial."""
-    _refuse_other(cell, recipe)
-    if cell.finished:
-        return
     if PartialState().is_main_process:
         console.print(f"{cell.name} ({place})", style="bold", markup=False, highlight=False)
     diverged = not cell.cost.exists() and not _train(cell, recipe)
@@ -339,11 +412,8 @@ def _refuse_other(cell: Cell, recipe: Recipe) -> None:
     if not cell.run.recipe.exists():
         return
     # Read as a recipe, so that a key that a newer version has stands at its default in an older run.
-    there, asked = cell.run.read_recipe().content(), recipe.content()
-    found, wanted = (
-        {key: value for key, value in differences(*pair).items() if key not in AT_WILL}
-        for pair in ((there, asked), (asked, there))
-    )
+    there, asked = (_portable(one.content()) for one in (cell.run.read_recipe(), recipe))
+    found, wanted = differences(there, asked), differences(asked, there)
     if found or wanted:
         raise RunError(
             f"{cell.run.path} was trained with {described(found) or 'defaults'}, but the comparison asks for "

@@ -177,12 +177,21 @@ def compare(arguments: Sequence[str]) -> None:
     if options.out is not None:
         if not options["from"] or options.recipe or options.run:
             raise UserError("--out is the folder for a table of --from alone, without --recipe and --run")
+        _refuse_idle_options(parser, options, ("from", "out"))
         _tabulate(options["from"], options.out)
     elif not options.recipe or options.run is None:
         alone = "; or, for a table of rows alone, --from and --out" if options["from"] else ""
         raise UserError(f"a comparison needs its recipe, --recipe, and its folder, --run{alone}")
     else:
         _compare(parser, arguments, options.recipe, options.run, options.part, options["from"])
+
+
+def _refuse_idle_options(parser: Parser, options: Namespace, used: Sequence[str]) -> None:
+    """Name an option that was given, but changes nothing beside those that are used."""
+    given, defaults = options.as_flat(), parser.get_defaults().as_flat()
+    for name, value in vars(given).items():
+        if name not in used and value != getattr(defaults, name, None):
+            raise UserError(f"--{name} changes nothing beside --{' and --'.join(used)}: leave it out")
 
 
 def _compare(
@@ -207,9 +216,9 @@ def _compare(
     from proxygml.files import written_whole
 
     rows = cells.gather()
-    with written_whole(folder / "cells.csv") as temporary:
+    with written_whole(cells.rows_file) as temporary:
         rows.to_csv(temporary, index=False)
-    say(f"cells:  {folder / 'cells.csv'}")
+    say(f"cells:  {cells.rows_file}")
     _write_comparison(rows, folder, cells.planned())
 
 

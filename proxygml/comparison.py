@@ -69,6 +69,8 @@ class Comparison:
         self._require(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}: no seed may come twice")
         self._require(self.trials >= 0, f"trials is {self.trials}, but must be 0 or more")
         self._require(0 < self.tune_on < 1, f"tune_on is {self.tune_on}, but must be between 0 and 1")
+        seed = self.shared.seed
+        self._require(seed == Recipe().seed, f"seed is {seed}, but a comparison has several: list them under seeds")
         tuned = [method.name for method in self.methods if method.tune]
         if tuned and not self.trials:
             self._require(False, f"{tuned[0]} has values to tune, but trials is 0: say how many settings are tried")
@@ -76,7 +78,9 @@ class Comparison:
             self._require(False, f"trials is {self.trials}, but no method has a tune section: give the values to try")
         for method in self.methods:
             for values in self.trials_of(method) or [{}]:
-                self.recipe_of(method, values, self.seeds[0])
+                recipe = self.recipe_of(method, values, self.seeds[0])
+                learned = bool(recipe.epochs) or not method.tune
+                self._require(learned, f"{method.name} has values to tune, but epochs is 0: no epoch could judge them")
 
     def _require(self, holds: bool, message: str) -> None:
         if not holds:
@@ -120,14 +124,16 @@ class Comparison:
         if not method.tune:
             return []
         sizes = [len(values) for values in method.tune.values()]
-        given = flattened(self.recipe_of(method, {}, self.seeds[0]).content())
+        seen = [self.recipe_of(method, {}, self.seeds[0])]
         drawn: list[Values] = [{}]
         for number in np.random.default_rng(0).permutation(math.prod(sizes)):
             if len(drawn) == self.trials:
                 break
             places = np.unravel_index(number, sizes)
             values = {key: choices[place] for (key, choices), place in zip(method.tune.items(), places, strict=True)}
-            if any(given.get(key) != value for key, value in values.items()):
+            recipe = self.recipe_of(method, values, self.seeds[0])
+            if recipe not in seen:
+                seen.append(recipe)
                 drawn.append(values)
         return drawn
 

@@ -4,6 +4,7 @@ It takes the rows that cells.py gathers, or CSV files of them; it looks at no ru
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from scipy import stats
 
 from proxygml.comparison import short_key
@@ -18,7 +20,8 @@ from proxygml.errors import UserError
 
 NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI"}
 # Columns whose values are never numbers, nor missing.
-TEXTS = ("method", "family", "varied", "data", "protocol", "settings", "run_settings")
+TEXTS = ("method", "family", "varied", "data", "protocol", "settings", "run_settings", "data_fingerprint")
+COSTS = ("seconds_per_epoch", "peak_memory_mib", "gpu_memory_mib", "loss_parameters")
 NEEDED = ("method", "seed", "trial", "data", "protocol", "settings", "note")
 DASH = "\N{EN DASH}"
 
@@ -92,8 +95,9 @@ class Summary:
     def __init__(self, rows: pd.DataFrame, planned: Sequence[tuple[str, int]] = ()) -> None:
         if rows.empty:
             raise UserError("no cell of the comparison has finished: there is nothing to make a table of")
-        for column in ("data", "protocol"):
-            found = rows[column].unique()
+        for column in ("data", "data_fingerprint", "protocol"):
+            told = rows[column].dropna() if column in rows else pd.Series(dtype=str)
+            found = told[told != ""].unique() if column == "data_fingerprint" else told.unique()
             if len(found) > 1:
                 raise UserError(f"the rows are of different {column}, {found[0]!r} and {found[1]!r}: one table each")
         twice = rows[rows.duplicated(["method", "seed", "trial"])]
@@ -106,7 +110,7 @@ class Summary:
         self.methods = list(dict.fromkeys([*(name for name, _ in planned), *rows["method"]]))
         seeds = sorted(set(rows["seed"]))
         self.planned = list(planned) or [(method, seed) for method in self.methods for seed in seeds]
-        recalls = [name for name in rows if str(name).startswith("recall_at_")]
+        recalls = [str(name) for name in rows if _is_recall(str(name))]
         self.metrics = [*sorted(recalls, key=lambda name: int(name.rsplit("_", 1)[1])), *NAMES]
 
     def values(self, method: str, column: str) -> pd.Series:
@@ -127,8 +131,8 @@ class Summary:
         """How far a method lies above the first one, in points, over the seeds that both have."""
         both = pd.concat([self.values(method, metric), self.values(self.methods[0], metric)], axis=1).dropna()
         gaps = 100 * (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy(dtype=float)
-        # Without any spread there is nothing to test by: both methods may not depend on the seed at all.
-        varied = len(gaps) > 1 and gaps.std() > 0
+        # Without any spread, but for rounding, there is nothing to test by: both methods may not depend on the seed.
+        varied = len(gaps) > 1 and np.ptp(gaps) > 1e-9
         return Difference(*_mean(gaps), p=float(stats.ttest_1samp(gaps, 0).pvalue) if varied else math.nan)
 
     def missing(self) -> list[str]:
@@ -184,7 +188,8 @@ class Summary:
     def _figures(self) -> Table:
         missing = self.missing()
         note = f"Data: {self.data}. All methods share: {self.protocol or 'the defaults of a recipe'}. In per cent: "
-        note += "the mean over seeds and its 95% t interval. The test classes chose nothing and were looked at once. "
+        note += "the mean over seeds and its 95% t interval. "
+        note += "Each run looked at the test classes once, when its settings and its epoch stood. "
         if len(self.trials):
             note += "Hyper-parameters were chosen on held-out training classes; see the trials below. "
         if missing:
@@ -211,10 +216,9 @@ class Summary:
         note = "Medians over the cells. Memory is that of the training process at its peak, without the workers that "
         note += "decode images. Settings are those that differ from what all share."
         head = ["method", "seconds per epoch", "peak memory, MiB", "GPU memory, MiB", "numbers learned by the loss"]
-        columns = ("seconds_per_epoch", "peak_memory_mib", "gpu_memory_mib", "loss_parameters")
         rows = []
         for method in self.methods:
-            medians = [self.values(method, column).median() for column in columns]
+            medians = [self.values(method, column).median() for column in COSTS]
             shown = [
                 DASH if math.isnan(value) else f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in medians
             ]
@@ -260,6 +264,9 @@ def _read_rows(path: Path) -> pd.DataFrame:
         numbers = pd.to_numeric(values, errors="coerce")
         if not (numbers >= 0).all() or (numbers % 1).any():
             raise UserError(f"{path}: a {name} is no whole number: give the cells.csv that a comparison has written")
+    for name in table:
+        if (name in (*NAMES, "val_map_at_r", *COSTS) or _is_recall(name)) and not is_numeric_dtype(table[name]):
+            raise UserError(f"{path}: a {name} is no number: give the cells.csv that a comparison has written")
     return table
 
 
@@ -275,6 +282,11 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _is_recall(column: str) -> bool:
+    """Whether it is recall_at_K."""
+    return re.fullmatch(r"recall_at_\d+", column) is not None
 
 
 def metric_name(column: str) -> str:

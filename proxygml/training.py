@@ -430,7 +430,7 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
         UserError: see the kinds in errors.py; a run that cannot start leaves no folder behind.
     """
     run.refuse_second_start()
-    _require_learning(recipe)
+    require_learning(recipe)
     training = Training(recipe, run)
     if training.accelerator.is_main_process:
         run.start(recipe)
@@ -439,7 +439,7 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
     training.fit()
 
 
-def _require_learning(recipe: Recipe) -> None:
+def require_learning(recipe: Recipe) -> None:
     """Raise RecipeError where the proxies alone would learn, and the network stay as it is."""
     settings = recipe.embedder
     head = bool(settings.embedding_size) or (settings.pooling == "gem" and not recipe.cache_features)

@@ -1,6 +1,7 @@
 """A comparison as a person runs it: whole, killed and continued, in parts, grown, and with settings to choose."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from proxygml.catalog import Catalog
 from proxygml.cells import Cells, Part
 from proxygml.cli import main
 from proxygml.comparison import Comparison
@@ -192,6 +194,53 @@ def test_rows_that_are_kept_are_not_trained_again(
         assert message in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_cells_of_other_data_are_not_mixed_in(
+    content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A catalog is known by what it holds: not by its name, and not by the folder that a machine has it in."""
+    folder, recipe = tmp_path / "run", tmp_path / "mine.yaml"
+    shutil.copytree(finished, folder)
+    catalog = Catalog.read(content["recipe"]["catalog"])
+    place = tmp_path / "moved" / Path(content["recipe"]["catalog"]).name
+    place.parent.mkdir()
+    catalog.write(place)
+    moved = content | {"recipe": content["recipe"] | {"catalog": str(place)}}
+    rows = read_rows([finished / "cells.csv"])
+    assert_same_cells(compare(write(moved, recipe), folder), rows)
+    assert_same_cells(compare(recipe, tmp_path / "kept", "--from", finished / "cells.csv"), rows)
+    test = catalog.table[catalog.table["split"] == "test"]
+    fewer = catalog.table.drop(index=test.index[test["label"] == test["label"].iloc[0]])
+    Catalog(fewer, catalog.folder).write(place, force=True)
+    for run, known in ((folder, ()), (tmp_path / "other", ("--from", finished / "cells.csv"))):
+        with pytest.raises(SystemExit):
+            compare(recipe, run, *known)
+        assert "fingerprint" in capsys.readouterr().err
+
+
+def test_rows_whose_runs_are_gone_are_not_written_over(
+    content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, folder = write(content, tmp_path / "mine.yaml"), tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(finished / "cells.csv", folder)
+    with pytest.raises(SystemExit):
+        compare(recipe, folder, "--part", "1/4")
+    assert "has a row of ProxyGML, seed 0, whose run is not there" in capsys.readouterr().err.replace("\n", " ")
+    rows = read_rows([finished / "cells.csv"])
+    assert_same_cells(read_rows([folder / "cells.csv"]), rows)
+    assert_same_cells(compare(recipe, folder, "--from", folder / "cells.csv"), rows)
+
+
+def test_cells_of_other_parts_are_checked_too(content: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    changed = content | {"methods": content["methods"] | {"N-pair": METHODS["N-pair"] | {"images_per_class": 4}}}
+    comparison = Comparison.read(write(changed, tmp_path / "mine.yaml"))
+    with pytest.raises(RunError, match=r"N-pair.seed-0 was trained with images_per_class=2"):
+        Cells(comparison, finished).run(Part(1, 7))
+    with pytest.raises(RunError, match="the row of N-pair, seed 0 is of"):
+        Cells(comparison, tmp_path / "run", read_rows([finished / "cells.csv"])).run(Part(1, 7))
+    assert not (tmp_path / "run").exists()
+
+
 def test_names_of_rows_are_text_and_their_numbers_are_numbers(finished: Path, tmp_path: Path) -> None:
     rows = pd.read_csv(finished / "cells.csv").assign(data="2010")
     rows["method"] = rows["method"].replace("N-pair", "NA")
@@ -202,6 +251,7 @@ def test_names_of_rows_are_text_and_their_numbers_are_numbers(finished: Path, tm
     for change, message in (
         ({"seed": "first"}, "a seed is no whole number"),
         ({"trial": 0.5}, "a trial is no whole number"),
+        ({"recall_at_1": "high"}, "a recall_at_1 is no number"),
         ({"settings": None}, "has no column 'settings'"),
         ({"val_map_at_r": None}, "has no column 'val_map_at_r'"),
     ):
@@ -261,6 +311,9 @@ def test_table_is_drawn_from_the_rows_alone(finished: Path, tmp_path: Path) -> N
         (["--from", "a.csv", "--out", "b", "--run", "c"], "--out is the folder for a table of --from alone"),
         (["--out", "b"], "--out is the folder for a table of --from alone"),
         (["--from", "a.csv", "--out", "b"], "a.csv cannot be read"),
+        (["--from", "a.csv", "--out", "b", "--epochs", "3"], "--epochs changes nothing beside --from and --out"),
+        (["--from", "a.csv", "--out", "b", "--part", "2/3"], "--part changes nothing beside --from and --out"),
+        (["--recipe", "cub200_2010_crops", "--run", "x", "--seed", "3"], "list them under seeds"),
     ],
 )
 def test_wrong_commands_are_named(
@@ -272,16 +325,23 @@ def test_wrong_commands_are_named(
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_wrong_part_and_wrong_loss_are_named_before_anything_runs(
+def test_wrong_parts_and_methods_are_named_before_anything_runs(
     small_comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         compare(small_comparison, tmp_path / "run", "--part", "3/2")
     assert "the part is '3/2', but must be like 2/8" in capsys.readouterr().err.replace("\n", " ")
     content = yaml.safe_load(small_comparison.read_text())
-    content["methods"]["N-pair"] = {"loss": {"name": "NPairLoss"}}
-    write(content, small_comparison)
-    with pytest.raises(SystemExit):
-        compare(small_comparison, tmp_path / "run")
-    assert "did you mean NPairsLoss?" in capsys.readouterr().err.replace("\n", " ")
+    untested = Catalog.read(content["recipe"]["catalog"])
+    Catalog(untested.table[untested.table["split"] == "train"], untested.folder).write(tmp_path / "untested.csv")
+    for method, options, message in (
+        ({"loss": {"name": "NPairLoss"}}, (), "did you mean NPairsLoss?"),
+        ({"backbone_lr": 0.0, "embedding_lr": 0.0}, (), "nothing of the network would learn"),
+        ({}, ("--catalog", tmp_path / "untested.csv"), "has no split 'test'"),
+    ):
+        content["methods"]["N-pair"] = method
+        write(content, small_comparison)
+        with pytest.raises(SystemExit):
+            compare(small_comparison, tmp_path / "run", *options)
+        assert message in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "run").exists()

@@ -129,6 +129,14 @@ def test_every_combination_has_its_trials(tmp_path: Path) -> None:
             assert arguments["alpha"] == values.get("loss.arguments.alpha", 16)
 
 
+def test_a_setting_is_tried_once_however_it_is_written(tmp_path: Path) -> None:
+    """YAML takes 1e-3 for a text, a recipe for a number."""
+    comparison = read(
+        tmp_path, "trials: 3\nmethods: {A: {backbone_lr: 1e-3, tune: {backbone_lr: [1e-3, 0.001, 1e-2]}}}"
+    )
+    assert comparison.trials_of(comparison.methods[0]) == [{}, {"backbone_lr": "1e-2"}]
+
+
 def test_a_comparison_like_another_takes_what_it_does_not_say(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(TUNED)
     comparison = read(tmp_path, "like: base.yaml\nrecipe: {embedder: {embedding_size: 32}}\nseeds: [7]")
@@ -201,6 +209,8 @@ def test_changes_are_merged_and_found_again() -> None:
         ("trials: 2\nmethods: {A: {tune: {epoch: [1, 2]}}}", "no key 'epoch'; did you mean 'epochs'"),
         ("trials: 2\nmethods: {A: {tune: {epochs: 3}}}", "tune.epochs is 3, but must be a list"),
         ("trials: 3\nmethods: {A: {tune: {epochs: [1, -2]}}}", "epochs is -2"),
+        ("trials: 3\nmethods: {A: {tune: {epochs: [1, 0]}}}", "A has values to tune, but epochs is 0"),
+        ("recipe: {seed: 3}\nmethods: {A: {}}", "seed is 3, but a comparison has several: list them under seeds"),
         ("tune_on: 2\nmethods: {A: {}}", "tune_on is 2, but must be between 0 and 1"),
         ("methods: {A: {vary: 3}}", "A: vary is 3, but must be keys and values"),
         ("methods: {A: {vary: {epochs: 3}}}", "A: vary.epochs is 3, but must be a list"),
