@@ -56,15 +56,16 @@ class EmbedderSettings:
     """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
 
     mirror: bool = False
-    """Embed every image by the mean of its features and its mirror image's: in twice the time, not in training."""
+    """Embed every image by the mean of its features and its mirror image's: in twice the time. Training takes one view,
+    but where it works on features of images as they are embedded: `cache_features` and a start from features."""
 
     tilt: float = 0.0
     """Embed every image by the mean of its features upright and turned by so many degrees to either side, 0 to 45: in
-    three times the time, not in training."""
+    three times the time, with one view in training, as with `mirror`."""
 
     zoom: float = 1.0
     """Embed every image by the mean of its features whole and with its centre so many times enlarged, 1 to 2: in twice
-    the time, not in training. With `tilt` and `mirror`, every combination is embedded."""
+    the time, with one view in training. With `tilt` and `mirror`, every combination is embedded."""
 
     def __post_init__(self) -> None:
         if self.pooling not in get_args(Pooling):
