@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,3 +314,42 @@ def test_impossible_views_are_named(wrong: dict[str, float]) -> None:
     (key,) = wrong
     with pytest.raises(RecipeError, match=f"embedder.{key} is"):
         EmbedderSettings(**wrong)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet18"])
+def test_an_image_is_embedded_by_a_finer_map_and_trained_on_by_the_usual_one(backbone: str) -> None:
+    settings = EmbedderSettings(backbone=backbone, weights="none", embedding_size=8, output_stride=8)
+    embedder, images = Embedder(settings, SMALL), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    plain = Embedder(replace(settings, output_stride=0), SMALL).eval()
+    plain.load_state_dict(embedder.state_dict())
+    finer = timm.create_model(backbone, num_classes=0, global_pool="", output_stride=8).eval()
+    finer.load_state_dict(embedder.backbone.state_dict())
+    with torch.no_grad():
+        usual, plain.backbone = plain(images), finer
+        for _ in range(2):
+            assert torch.allclose(embedder.eval()(images), plain(images), atol=1e-6)
+            embedder.train().backbone.eval()
+            assert torch.allclose(embedder(images), usual, atol=1e-6)
+
+
+def test_a_finer_map_is_kept_with_the_model(tmp_path: Path) -> None:
+    embedder = Embedder(EmbedderSettings("mobilenetv2_035", "none", embedding_size=8, output_stride=16), SMALL)
+    embedder.save(tmp_path)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(Embedder.load(tmp_path).embed(images), embedder.embed(images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"backbone": "conv4"}, "conv4 is none of timm's networks"),
+        ({"backbone": "vit_tiny_patch16_224"}, "cannot be built so by timm"),
+        ({"backbone": "mobilenetv2_035", "output_stride": 32}, "is no finer by it than it is"),
+        ({"backbone": "convnext_atto"}, "has other layers in so fine a form"),
+        ({"backbone": "mobilenetv2_035", "pooling": "flatten"}, "pooling is flatten, which needs as many"),
+        ({"backbone": "mobilenetv2_035", "output_stride": -8}, "must be 0 or more"),
+    ],
+)
+def test_a_backbone_that_has_no_finer_map_is_named(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecipeError, match=f"embedder.output_stride is .*{reason}"):
+        Embedder(EmbedderSettings(**{"weights": "none", "output_stride": 8} | settings), SMALL)

@@ -42,6 +42,7 @@ def embeddings_of(onnx: Path, images: np.ndarray) -> np.ndarray:
         EmbedderSettings("conv4", "none", "gem", 8),
         EmbedderSettings("conv4", "none", "flatten", 8, tilt=10, zoom=1.1),
         EmbedderSettings("mobilenetv2_035", "none", "avg+max", 16, mirror=True),
+        EmbedderSettings("mobilenetv2_035", "none", "max", 16, output_stride=8),
         EmbedderSettings("bn_inception", "none", "max", 0),
         EmbedderSettings("vit_tiny_patch16_224", "none", "avg", 8),
     ],
