@@ -8,7 +8,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -58,7 +59,7 @@ class EmbedderSettings:
 
     mirror: bool = False
     """Embed every image by the mean of its features and its mirror image's: in twice the time. Training takes one view,
-    but where it works on features of images as they are embedded: `cache_features` and a start from features."""
+    but for `cache_features`, which trains on features of images as they are embedded."""
 
     tilt: float = 0.0
     """Embed every image by the mean of its features upright and turned by so many degrees to either side, 0 to 45: in
@@ -181,8 +182,20 @@ class Embedder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Train in the backbone's own form, embed in the one of `output_stride`."""
         if self.dilation is not None:
-            self.dilation.take("own" if mode else "finer")
+            self.dilation.take("own" if mode or not self.settings.output_stride else "finer")
         return super().train(mode)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it, images are embedded as training sees them: by one view, and the backbone's own feature map."""
+        settings = self.settings
+        self.settings = replace(settings, mirror=False, tilt=0.0, zoom=1.0, output_stride=0)
+        self.train(self.training)
+        try:
+            yield
+        finally:
+            self.settings = settings
+            self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB images (M, 3, H, W), uint8 in 0..255 or float in 0..1 -> (M, embedding_size), L2-normalised."""

@@ -53,7 +53,8 @@ def cached_features(
 ) -> Tensor:
     """Pooled features, float32 (n, F) on the CPU, from the cache on disk or computed and put there.
 
-    The key covers the backbone's weights, pooling, the test transform and the files (path, box, size, time of change).
+    The key covers the backbone's weights, pooling, views, output stride, the test transform and the files (path, box,
+    size, time of change).
     """
     path = cache_folder() / f"{_key(embedder, catalog)}.safetensors"
     kept = _read_cache(path)
@@ -84,7 +85,8 @@ def _key(embedder: Embedder, catalog: Catalog) -> str:
     digest = hashlib.sha256()
     images = embedder.images
     settings = embedder.settings
-    digest.update(repr((settings.backbone, settings.pooling, settings.views, embedder.space)).encode())
+    form = (settings.backbone, settings.pooling, settings.views, settings.output_stride)
+    digest.update(repr((*form, embedder.space)).encode())
     digest.update(repr((images.size, images.resize, images.interpolation)).encode())
     for name, tensor in embedder.backbone.state_dict().items():
         digest.update(name.encode())

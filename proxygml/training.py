@@ -133,7 +133,7 @@ class Training:
             start_embedder(self.embedder, images, self.accelerator, recipe.workers)
         if recipe.proxy_start == "features":
             assert isinstance(self.criterion, ProxyGMLLoss)
-            features = cached_features(self.embedder, images, self.accelerator, workers=recipe.workers)
+            features = plain_features(self.embedder, images, self.accelerator, recipe.workers)
             start_proxies(self.criterion, embed_features(self.embedder, features), self.labels)
 
     def _train_epoch(self, epoch: int, loader: "Loader") -> Row:
@@ -482,7 +482,13 @@ def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator
     """
     linear = embedder.head.linear
     assert isinstance(linear, nn.Linear)  # the recipe asks for an embedding size
-    start_embedding(linear, cached_features(embedder, images, accelerator, workers=workers))
+    start_embedding(linear, plain_features(embedder, images, accelerator, workers))
+
+
+def plain_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, workers: int) -> Tensor:
+    """What a start needs: a single view tells nearly the same directions, in a part of the time."""
+    with embedder.plain():
+        return cached_features(embedder, images, accelerator, workers=workers)
 
 
 def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,21 @@ from proxygml.catalog import Catalog
 from proxygml.embedder import EmbedderSettings
 from proxygml.errors import CatalogError, DivergedError, OverwriteError, RecipeError, RunError
 from proxygml.evaluation import score_queries
+from proxygml.features import cached_features
+from proxygml.images import ImageSettings
 from proxygml.protocol import evaluate_run
 from proxygml.recipe import Recipe
 from proxygml.run_folder import RunFolder
-from proxygml.training import CollapseWatch, Training, fit, mean_cosine, mislabelled, resume, schedule_factor
+from proxygml.training import (
+    CollapseWatch,
+    Training,
+    fit,
+    make_accelerator,
+    mean_cosine,
+    mislabelled,
+    resume,
+    schedule_factor,
+)
 
 TIMES = ["seconds", "images_per_second"]
 
@@ -190,6 +202,26 @@ def test_starting_from_features_is_resumed_and_repeated(small_recipe: Recipe, tm
     assert_same_run(stopped, whole)
 
 
+def test_how_images_are_embedded_changes_nothing_in_training(small_recipe: Recipe, tmp_path: Path) -> None:
+    """Nor where it starts from features: views and a finer map are for the finished model alone."""
+    plain = replace(
+        small_recipe,
+        embedder=EmbedderSettings("mobilenetv2_035", "none", embedding_size=16),
+        images=replace(small_recipe.images, size=32, resize=32),
+        embedding_start="features",
+        proxy_start="features",
+        batch_norm="frozen",
+        epochs=2,
+    )
+    finer = replace(plain, embedder=replace(plain.embedder, mirror=True, zoom=1.1, output_stride=8))
+    runs = [train(recipe, tmp_path / name) for name, recipe in (("plain", plain), ("finer", finer))]
+    one, other = (load_file(run.model) for run in runs)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    images = torch.rand(2, 3, 32, 32)
+    one, other = (Embedder.load(run.path)(images) for run in runs)
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
 @pytest.mark.parametrize("seed", [0, 123_456, 2**32 - 1])
 def test_any_seed(small_recipe: Recipe, tmp_path: Path, seed: int) -> None:
     run = train(replace(small_recipe, seed=seed, epochs=1), tmp_path / "run")
@@ -342,6 +374,23 @@ def test_cached_features_train_the_head_alone(
     scores = score_queries(embeddings, Catalog.read(recipe.catalog).split("test").labels)
     stated = json.loads(run.evaluation.read_text())["recall"]["1"]["value"]
     assert (scores.first_positive < 1).mean() == pytest.approx(stated, abs=0.03)
+
+
+@pytest.mark.parametrize("changes", [{"mirror": True}, {"output_stride": 8}, {"pooling": "max"}])
+def test_features_are_kept_apart_by_how_they_are_computed(
+    changes: dict[str, Any], small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = Catalog.read(small_recipe.catalog).split("test")
+    embedder = Embedder(EmbedderSettings("mobilenetv2_035", "none"), ImageSettings(size=64, resize=64))
+    other = Embedder(replace(embedder.settings, **changes), embedder.images)
+    other.load_state_dict(embedder.state_dict())
+    accelerator = make_accelerator(small_recipe)
+    usual, changed = (cached_features(each, images, accelerator, workers=0) for each in (embedder, other))
+    assert not torch.allclose(usual, changed, atol=1e-6)
+    with other.plain():
+        plain = cached_features(other, images, accelerator, workers=0)
+    assert torch.equal(plain, usual) == ("pooling" not in changes)
 
 
 @pytest.mark.parametrize("precision", ["bf16", *(["fp16"] if torch.cuda.is_available() else [])])
