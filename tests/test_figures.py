@@ -183,13 +183,15 @@ def test_methods_stand_at_their_means_with_intervals_and_single_runs():
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first method is at the top"
 
 
-def test_curves_of_methods_are_means_with_a_band_from_worst_to_best():
+def test_curves_of_methods_are_means_with_a_bar_from_worst_to_best_beside_the_last_epoch():
     figure = figures.method_curves({"A": [[10.0, 30.0], [20.0, 50.0]], "B": [[5.0, 6.0, 7.0]]})
     lines = figure.axes[0].lines
-    assert [list(line.get_ydata()) for line in lines] == [[15, 40], [5, 6, 7]]
-    assert list(lines[1].get_xdata()) == [1, 2, 3]
-    band = figure.axes[0].collections[0].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == (10, 50)
+    assert [list(line.get_ydata()) for line in lines] == [[15, 40], [40], [5, 6, 7], [7]]
+    assert list(lines[2].get_xdata()) == [1, 2, 3]
+    bars = [collection.get_paths()[0].vertices for collection in figure.axes[0].collections]
+    assert [(bar[:, 1].min(), bar[:, 1].max()) for bar in bars] == [(30, 50), (7, 7)]
+    assert all(bar[:, 0].min() > epochs for bar, epochs in zip(bars, (2, 3), strict=True))
+    assert list(figure.axes[0].get_xticks()) == [1, 2, 3]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["A", "B"]
     assert opened(figure).width > 1000
 
