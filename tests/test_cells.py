@@ -254,8 +254,7 @@ def test_our_kept_rows_are_of_our_recipes(kept: Path, tmp_path: Path) -> None:
     table["path"] = [f"{number}.png" for number in table.index]
     catalog = tmp_path / f"{rows['data'][0]}.csv"
     Catalog(table, tmp_path).write(catalog)
-    name = "cub200_2010_crops" if kept.stem == "emoji" else kept.stem  # the same recipe on other data
-    comparison = Comparison.read(find_recipe(name, "compare"))
+    comparison = Comparison.read(find_recipe(kept.stem, "compare"))
     weights = re.search(r"embedder.weights=([^;]+\.safetensors)", rows["protocol"][0])
     embedder = comparison.shared.embedder
     embedder = replace(embedder, weights=weights[1]) if weights else embedder

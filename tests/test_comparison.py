@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -93,12 +94,16 @@ def test_other_shipped_comparisons_hold_the_rivals(path: Path) -> None:
     }
 
 
-def test_the_small_embeddings_of_omniglot_have_the_settings_that_were_chosen() -> None:
-    """The kept rows say which of three settings the held-out characters chose for every method."""
-    small = Comparison.read(find_recipe("omniglot_64", "compare"))
-    shared = small.shared.content()
-    settings = {m.name: described(differences(small.recipe_of(m, {}, 0).content(), shared)) for m in small.methods}
-    rows = pd.read_csv(SHIPPED[0].parents[2] / "docs" / "results" / "omniglot.csv")
+@pytest.mark.parametrize(
+    ("name", "table"), [("omniglot_64", "omniglot"), ("cub200_2010_crops_chosen", "cub200_2010_crops")]
+)
+def test_what_was_chosen_is_taken_elsewhere_as_it_was_chosen(name: str, table: str) -> None:
+    """The kept rows say which setting the held-out classes chose for every method."""
+    chosen = Comparison.read(find_recipe(name, "compare"))
+    shared = chosen.shared.content()
+    settings = {m.name: described(differences(chosen.recipe_of(m, {}, 0).content(), shared)) for m in chosen.methods}
+    rows = pd.read_csv(SHIPPED[0].parents[2] / "docs" / "results" / f"{table}.csv", keep_default_na=False)
+    rows = rows.replace({"trial": {"": np.nan}})
     rows = rows[rows["trial"].isna() & (rows["seed"] == 0)]
     assert settings == dict(zip(rows["method"], rows["run_settings"], strict=True))
 
