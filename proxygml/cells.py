@@ -25,10 +25,11 @@ from proxygml.catalog import Catalog
 from proxygml.comparison import Comparison, Method, Values, described, differences
 from proxygml.console import console
 from proxygml.criteria import make_criterion
+from proxygml.embedder import Embedder
 from proxygml.errors import DivergedError, RecipeError, RunError
 from proxygml.files import written_whole
 from proxygml.protocol import evaluate_run
-from proxygml.recipe import Recipe
+from proxygml.recipe import Recipe, flattened
 from proxygml.run_folder import RunFolder
 from proxygml.summary import read_rows
 from proxygml.training import fit, make_accelerator, require_learning, resume, split_for_training
@@ -100,8 +101,8 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        trained = self.cost if self.trial is not None else self.run.evaluation
-        return trained.exists() or self.diverged.exists()
+        judged = self.trial is not None or self.run.evaluation.exists()
+        return (judged and self.cost.exists()) or self.diverged.exists()
 
     @property
     def name(self) -> str:
@@ -117,9 +118,9 @@ class Cells:
         known: rows of an earlier `gather`, whose runs are gone: what they tell is not trained again.
 
     Raises:
-        UserError: the catalog is missing or of no use, a method names no loss that there is or could not learn, the
-            known rows are of other data or another protocol, or the folder holds cells of other data, or rows that
-            would be lost.
+        UserError: the catalog is missing or of no use, a method names no loss or network that there is, or could not
+            learn, the known rows are of other data or another protocol, or the folder holds cells of other data, or
+            rows that would be lost.
     """
 
     def __init__(self, comparison: Comparison, folder: Path, known: pd.DataFrame | None = None) -> None:
@@ -138,12 +139,16 @@ class Cells:
 
     def _check_methods(self) -> None:
         """Name a method that cannot be trained before hours are spent on those before it."""
+        networks = set()
         for method in self.comparison.methods:
             for values in self.trials[method.name] or [{}]:
                 recipe = self.comparison.recipe_of(method, values, self.comparison.seeds[0])
                 require_learning(recipe)
+                networks.add((replace(recipe.embedder, weights="none"), recipe.images))
                 if not recipe.loss.is_ours:
                     make_criterion(recipe.loss, num_classes=2, embedding_size=2)
+        for embedder, images in networks:
+            Embedder(embedder, images)
 
     def _check_folder(self) -> None:
         """Refuse to mix cells of different data, and to write over rows whose runs are gone."""
@@ -245,7 +250,7 @@ class Cells:
         """Train and judge a cell, unless its row is known already, of the same settings."""
         self._refuse_other(cell, recipe)
         if not self._is_done(cell):
-            _run(cell, recipe, place)
+            _train_and_judge(cell, recipe, place)
 
     def _refuse_others(self) -> None:
         """Raise RunError where a cell or trial, of any part, is there with other settings than are asked for now."""
@@ -263,7 +268,7 @@ class Cells:
     def _refuse_other(self, cell: Cell, recipe: Recipe) -> None:
         row = self.known.get(cell.key)
         if row is None:
-            _refuse_other(cell, recipe)
+            _refuse_other_run(cell, recipe)
             return
         found = row["settings"] if cell.trial is None else row.get("run_settings")
         asked = self._own_settings(recipe.content())
@@ -327,15 +332,17 @@ class Cells:
 
         Columns: method, family (its name in the comparison's file), varied (keys and values that set it apart from
         its family), seed, trial (its number; empty for a cell), chosen (of a trial), data (the catalog's name),
-        protocol (what all share, where it is not a recipe's default), settings (what the run has of its own),
+        protocol (what all share, where it is not a recipe's default), settings (what a cell has of its own, or what was
+        drawn for a trial),
         val_map_at_r (of a trial), recall_at_K, map_at_r, r_precision, nmi (of a cell, in 0..1), those of `Cost`,
         val_recall_at_1 (by epoch, where there were validation classes), note (why there are no figures),
         run_settings (of a trial too, all that the run has of its own), data_fingerprint (of the catalog's content).
 
         Raises:
-            RunError: a cell there was trained by another recipe.
+            RunError: a cell there was trained by another recipe, or rows there would be lost.
         """
         self._refuse_others()
+        self._check_folder()  # again: another part may have left rows since
         rows: list[Row] = []
         for method in self.comparison.methods:
             trials, chosen = self.trials[method.name], self.chosen(method)
@@ -387,7 +394,12 @@ def _portable(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _described_differences(content: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What sets a recipe apart from another one, but for its seed, in a line."""
-    found = differences(_portable(content), _portable(other))
+    content, other = _portable(content), _portable(other)
+    found = differences(content, other)
+    # Arguments that the same loss or miner has no longer stand at their defaults again.
+    if content["loss"].get("name") == other["loss"].get("name"):
+        gone = differences(other, content).keys() - flattened(content).keys()
+        found |= dict.fromkeys(sorted(key for key in gone if key.startswith("loss.")), "default")
     return described({key: value for key, value in found.items() if key != "seed"})
 
 
@@ -398,17 +410,19 @@ def _figures(path: Path) -> dict[str, float]:
     return values | {name: content[name]["value"] for name in ("map_at_r", "r_precision", "nmi")}
 
 
-def _run(cell: Cell, recipe: Recipe, place: str) -> None:
+def _train_and_judge(cell: Cell, recipe: Recipe, place: str) -> None:
     """Train a cell, from where it stopped, note what it cost, and judge it unless it is a trial."""
     if PartialState().is_main_process:
         console.print(f"{cell.name} ({place})", style="bold", markup=False, highlight=False)
+        if cell.run.recipe.exists():
+            recipe.write(cell.run.recipe)  # how it is computed, and where its data lie, may have changed since
     diverged = not cell.cost.exists() and not _train(cell, recipe)
     if cell.trial is None and not diverged:
         evaluate_run(cell.run, report=False)
     PartialState().wait_for_everyone()
 
 
-def _refuse_other(cell: Cell, recipe: Recipe) -> None:
+def _refuse_other_run(cell: Cell, recipe: Recipe) -> None:
     if not cell.run.recipe.exists():
         return
     # Read as a recipe, so that a key that a newer version has stands at its default in an older run.

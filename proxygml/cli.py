@@ -216,6 +216,9 @@ def _compare(
     from proxygml.files import written_whole
 
     rows = cells.gather()
+    if rows.empty:
+        say("no cell is finished yet, and this part has none to train: there is no table")
+        return
     with written_whole(cells.rows_file) as temporary:
         rows.to_csv(temporary, index=False)
     say(f"cells:  {cells.rows_file}")

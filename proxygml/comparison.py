@@ -64,9 +64,14 @@ class Comparison:
         self._require(bool(self.methods), "methods is empty: name at least one")
         names = [method.name for method in self.methods]
         twice = [name for name in names if names.count(name) > 1]
-        self._require(not twice, f"two methods are called {twice[0] if twice else ''!r}: give each value of vary once")
+        self._require(
+            not twice,
+            f"two methods are called {twice[0] if twice else ''!r}: names and values of vary must differ",
+        )
         self._require(bool(self.seeds), "seeds is empty: give at least one")
         self._require(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}: no seed may come twice")
+        wrong = [seed for seed in self.seeds if not 0 <= seed < 2**32]
+        self._require(not wrong, f"seeds holds {wrong[0] if wrong else 0}, but must hold numbers from 0 to 2**32 - 1")
         self._require(self.trials >= 0, f"trials is {self.trials}, but must be 0 or more")
         self._require(0 < self.tune_on < 1, f"tune_on is {self.tune_on}, but must be between 0 and 1")
         seed = self.shared.seed
@@ -111,7 +116,7 @@ class Comparison:
     def recipe_of(self, method: Method, values: Mapping[str, Any], seed: int) -> Recipe:
         """The shared recipe with a method's changes, chosen values and a seed."""
         content = merged(self.shared.content(), method.changes)
-        for key, value in values.items():
+        for key, value in _loss_first(values):
             content = merged(content, _nested(key, value))
         return replace(Recipe.of(content, f"{self.where}: {method.name}"), seed=seed)
 
@@ -212,7 +217,7 @@ def _family(name: str, section: Mapping[str, Any], where: str) -> Iterator[Metho
     for values in product(*vary.values()):
         varied = dict(zip(vary, values, strict=True))
         own = changes
-        for key, value in varied.items():
+        for key, value in _loss_first(varied):
             if not re.fullmatch(r"[\w.+-]+", str(value)):
                 raise RecipeError(f"{where}: vary.{key} holds {value!r}, but must hold numbers, true, false or words")
             own = merged(own, _nested(key, value))
@@ -231,6 +236,11 @@ def _spread(choices: Mapping[str, list[Any]]) -> dict[str, Any]:
     for key, values in choices.items():
         content = merged(content, _nested(key, values[0]))
     return content
+
+
+def _loss_first(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and values, the loss's name before its arguments: a loss that is named starts anew."""
+    return sorted(values.items(), key=lambda item: item[0] != "loss.name")
 
 
 def _nested(key: str, value: object) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from proxygml.errors import RecipeError
 
 Form = Literal["own", "finer"]
 
-_LAYERS = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
 _STEPS = ("kernel_size", "stride", "padding", "dilation")
 
 
@@ -43,16 +42,16 @@ class Dilation:
     def __init__(self, backbone: nn.Module, name: str, output_stride: int) -> None:
         finer = _build(name, output_stride)
         pairs = list(zip(backbone.modules(), finer.modules(), strict=False))
-        alike = len(pairs) == len(list(finer.modules())) == len(list(backbone.modules()))
-        if not alike or any(type(own) is not type(other) for own, other in pairs):
+        if [type(own) for own in backbone.modules()] != [type(other) for other in finer.modules()]:
             raise RecipeError(_refusal(name, output_stride, "has other layers in so fine a form"))
         self._layers = [
             _Layer(own, {"own": _steps(own), "finer": _steps(other)})
             for own, other in pairs
-            if isinstance(own, _LAYERS) and _steps(own) != _steps(other)
+            if not any(own.children()) and _steps(own) != _steps(other)
         ]
         if not self._layers:
-            raise RecipeError(_refusal(name, output_stride, "is no finer by it than it is"))
+            raise RecipeError(_refusal(name, output_stride, "has as fine a map already"))
+        _require_positions(finer, name, output_stride)
 
     def take(self, form: Form) -> None:
         """Put the backbone into a form."""
@@ -71,6 +70,16 @@ def _build(name: str, output_stride: int) -> nn.Module:
             return timm.create_model(name, num_classes=0, global_pool="", output_stride=output_stride)
     except (TypeError, AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
         raise RecipeError(_refusal(name, output_stride, "cannot be built so by timm")) from error
+
+
+def _require_positions(finer: nn.Module, name: str, output_stride: int) -> None:
+    """Refuse a number that timm takes, but for the next smaller that the network has."""
+    side = 256
+    with torch.no_grad(), torch.device("meta"):
+        features = finer.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
+    if features.shape[-1] != -(-side // output_stride):
+        found = side / features.shape[-1]
+        raise RecipeError(_refusal(name, output_stride, f"gives a position for every {found:g} pixels instead"))
 
 
 def _steps(layer: nn.Module) -> dict[str, Any]:

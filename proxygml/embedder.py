@@ -177,25 +177,32 @@ class Embedder(nn.Module):
         self.head = Head(self.num_features, settings.embedding_size)
         self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(space.std).view(3, 1, 1), persistent=False)
-        self.train(self.training)
+        if self.dilation is not None:
+            self.dilation.take("finer")
+            self._positions(images.size)  # named now, and not after an epoch, where the network cannot take it
+        self._take_form()
 
     def train(self, mode: bool = True) -> Self:
         """Train in the backbone's own form, embed in the one of `output_stride`."""
+        super().train(mode)
+        self._take_form()
+        return self
+
+    def _take_form(self) -> None:
         if self.dilation is not None:
-            self.dilation.take("own" if mode or not self.settings.output_stride else "finer")
-        return super().train(mode)
+            self.dilation.take("own" if self.training or not self.settings.output_stride else "finer")
 
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Within it, images are embedded as training sees them: by one view, and the backbone's own feature map."""
         settings = self.settings
         self.settings = replace(settings, mirror=False, tilt=0.0, zoom=1.0, output_stride=0)
-        self.train(self.training)
+        self._take_form()
         try:
             yield
         finally:
             self.settings = settings
-            self.train(self.training)
+            self._take_form()
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB images (M, 3, H, W), uint8 in 0..255 or float in 0..1 -> (M, embedding_size), L2-normalised."""
@@ -221,8 +228,11 @@ class Embedder(nn.Module):
         was_training = self.backbone.training
         try:
             features = self.backbone.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
-        except RuntimeError as error:
-            raise RecipeError(f"images.size is {size}, which {self.settings.backbone} cannot take: {error}") from error
+        except (RuntimeError, AssertionError) as error:
+            stride = f" and embedder.output_stride {self.settings.output_stride}" if self.settings.output_stride else ""
+            raise RecipeError(
+                f"images.size is {size}{stride}, which {self.settings.backbone} cannot take: {error}"
+            ) from error
         self.backbone.train(was_training)
         return self._positions_last(features).shape[-1]
 

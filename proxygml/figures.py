@@ -206,6 +206,7 @@ def method_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """Recall@1 by epoch, in per cent: the mean of each method's runs; beside the last epoch, their worst and best."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
+    last = max(len(run) for runs in curves.values() for run in runs)
     for place, (name, runs) in enumerate(curves.items()):
         length = min(len(run) for run in runs)
         values = np.array([run[:length] for run in runs])
@@ -215,7 +216,7 @@ def method_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         means = values.mean(axis=0)
         axes.plot(epochs, means, line, color=colour, marker=marker, markersize=4, label=name)
         # Beside each other, since bands of a dozen methods would hide them all.
-        beside = length * (1.04 + 0.02 * place)
+        beside = last * (1.04 + 0.02 * place)
         axes.vlines(beside, values[:, -1].min(), values[:, -1].max(), color=colour, alpha=0.6)
         axes.plot(beside, means[-1], color=colour, marker=marker, markersize=4)
     axes.set(xlabel="epoch; beside the last, worst and best run", ylabel="Recall@1 on validation classes, per cent")

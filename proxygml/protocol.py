@@ -75,7 +75,7 @@ def _untrained(recipe: Recipe, embedder: Embedder, accelerator: Accelerator) -> 
     set_seed(recipe.seed)
     untrained = Embedder(recipe.embedder, recipe.images, embedder.classes).to(embedder.device)
     if recipe.embedding_start == "features":
-        start_embedder(untrained, split_for_training(recipe)[0], accelerator, recipe.workers)
+        start_embedder(untrained, split_for_training(recipe)[0], accelerator, recipe)
     return untrained
 
 

@@ -256,7 +256,7 @@ def _read_rows(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=missing)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    needed = (*NEEDED, "val_map_at_r") if "trial" in table and table["trial"].notna().any() else NEEDED
+    needed = (*NEEDED, "val_map_at_r", "chosen") if "trial" in table and table["trial"].notna().any() else NEEDED
     absent = [name for name in needed if name not in table]
     if absent:
         raise UserError(f"{path} has no column {absent[0]!r}: give the cells.csv that a comparison has written")
@@ -264,7 +264,7 @@ def _read_rows(path: Path) -> pd.DataFrame:
         numbers = pd.to_numeric(values, errors="coerce")
         if not (numbers >= 0).all() or (numbers % 1).any():
             raise UserError(f"{path}: a {name} is no whole number: give the cells.csv that a comparison has written")
-    for name in table:
+    for name in table if len(table) else ():  # a column without values has no kind
         if (name in (*NAMES, "val_map_at_r", *COSTS) or _is_recall(name)) and not is_numeric_dtype(table[name]):
             raise UserError(f"{path}: a {name} is no number: give the cells.csv that a comparison has written")
     return table

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from itertools import chain
@@ -130,10 +131,10 @@ class Training:
         """Embedding layer and proxies, where the recipe takes them from the training images."""
         recipe, images = self.recipe, self.train_images
         if recipe.embedding_start == "features":
-            start_embedder(self.embedder, images, self.accelerator, recipe.workers)
+            start_embedder(self.embedder, images, self.accelerator, recipe)
         if recipe.proxy_start == "features":
             assert isinstance(self.criterion, ProxyGMLLoss)
-            features = plain_features(self.embedder, images, self.accelerator, recipe.workers)
+            features = start_features(self.embedder, images, self.accelerator, recipe)
             start_proxies(self.criterion, embed_features(self.embedder, features), self.labels)
 
     def _train_epoch(self, epoch: int, loader: "Loader") -> Row:
@@ -474,7 +475,7 @@ def mislabelled(labels: Labels, num_classes: int, share: float, seed: int) -> La
     return labels
 
 
-def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator, workers: int) -> None:
+def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> None:
     """Start its linear layer from the features of the training images.
 
     Raises:
@@ -482,13 +483,13 @@ def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator
     """
     linear = embedder.head.linear
     assert isinstance(linear, nn.Linear)  # the recipe asks for an embedding size
-    start_embedding(linear, plain_features(embedder, images, accelerator, workers))
+    start_embedding(linear, start_features(embedder, images, accelerator, recipe))
 
 
-def plain_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, workers: int) -> Tensor:
-    """What a start needs: a single view tells nearly the same directions, in a part of the time."""
-    with embedder.plain():
-        return cached_features(embedder, images, accelerator, workers=workers)
+def start_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:
+    """The features, as training will see them: those that are cached, or of one view and the backbone's own map."""
+    with nullcontext() if recipe.cache_features else embedder.plain():
+        return cached_features(embedder, images, accelerator, workers=recipe.workers)
 
 
 def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:

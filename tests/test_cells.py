@@ -115,6 +115,46 @@ def test_parts_together_are_the_whole(small_comparison: Path, finished: Path, tm
     assert_same_cells(compare(small_comparison, tmp_path / "run", "--part", "2/2"), whole)
 
 
+def test_a_part_without_work_leaves_the_folder_to_the_others(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write(
+        content | {"methods": {"ProxyGML": METHODS["ProxyGML"]}, "seeds": [0], "trials": 0}, tmp_path / "one.yaml"
+    )
+    main(["compare", "--recipe", str(one), "--run", str(tmp_path / "run"), "--part", "2/2"])
+    assert "no cell is finished yet" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "cells.csv").exists()
+    assert len(compare(one, tmp_path / "run", "--part", "1/2")) == 1
+
+
+def test_a_cell_that_was_stopped_goes_on_as_is_asked_now(
+    content: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """With other workers and the catalog elsewhere; and where it has been resumed and judged by hand in between."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(Path(content["recipe"]["catalog"]).parent, tmp_path / "moved")
+    for seed in (0, 1):
+        (tmp_path / "run" / "ProxyGML" / f"seed-{seed}" / "cost.json").unlink()
+    (tmp_path / "run" / "ProxyGML" / "seed-1" / "evaluation.json").unlink()
+    moved = tmp_path / "moved" / Path(content["recipe"]["catalog"]).name
+    small = write(content, tmp_path / "mine.yaml")
+    for run in list((tmp_path / "run" / "ProxyGML").iterdir()):
+        retrain(run)
+    rows = compare(small, tmp_path / "run", "--catalog", moved, "--workers", 1)
+    assert_same_cells(rows, read_rows([finished / "cells.csv"]))
+    for run in (tmp_path / "run" / "ProxyGML").iterdir():
+        recipe = Recipe.read(run / "recipe.yaml")
+        assert (recipe.catalog, recipe.workers) == (str(moved), 1)
+
+
+def retrain(run: Path) -> None:
+    """Bring back the checkpoint that a finished cell does without."""
+    recipe = Recipe.read(run / "recipe.yaml")
+    fit(recipe, RunFolder(run.parent / "anew"))
+    shutil.move(run.parent / "anew" / "checkpoints", run / "checkpoints")
+    shutil.rmtree(run.parent / "anew")
+
+
 def test_parts_share_all_cells_and_none_twice(small_comparison: Path, tmp_path: Path) -> None:
     jobs = Cells(Comparison.read(small_comparison), tmp_path / "run").jobs()
     for count in (1, 2, 3, 7):

@@ -122,6 +122,25 @@ def test_a_varied_method_stands_for_every_combination(tmp_path: Path) -> None:
     assert (plain.name, plain.family, plain.varied) == ("Plain", "Plain", {})
 
 
+def test_a_loss_is_named_before_its_arguments_are_given(tmp_path: Path) -> None:
+    """In whatever order: a loss that is named after them would be without."""
+    varied = "vary: {loss.arguments.margin: [0.1, 0.2], loss.name: [ArcFaceLoss]}"
+    tuned = "tune: {loss.arguments.margin: [0.3, 0.4], loss.name: [ArcFaceLoss]}"
+    content = f"trials: 3\nmethods:\n  A:\n    {varied}\n  B:\n    loss: {{name: CosFaceLoss}}\n    {tuned}\n"
+    comparison = read(tmp_path, content)
+    margins = [comparison.recipe_of(method, {}, 0).loss.arguments["margin"] for method in comparison.methods[:2]]
+    assert margins == [0.1, 0.2]
+    tried = [
+        comparison.recipe_of(comparison.methods[2], values, 0).loss
+        for values in comparison.trials_of(comparison.methods[2])
+    ]
+    assert sorted((loss.name, loss.arguments.get("margin", 0)) for loss in tried) == [
+        ("ArcFaceLoss", 0.3),
+        ("ArcFaceLoss", 0.4),
+        ("CosFaceLoss", 0),
+    ]
+
+
 def test_every_combination_has_its_trials(tmp_path: Path) -> None:
     varied = "vary: {loss.arguments.margin: [0.1, 0.2]}\n    tune: {proxy_lr: [0.01, 0.1], "
     comparison = read(tmp_path, TUNED.replace("tune: {proxy_lr: [0.01, 0.1], ", varied))
@@ -208,7 +227,7 @@ def test_changes_are_merged_and_found_again() -> None:
         ("seeds: 3\nmethods: {A: {}}", "seeds is 3, but must be a list"),
         ("seeds: [a]\nmethods: {A: {}}", "seeds is 'a', but must be a whole number"),
         ("seeds: [1, 1]\nmethods: {A: {}}", "no seed may come twice"),
-        ("seeds: [-1]\nmethods: {A: {}}", "seed is -1"),
+        ("seeds: [-1]\nmethods: {A: {}}", "seeds holds -1"),
         ("trials: 2\nmethods: {A: {}}", "trials is 2, but no method has a tune section"),
         ("methods: {A: {tune: {epochs: [1, 2]}}}", "A has values to tune, but trials is 0"),
         ("trials: 2\nmethods: {A: {tune: {epoch: [1, 2]}}}", "no key 'epoch'; did you mean 'epochs'"),
@@ -222,7 +241,7 @@ def test_changes_are_merged_and_found_again() -> None:
         ("methods: {A: {vary: {epoch: [3]}}}", "A: a recipe has no key 'epoch'; did you mean 'epochs'"),
         ("methods: {A: {vary: {seed: [3]}}}", "A: seed is the same for all methods"),
         ("methods: {A: {vary: {epochs: [3, -2]}}}", "epochs is -2"),
-        ("methods: {A: {vary: {epochs: [3, 3]}}}", "two methods are called 'A epochs=3': give each value of vary once"),
+        ("methods: {A: {vary: {epochs: [3, 3]}}}", "two methods are called 'A epochs=3': names and values of vary must differ"),
         ("methods: {A: {vary: {milestones: [[3]]}}}", r"vary.milestones holds \[3\], but must hold numbers"),
         ("methods: {A: {vary: {epochs: [3]}, tune: {epochs: [3]}}}", "epochs is in tune and in vary"),
         ("like: nowhere", "the recipe nowhere is not there"),

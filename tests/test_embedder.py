@@ -316,7 +316,7 @@ def test_impossible_views_are_named(wrong: dict[str, float]) -> None:
         EmbedderSettings(**wrong)
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet18"])
+@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet18", "resnetblur18"])
 def test_an_image_is_embedded_by_a_finer_map_and_trained_on_by_the_usual_one(backbone: str) -> None:
     settings = EmbedderSettings(backbone=backbone, weights="none", embedding_size=8, output_stride=8)
     embedder, images = Embedder(settings, SMALL), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -344,7 +344,8 @@ def test_a_finer_map_is_kept_with_the_model(tmp_path: Path) -> None:
     [
         ({"backbone": "conv4"}, "conv4 is none of timm's networks"),
         ({"backbone": "vit_tiny_patch16_224"}, "cannot be built so by timm"),
-        ({"backbone": "mobilenetv2_035", "output_stride": 32}, "is no finer by it than it is"),
+        ({"backbone": "mobilenetv2_035", "output_stride": 32}, "has as fine a map already"),
+        ({"backbone": "mobilenetv2_035", "output_stride": 12}, "gives a position for every 8 pixels instead"),
         ({"backbone": "convnext_atto"}, "has other layers in so fine a form"),
         ({"backbone": "mobilenetv2_035", "pooling": "flatten"}, "pooling is flatten, which needs as many"),
         ({"backbone": "mobilenetv2_035", "output_stride": -8}, "must be 0 or more"),
