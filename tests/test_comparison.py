@@ -241,7 +241,7 @@ def test_changes_are_merged_and_found_again() -> None:
         ("methods: {A: {vary: {epoch: [3]}}}", "A: a recipe has no key 'epoch'; did you mean 'epochs'"),
         ("methods: {A: {vary: {seed: [3]}}}", "A: seed is the same for all methods"),
         ("methods: {A: {vary: {epochs: [3, -2]}}}", "epochs is -2"),
-        ("methods: {A: {vary: {epochs: [3, 3]}}}", "two methods are called 'A epochs=3': names and values of vary must differ"),
+        ("methods: {A: {vary: {epochs: [3, 3]}}}", "'A epochs=3': names and values of vary must differ"),
         ("methods: {A: {vary: {milestones: [[3]]}}}", r"vary.milestones holds \[3\], but must hold numbers"),
         ("methods: {A: {vary: {epochs: [3]}, tune: {epochs: [3]}}}", "epochs is in tune and in vary"),
         ("like: nowhere", "the recipe nowhere is not there"),
