@@ -41,12 +41,11 @@ class Dilation:
 
     def __init__(self, backbone: nn.Module, name: str, output_stride: int) -> None:
         finer = _build(name, output_stride)
-        pairs = list(zip(backbone.modules(), finer.modules(), strict=False))
         if [type(own) for own in backbone.modules()] != [type(other) for other in finer.modules()]:
             raise RecipeError(_refusal(name, output_stride, "has other layers in so fine a form"))
         self._layers = [
             _Layer(own, {"own": _steps(own), "finer": _steps(other)})
-            for own, other in pairs
+            for own, other in zip(backbone.modules(), finer.modules(), strict=True)
             if not any(own.children()) and _steps(own) != _steps(other)
         ]
         if not self._layers:

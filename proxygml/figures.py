@@ -220,7 +220,6 @@ def method_curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         axes.vlines(beside, values[:, -1].min(), values[:, -1].max(), color=colour, alpha=0.6)
         axes.plot(beside, means[-1], color=colour, marker=marker, markersize=4)
     axes.set(xlabel="epoch; beside the last, worst and best run", ylabel="Recall@1 on validation classes, per cent")
-    last = max(len(run) for runs in curves.values() for run in runs)
     axes.set_xticks(
         [tick for tick in MaxNLocator(integer=True, min_n_ticks=1).tick_values(1, last) if 1 <= tick <= last]
     )
