@@ -155,6 +155,14 @@ def retrain(run: Path) -> None:
     shutil.rmtree(run.parent / "anew")
 
 
+def test_a_network_that_cannot_be_is_named_before_anything_is_trained(content: dict[str, Any], tmp_path: Path) -> None:
+    methods = METHODS | {"Finer": {"embedder": {"output_stride": 8}}}
+    small = write(content | {"methods": methods}, tmp_path / "mine.yaml")
+    with pytest.raises(RecipeError, match="conv4 is none of timm's networks"):
+        Cells(Comparison.read(small), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_parts_share_all_cells_and_none_twice(small_comparison: Path, tmp_path: Path) -> None:
     jobs = Cells(Comparison.read(small_comparison), tmp_path / "run").jobs()
     for count in (1, 2, 3, 7):
