@@ -251,6 +251,8 @@ class Cells:
         self._refuse_other(cell, recipe)
         if not self._is_done(cell):
             _train_and_judge(cell, recipe, place)
+        if cell.finished and PartialState().is_main_process:
+            _tidy(cell)
 
     def _refuse_others(self) -> None:
         """Raise RunError where a cell or trial, of any part, is there with other settings than are asked for now."""
@@ -269,6 +271,7 @@ class Cells:
         row = self.known.get(cell.key)
         if row is None:
             _refuse_other_run(cell, recipe)
+            self._refuse_other_data(cell)
             return
         found = row["settings"] if cell.trial is None else row.get("run_settings")
         asked = self._own_settings(recipe.content())
@@ -279,17 +282,38 @@ class Cells:
                 "method another name, or leave its rows out"
             )
 
+    def _refuse_other_data(self, cell: Cell) -> None:
+        """Raise RunError where `proxygml evaluate` has judged a cell by another catalog since."""
+        if not cell.run.evaluation.exists():
+            return
+        judged = json.loads(cell.run.evaluation.read_text(encoding="utf-8"))["protocol"]
+        # Older evaluations do not tell.
+        if judged.get("catalog_fingerprint", self.data_fingerprint) != self.data_fingerprint:
+            raise RunError(
+                f"{cell.run.evaluation} is of another catalog, {judged['catalog']}: keep a copy if you need it, and "
+                f"judge the cell by the comparison's again: proxygml evaluate {cell.run.path} --catalog "
+                f"{self.comparison.shared.catalog}"
+            )
+
     def _own_settings(self, content: Mapping[str, Any]) -> str:
         """What a recipe has of its own, beside what all share."""
         return _described_differences(content, self.comparison.shared.content())
 
     def jobs(self) -> list["Job"]:
-        """What the parts divide: a cell; or a method whole where its trials come first, so that no part waits."""
+        """What the parts divide: a cell; or a method whole where its trials come first, so that no part waits.
+
+        Without those whose rows are known, which are the same for every part: there is nothing in them to share.
+        """
         jobs: list[Job] = []
         seeds = self.comparison.seeds
         for method in self.comparison.methods:
             jobs += [(method, seeds)] if method.tune else [(method, [seed]) for seed in seeds]
-        return jobs
+        return [(method, seeds) for method, seeds in jobs if not self._is_known(method, seeds)]
+
+    def _is_known(self, method: Method, seeds: Sequence[int]) -> bool:
+        """Whether there are rows of a method's trials and of its cells with these seeds."""
+        trials = [self.trial(method, number) for number in self._numbers(method)]
+        return all(cell.key in self.known for cell in (*trials, *(self.cell(method, seed) for seed in seeds)))
 
     def _trial_recipe(self, method: Method, values: Values) -> Recipe:
         """The method's recipe, with validation classes where it has none."""
@@ -453,11 +477,17 @@ def _train(cell: Cell, recipe: Recipe) -> bool:
         return False
     if state.is_main_process:
         _write(cell.cost, json.dumps(asdict(_cost(cell.run)), indent=2) + "\n")
-        # There is nothing left to go on from, and hundreds of cells fill a disk; a trial's figures are all it is for.
-        shutil.rmtree(cell.run.checkpoint.parent, ignore_errors=True)
-        if cell.trial is not None:
-            cell.run.model.unlink()
     return True
+
+
+def _tidy(cell: Cell) -> None:
+    """Remove what a finished cell needs no longer, and hundreds of which fill a disk.
+
+    There is nothing left to go on from, and a trial's figures are all it is for.
+    """
+    shutil.rmtree(cell.run.checkpoint.parent, ignore_errors=True)
+    if cell.trial is not None:
+        cell.run.model.unlink(missing_ok=True)
 
 
 def _cost(run: RunFolder) -> Cost:

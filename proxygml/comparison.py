@@ -16,7 +16,7 @@ import numpy as np
 from proxygml.errors import RecipeError
 from proxygml.recipe import Recipe, check_content, find_recipe, flattened, nearest_key, read_yaml
 
-KEYS = ("like", "recipe", "seeds", "methods", "trials", "tune_on")
+KEYS = ("like", "recipe", "seeds", "methods", "trials", "tune_on", "chosen")
 SHARED = ("catalog", "seed", "validation_classes", "recall_at")  # what a method may not have of its own
 
 Values = dict[str, Any]  # keys of a recipe, dotted, and their values
@@ -96,7 +96,7 @@ class Comparison:
         """Read a comparison from YAML.
 
         A file that is `like` another, beside it or one of ours, takes that one's keys where it has none of its own; the
-        recipes of both are merged.
+        recipes of both are merged. What is `chosen` for a method stands over its own keys, in place of its trials.
 
         Raises:
             RecipeError: the file is missing or no YAML, a key is unknown or a value is impossible.
@@ -104,7 +104,7 @@ class Comparison:
         content, where = _content(path), str(path)
         return cls(
             shared=Recipe.of(_section(content.get("recipe"), f"{where}: recipe"), f"{where}: recipe"),
-            methods=_methods(content.get("methods"), where),
+            methods=_methods(_as_chosen(content, where), where),
             seeds=tuple(
                 _typed(seed, int, f"{where}: seeds") for seed in _list(content.get("seeds", [0, 1, 2]), "seeds")
             ),
@@ -193,10 +193,25 @@ def _content(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
     return inherited | content | {"recipe": merged(*recipes)}
 
 
-def _methods(content: object, where: str) -> tuple[Method, ...]:
+def _as_chosen(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The methods of a comparison's file with what is chosen for them, which is then no longer tried."""
+    methods = _section(content.get("methods"), f"{where}: methods")
+    for name, values in _section(content.get("chosen"), f"{where}: chosen").items():
+        if name not in methods:
+            nearest = nearest_key(str(name), list(map(str, methods)))
+            hint = f"did you mean {nearest!r}?" if nearest else f"those are {', '.join(map(str, methods))}"
+            raise RecipeError(f"{where}: chosen names {name!r}, which is no method; {hint}")
+        section = {key: value for key, value in _section(methods[name], f"{where}: {name}").items() if key != "tune"}
+        for key, value in _loss_first(_section(values, f"{where}: chosen.{name}")):
+            section = merged(section, _nested(key, value))
+        methods = methods | {name: section}
+    return methods
+
+
+def _methods(sections: Mapping[str, Any], where: str) -> tuple[Method, ...]:
     return tuple(
         method
-        for name, section in _section(content, f"{where}: methods").items()
+        for name, section in sections.items()
         for method in _family(str(name), _section(section, f"{where}: methods.{name}"), f"{where}: {name}")
     )
 

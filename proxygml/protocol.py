@@ -64,6 +64,7 @@ def evaluate_run(
     evaluation = _judge(embeddings, test, recipe)
     earlier = None if untrained is None else _judge(untrained, test, recipe)
     protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
+    protocol["catalog_fingerprint"] = whole.fingerprint
     _write(run.evaluation, evaluation, earlier, protocol)
     if report:
         _report(run, recipe, test, embeddings, evaluation, earlier, protocol)

@@ -140,7 +140,8 @@ def _sweep_picture(summary: Summary, sweep: Sweep) -> "_Figure":
         for metric in (summary.metrics[0], "map_at_r")
     }
     alt = f"{' and '.join(panels)} by {sweep.key}"
-    return _Figure(f"sweep_{short_key(sweep.key)}", alt, figures.png(figures.sweep(short_key(sweep.key), panels)))
+    name = f"sweep_{sweep.key.replace('.', '_')}"
+    return _Figure(name, alt, figures.png(figures.sweep(short_key(sweep.key), panels)))
 
 
 def _spread(summary: Summary, method: str, metric: str) -> figures.Spread:

@@ -228,6 +228,8 @@ def test_rows_that_are_kept_are_not_trained_again(
     again = compare(recipe, tmp_path / "run", "--from", tmp_path / "kept.csv")
     assert_same_cells(again, rows)
     assert [path.parent.name for path in (tmp_path / "run").rglob("cost.json")] == ["seed-1"]
+    left = Cells(Comparison.read(recipe), tmp_path / "run", read_rows([tmp_path / "kept.csv"])).jobs()
+    assert [(method.name, seeds) for method, seeds in left] == [("N-pair", [1])], "what parts share is what is left"
     changed = content | {"methods": content["methods"] | {"N-pair": METHODS["N-pair"] | {"images_per_class": 4}}}
     anchor = METHODS["Proxy-Anchor"] | {"embedding_lr": 0.5}
     fewer = {name: method for name, method in METHODS.items() if name != "N-pair"}
@@ -267,6 +269,48 @@ def test_cells_of_other_data_are_not_mixed_in(
         with pytest.raises(SystemExit):
             compare(recipe, run, *known)
         assert "fingerprint" in capsys.readouterr().err
+
+
+def test_a_cell_that_was_judged_by_another_catalog_is_named(
+    content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, recipe = tmp_path / "run", write(content, tmp_path / "mine.yaml")
+    shutil.copytree(finished, folder)
+    catalog = Catalog.read(content["recipe"]["catalog"])
+    Catalog(catalog.table.iloc[:-1], catalog.folder).write(tmp_path / "fewer.csv")
+    cell = folder / "N-pair" / "seed-1"
+    main(["evaluate", str(cell), "--catalog", str(tmp_path / "fewer.csv")])
+    with pytest.raises(SystemExit):
+        compare(recipe, folder)
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "evaluation.json is of another catalog" in told
+    main(["evaluate", str(cell), "--catalog", content["recipe"]["catalog"]])
+    assert_same_cells(compare(recipe, folder), read_rows([finished / "cells.csv"]))
+
+
+def test_what_a_finished_cell_does_without_is_removed_after_a_kill_too(
+    content: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    trial, cell = tmp_path / "run" / "Proxy-Anchor" / "tune" / "01", tmp_path / "run" / "ProxyGML" / "seed-0"
+    assert not (trial / "model.safetensors").exists()
+    (trial / "model.safetensors").write_bytes(b"left")
+    (cell / "checkpoints").mkdir()
+    (cell / "checkpoints" / "last.ckpt").write_bytes(b"left")
+    compare(write(content, tmp_path / "mine.yaml"), tmp_path / "run")
+    assert not (trial / "model.safetensors").exists()
+    assert not (cell / "checkpoints").exists()
+    assert (cell / "model.safetensors").exists()
+
+
+def test_a_loss_argument_that_a_method_leaves_out_is_told(content: dict[str, Any], tmp_path: Path) -> None:
+    loss = {"name": "ProxyAnchorLoss", "arguments": {"alpha": 16}}
+    methods = {"Given": {}, "Default": {"loss": {"name": "ProxyAnchorLoss"}}}
+    shared = content["recipe"] | {"loss": loss, "proxy_lr": 0.01, "epochs": 1}
+    recipe = write({"recipe": shared, "seeds": [0], "methods": methods}, tmp_path / "mine.yaml")
+    rows = compare(recipe, tmp_path / "run")
+    assert rows["settings"].tolist() == ["", "loss.arguments.alpha=default"]
+    assert_same_cells(compare(recipe, tmp_path / "other", "--from", tmp_path / "run" / "cells.csv"), rows)
 
 
 def test_rows_whose_runs_are_gone_are_not_written_over(
