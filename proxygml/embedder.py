@@ -31,6 +31,7 @@ from proxygml.files import written_whole
 from proxygml.images import ImageDataset, ImageSettings, collate, test_transform
 
 Pooling = Literal["avg", "max", "avg+max", "gem", "flatten"]
+FeatureNorm = Literal["none", "batch", "layer"]
 FORMAT = 1
 
 ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image
@@ -57,6 +58,11 @@ class EmbedderSettings:
     embedding_size: int = 512
     """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
 
+    feature_norm: FeatureNorm = "none"
+    """Bring the pooled features to mean 0 and variance 1 before the linear layer: `batch`, each over the batch, by a
+    layer of batch norm (Luo et al. 2019); `layer`, those of each image, without parameters (Teh et al. 2020). So
+    embeddings do not all point the same way when training from random weights begins."""
+
     mirror: bool = False
     """Embed every image by the mean of its features and its mirror image's: in twice the time. Training takes one view,
     but for `cache_features`, which trains on features of images as they are embedded."""
@@ -75,9 +81,10 @@ class EmbedderSettings:
     8, with the backbone's own map in training, as with `mirror`. 0: its own. For convolutional networks of timm."""
 
     def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            allowed = ", ".join(get_args(Pooling))
-            raise RecipeError(f"embedder.pooling is {self.pooling!r}, but must be one of {allowed}")
+        for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm)):
+            if getattr(self, key) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise RecipeError(f"embedder.{key} is {getattr(self, key)!r}, but must be one of {allowed}")
         if self.embedding_size < 0:
             raise RecipeError(f"embedder.embedding_size is {self.embedding_size}, but must be 0 or more")
         if not 0 <= self.tilt <= 45:
@@ -123,14 +130,19 @@ class Pool(nn.Module):
 
 
 class Head(nn.Module):
-    """Pooled features (M, F) to embeddings (M, D): the linear layer, then the L2 norm, in float32 at least."""
+    """Pooled features (M, F) to embeddings (M, D): their norm, the linear layer, the L2 norm, in float32 at least."""
 
-    def __init__(self, num_features: int, embedding_size: int) -> None:
+    def __init__(self, num_features: int, embedding_size: int, feature_norm: FeatureNorm = "none") -> None:
         super().__init__()
+        self.norm: nn.Module = nn.Identity()
+        if feature_norm == "batch":
+            self.norm = nn.BatchNorm1d(num_features)
+        elif feature_norm == "layer":
+            self.norm = nn.LayerNorm(num_features, elementwise_affine=False)
         self.linear = nn.Linear(num_features, embedding_size) if embedding_size else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        vectors: Tensor = self.linear(features)
+        vectors: Tensor = self.linear(self.norm(features))
         return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
@@ -174,7 +186,7 @@ class Embedder(nn.Module):
         self.num_features = self.channels * (self._positions(images.size) if settings.pooling == "flatten" else 1)
         self.embedding_size = settings.embedding_size or self.num_features
         self.pool = Pool(settings.pooling)
-        self.head = Head(self.num_features, settings.embedding_size)
+        self.head = Head(self.num_features, settings.embedding_size, settings.feature_norm)
         self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(space.std).view(3, 1, 1), persistent=False)
         if self.dilation is not None:

@@ -44,7 +44,7 @@ def embed_catalog(
 @torch.inference_mode()
 def embed_features(embedder: Embedder, features: Tensor) -> Tensor:
     """The embeddings, float32 (n, D) on the CPU, of pooled features (n, F)."""
-    embeddings: Tensor = embedder.head(features.to(embedder.device)).float().cpu()
+    embeddings: Tensor = embedder.head.eval()(features.to(embedder.device)).float().cpu()
     return embeddings
 
 

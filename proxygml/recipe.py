@@ -279,6 +279,12 @@ class Recipe:
             raise RecipeError(
                 "embedding_start is features, but embedder.embedding_size is 0: there is no linear layer to start"
             )
+        for key in ("embedding_start", "proxy_start"):
+            if getattr(self, key) == "features" and self.embedder.feature_norm != "none":
+                raise RecipeError(
+                    f"{key} is features, but embedder.feature_norm is {self.embedder.feature_norm}, and those are not "
+                    "normalised yet: take random, or feature_norm none"
+                )
         if self.proxy_start == "features" and not self.loss.is_ours:
             raise RecipeError(f"proxy_start is features, but loss.name is {self.loss.name}: only {OURS} can start so")
         if self.loss.sparse and self.proxy_lr * self.weight_decay >= 1:

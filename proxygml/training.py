@@ -78,7 +78,7 @@ class Training:
         self.embedder = self._start_embedder(classes)
         if recipe.embedding_start == "features":  # now, and not when the run has begun
             require_directions(self.embedder.embedding_size, len(self.train_images), self.embedder.num_features)
-        if recipe.batch_norm == "trained" and self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1:
             self._share_statistics()
         self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
         self.criterion.to(self.accelerator.device)
@@ -192,7 +192,17 @@ class Training:
 
     def _share_statistics(self) -> None:
         """Let batch norm see the global batch, as one process would; PyTorch has that for GPUs alone."""
-        if self.accelerator.device.type == "cuda":
+        on_gpus, of_features = self.accelerator.device.type == "cuda", self.recipe.embedder.feature_norm == "batch"
+        if of_features and not on_gpus:
+            raise RecipeError(
+                "embedder.feature_norm is batch, but on CPUs several processes cannot normalise by the whole batch: "
+                "take layer, or one process"
+            )
+        if of_features:
+            self.embedder.head = convert_sync_batchnorm(self.embedder.head)  # type: ignore[no-untyped-call]
+        if self.recipe.batch_norm != "trained":
+            return
+        if on_gpus:
             # timm's own, because PyTorch's would drop the activations that timm's batch-norm layers hold.
             self.embedder.backbone = convert_sync_batchnorm(self.embedder.backbone)  # type: ignore[no-untyped-call]
         elif self.accelerator.is_main_process:

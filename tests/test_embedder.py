@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.ndimage import affine_transform
@@ -73,6 +74,26 @@ def test_flattened_features_keep_every_position(tmp_path: Path) -> None:
     with torch.inference_mode():
         features = embedder.backbone.forward_features((rgb - 0.5) / 0.5)
         assert torch.allclose(embedder.features(rgb), features.reshape(2, -1), atol=1e-5)
+        embedder.save(tmp_path)
+        assert torch.equal(Embedder.load(tmp_path)(rgb), embedder(rgb))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_features_are_normalised_before_the_linear_layer(norm: str, tmp_path: Path) -> None:
+    """In training over the batch or over each image's features; what is saved embeds by what training has seen."""
+    settings = EmbedderSettings("conv4", "none", embedding_size=8, feature_norm=norm)  # type: ignore[arg-type]
+    embedder = Embedder(settings, SMALL).train()
+    embedder.backbone.eval()
+    rgb = torch.rand(16, 3, 32, 32)
+    with torch.no_grad():
+        features = embedder.features(rgb)
+        over = 0 if norm == "batch" else 1
+        scale = (features.var(over, correction=0, keepdim=True) + 1e-5).sqrt()
+        expected = F.normalize(embedder.head.linear((features - features.mean(over, keepdim=True)) / scale), dim=1)
+        for _ in range(200):  # until the running statistics are those of this batch, but for the variance's correction
+            trained = embedder(rgb)
+        assert torch.allclose(trained, expected, atol=1e-5)
+        assert torch.allclose(embedder.eval()(rgb), expected, atol=0.02)
         embedder.save(tmp_path)
         assert torch.equal(Embedder.load(tmp_path)(rgb), embedder(rgb))
 

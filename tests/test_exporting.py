@@ -40,7 +40,7 @@ def embeddings_of(onnx: Path, images: np.ndarray) -> np.ndarray:
     "settings",
     [
         EmbedderSettings("conv4", "none", "gem", 8),
-        EmbedderSettings("conv4", "none", "flatten", 8, tilt=10, zoom=1.1),
+        EmbedderSettings("conv4", "none", "flatten", 8, feature_norm="batch", tilt=10, zoom=1.1),
         EmbedderSettings("mobilenetv2_035", "none", "avg+max", 16, mirror=True),
         EmbedderSettings("mobilenetv2_035", "none", "max", 16, output_stride=8),
         EmbedderSettings("bn_inception", "none", "max", 0),

@@ -54,6 +54,12 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("cache_features: true", "cache_features needs a frozen backbone, but backbone_lr is 0.0001"),
         ("loss: null", "loss is None, but must be keys and values"),
         ("embedding_start: features\nembedder: {embedding_size: 0}", "there is no linear layer to start"),
+        (
+            "embedding_start: features\nembedder: {feature_norm: batch}",
+            "embedding_start is features, but .*batch",
+        ),
+        ("proxy_start: features\nembedder: {feature_norm: layer}", "proxy_start is features, but .*norm is layer"),
+        ("embedder: {feature_norm: group}", "feature_norm"),
         ("proxy_start: features\nloss: {name: ProxyAnchorLoss}", "only ProxyGMLLoss can start so"),
         ("images: 3", "images is 3, but must be keys and values"),
         ("workers: null", "workers is None, but must be a value"),
