@@ -251,7 +251,7 @@ class Cells:
         self._refuse_other(cell, recipe)
         if not self._is_done(cell):
             _train_and_judge(cell, recipe, place)
-        if cell.finished and PartialState().is_main_process:
+        if cell.finished and cell.cost.exists() and PartialState().is_main_process:
             _tidy(cell)
 
     def _refuse_others(self) -> None:

@@ -203,6 +203,10 @@ def _as_chosen(content: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise RecipeError(f"{where}: chosen names {name!r}, which is no method; {hint}")
         section = {key: value for key, value in _section(methods[name], f"{where}: {name}").items() if key != "tune"}
         for key, value in _loss_first(_section(values, f"{where}: chosen.{name}")):
+            if key in ("tune", "vary") or key in (section.get("vary") or {}):
+                raise RecipeError(
+                    f"{where}: chosen.{name} holds {key}, but must hold values of keys that are not varied"
+                )
             section = merged(section, _nested(key, value))
         methods = methods | {name: section}
     return methods

@@ -267,6 +267,8 @@ def test_changes_are_merged_and_found_again() -> None:
         ("methods: {A: {vary: {epochs: [3]}, tune: {epochs: [3]}}}", "epochs is in tune and in vary"),
         ("methods: {A: {}}\nchosen: {B: {}}", "chosen names 'B', which is no method; those are A"),
         ("methods: {Angle: {}}\nchosen: {Angel: {}}", "no method; did you mean 'Angle'"),
+        ("methods: {A: {}}\nchosen: {A: {tune: {epochs: [3]}}}", "chosen.A holds tune"),
+        ("methods: {A: {vary: {epochs: [3]}}}\nchosen: {A: {epochs: 3}}", "chosen.A holds epochs"),
         ("methods: {A: {}}\nchosen: {A: 3}", "chosen.A is 3, but must be keys and values"),
         ("methods: {A: {}}\nchosen: {A: {epoch: 3}}", "A: a recipe has no key 'epoch'; did you mean 'epochs'"),
         ("like: nowhere", "the recipe nowhere is not there"),

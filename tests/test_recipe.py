@@ -59,7 +59,7 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
             "embedding_start is features, but .*batch",
         ),
         ("proxy_start: features\nembedder: {feature_norm: layer}", "proxy_start is features, but .*norm is layer"),
-        ("embedder: {feature_norm: group}", "feature_norm"),
+        ("embedder: {feature_norm: group}", "'none', 'batch', 'layer'.*group"),
         ("proxy_start: features\nloss: {name: ProxyAnchorLoss}", "only ProxyGMLLoss can start so"),
         ("images: 3", "images is 3, but must be keys and values"),
         ("workers: null", "workers is None, but must be a value"),
