@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Any
 
@@ -251,7 +252,7 @@ class Cells:
         self._refuse_other(cell, recipe)
         if not self._is_done(cell):
             _train_and_judge(cell, recipe, place)
-        if cell.finished and cell.cost.exists() and PartialState().is_main_process:
+        if cell.cost.exists() and PartialState().is_main_process:
             _tidy(cell)
 
     def _refuse_others(self) -> None:
@@ -291,8 +292,8 @@ class Cells:
         if judged.get("catalog_fingerprint", self.data_fingerprint) != self.data_fingerprint:
             raise RunError(
                 f"{cell.run.evaluation} is of another catalog, {judged['catalog']}: keep a copy if you need it, and "
-                f"judge the cell by the comparison's again: proxygml evaluate {cell.run.path} --catalog "
-                f"{self.comparison.shared.catalog}"
+                f"judge the cell by the comparison's again: proxygml evaluate {quote(str(cell.run.path))} --catalog "
+                f"{quote(self.comparison.shared.catalog)}"
             )
 
     def _own_settings(self, content: Mapping[str, Any]) -> str:
