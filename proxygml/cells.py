@@ -33,7 +33,14 @@ from proxygml.protocol import evaluate_run
 from proxygml.recipe import Recipe, flattened
 from proxygml.run_folder import RunFolder
 from proxygml.summary import read_rows
-from proxygml.training import fit, make_accelerator, require_learning, resume, split_for_training
+from proxygml.training import (
+    fit,
+    make_accelerator,
+    require_learning,
+    require_whole_batches,
+    resume,
+    split_for_training,
+)
 
 AT_WILL = ("workers", "tracker")  # keys that change no result: a cell may go on under others
 MIB = 2**20
@@ -127,7 +134,7 @@ class Cells:
     def __init__(self, comparison: Comparison, folder: Path, known: pd.DataFrame | None = None) -> None:
         self.comparison = comparison
         self.folder = folder
-        make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
+        self.accelerator = make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
         self.has_validation = split_for_training(comparison.shared)[1] is not None
         catalog = Catalog.read(comparison.shared.catalog)
         catalog.split("test")  # named when it is missing, before anything is trained
@@ -145,6 +152,7 @@ class Cells:
             for values in self.trials[method.name] or [{}]:
                 recipe = self.comparison.recipe_of(method, values, self.comparison.seeds[0])
                 require_learning(recipe)
+                require_whole_batches(recipe, self.accelerator)
                 networks.add((replace(recipe.embedder, weights="none"), recipe.images))
                 if not recipe.loss.is_ours:
                     make_criterion(recipe.loss, num_classes=2, embedding_size=2)

@@ -192,13 +192,9 @@ class Training:
 
     def _share_statistics(self) -> None:
         """Let batch norm see the global batch, as one process would; PyTorch has that for GPUs alone."""
-        on_gpus, of_features = self.accelerator.device.type == "cuda", self.recipe.embedder.feature_norm == "batch"
-        if of_features and not on_gpus:
-            raise RecipeError(
-                "embedder.feature_norm is batch, but on CPUs several processes cannot normalise by the whole batch: "
-                "take layer, or one process"
-            )
-        if of_features:
+        on_gpus = self.accelerator.device.type == "cuda"
+        require_whole_batches(self.recipe, self.accelerator)
+        if self.recipe.embedder.feature_norm == "batch":
             self.embedder.head = convert_sync_batchnorm(self.embedder.head)  # type: ignore[no-untyped-call]
         if self.recipe.batch_norm != "trained":
             return
@@ -459,6 +455,16 @@ def require_learning(recipe: Recipe) -> None:
             f"backbone_lr is 0, embedding_lr is {recipe.embedding_lr:g} and embedder.embedding_size is "
             f"{settings.embedding_size}: nothing of the network would learn; give one a learning rate (and a linear "
             "layer to train), or epochs 0 to judge the network as it is"
+        )
+
+
+def require_whole_batches(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise RecipeError where features are to be normalised over a batch of which each process sees its share alone."""
+    whole = accelerator.num_processes == 1 or accelerator.device.type == "cuda"  # PyTorch joins those of GPUs
+    if recipe.embedder.feature_norm == "batch" and not whole:
+        raise RecipeError(
+            "embedder.feature_norm is batch, but on CPUs several processes cannot normalise by the whole batch: "
+            "take layer, or one process"
         )
 
 

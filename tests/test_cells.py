@@ -1,6 +1,7 @@
 """A comparison as a person runs it: whole, killed and continued, in parts, grown, and with settings to choose."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -160,6 +161,25 @@ def test_a_network_that_cannot_be_is_named_before_anything_is_trained(content: d
     small = write(content | {"methods": methods}, tmp_path / "mine.yaml")
     with pytest.raises(RecipeError, match="conv4 is none of timm's networks"):
         Cells(Comparison.read(small), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_norm_that_several_processes_cannot_share_is_named_before_anything_is_trained(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    normed = {"Normed": {"embedder": {"feature_norm": "batch"}}}
+    recipe = write(content | {"methods": METHODS | normed}, tmp_path / "mine.yaml")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "proxygml", "compare", "--recipe", recipe, "--run", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "take layer, or one process" in " ".join(done.stderr.split())
     assert not (tmp_path / "run").exists()
 
 
