@@ -134,7 +134,9 @@ class Cells:
     def __init__(self, comparison: Comparison, folder: Path, known: pd.DataFrame | None = None) -> None:
         self.comparison = comparison
         self.folder = folder
-        self.accelerator = make_accelerator(comparison.shared)  # joins the processes as the runs will, for every PartialState() below
+        self.accelerator = make_accelerator(
+            comparison.shared
+        )  # joins the processes as the runs will, for every PartialState() below
         self.has_validation = split_for_training(comparison.shared)[1] is not None
         catalog = Catalog.read(comparison.shared.catalog)
         catalog.split("test")  # named when it is missing, before anything is trained
