@@ -213,6 +213,10 @@ class Recipe:
     """random, as published; features: the projection that keeps most of the training images' first features. It needs
     little training, or none (embedding_lr 0), and keeps what a pretrained backbone tells apart."""
 
+    whitening: float = 0.0
+    """For embedding_start features: how far strong directions of the features are weakened, 0 (as they are) to 1 (all
+    alike). A little, 0.3, helps classes that differ in detail."""
+
     proxy_start: Start = "random"
     """random, as published; features: means over parts of each class's first embeddings."""
 
@@ -274,6 +278,12 @@ class Recipe:
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise RecipeError(
                 f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
+            )
+        _require(0 <= self.whitening <= 1, "whitening", self.whitening, "0 to 1")
+        if self.whitening and self.embedding_start != "features":
+            raise RecipeError(
+                f"whitening is {self.whitening}, but embedding_start is {self.embedding_start}: only a layer that "
+                "starts from features can whiten them"
             )
         if self.embedding_start == "features" and not self.embedder.embedding_size:
             raise RecipeError(

@@ -11,16 +11,22 @@ from torch import Tensor, nn
 from proxygml.errors import RecipeError
 from proxygml.loss import ProxyGMLLoss
 
+FAINT = 1e-9  # of the strongest direction's energy
+
 
 @torch.no_grad()
-def start_embedding(linear: nn.Linear, features: Tensor) -> None:
+def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
     """Make the linear layer the projection that keeps most of the features' inner products: ours, by truncated SVD.
 
     Its rows are the leading right singular vectors of the features, not centred, so that cosines stay what they were.
+    With whitening each is divided by its singular value to that power, so that what few directions have in common
+    between all images does not drown the rest: whitening with shrinkage, as Mukundan et al. (IJCV 2019) have it, but
+    not centred.
 
     Args:
         linear: (F -> D), D at most F; its bias becomes 0.
         features: float32 (n, F).
+        whitening: 0, cosines as they were, to 1, every direction as strong as the first.
 
     Raises:
         RecipeError: D is larger than F, or than n.
@@ -28,10 +34,12 @@ def start_embedding(linear: nn.Linear, features: Tensor) -> None:
     size = linear.out_features
     require_directions(size, *features.shape)
     exact = features.double()
-    directions = torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1)[:, :size]
+    squares, directions = (found.flip(-1)[..., :size] for found in torch.linalg.eigh(exact.T @ exact))
     # A direction's sign is anybody's choice; so it is the same on every machine.
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    linear.weight.copy_((directions * largest.sign()).T)
+    # A direction that the training images do not have is noise, to be amplified no further.
+    strength = (squares / squares[0]).clamp_min(FAINT).sqrt()
+    linear.weight.copy_((directions * largest.sign() / strength**whitening).T)
     nn.init.zeros_(linear.bias)
 
 

@@ -499,7 +499,7 @@ def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator
     """
     linear = embedder.head.linear
     assert isinstance(linear, nn.Linear)  # the recipe asks for an embedding size
-    start_embedding(linear, start_features(embedder, images, accelerator, recipe))
+    start_embedding(linear, start_features(embedder, images, accelerator, recipe), recipe.whitening)
 
 
 def start_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:

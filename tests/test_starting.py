@@ -22,6 +22,26 @@ def test_the_embedding_starts_as_the_projection_that_keeps_most_of_the_inner_pro
     assert not linear.bias.any()
 
 
+@pytest.mark.parametrize("whitening", [0.3, 1.0])
+def test_whitening_weakens_strong_directions_and_moves_none(whitening: float) -> None:
+    torch.manual_seed(0)
+    features = torch.rand(50, 20) @ torch.diag(0.8 ** torch.arange(20.0))
+    plain, whitened = nn.Linear(20, 6), nn.Linear(20, 6)
+    start_embedding(plain, features)
+    start_embedding(whitened, features, whitening)
+    before, after = plain(features).norm(dim=0), whitened(features).norm(dim=0)
+    assert torch.allclose(after / after[0], (before / before[0]) ** (1 - whitening), rtol=1e-3)
+    assert torch.allclose(F.normalize(whitened.weight), plain.weight, atol=1e-5)
+
+
+def test_whitening_leaves_alone_what_the_images_do_not_have() -> None:
+    features, linear = torch.zeros(50, 20), nn.Linear(20, 6)
+    features[:, :5] = torch.rand(50, 5)
+    start_embedding(linear, features, whitening=1.0)
+    assert linear.weight.isfinite().all()
+    assert linear.weight.norm(dim=1).max() < 1e5
+
+
 def test_the_embedding_starts_the_same_whatever_the_order_of_the_images() -> None:
     torch.manual_seed(0)
     features, one, other = torch.rand(50, 20), nn.Linear(20, 6), nn.Linear(20, 6)
