@@ -47,12 +47,7 @@ class Batches(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = -1
-        num_classes = len(np.unique(self.class_numbers))
-        if images_per_class and num_classes * images_per_class < batch_size:
-            raise RecipeError(
-                f"a batch of {batch_size} with images_per_class {images_per_class} needs "
-                f"{batch_size // images_per_class} classes, but there are {num_classes} to train on"
-            )
+        require_classes(len(np.unique(self.class_numbers)), batch_size, images_per_class)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,6 +82,15 @@ class Batches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def require_classes(num_classes: int, batch_size: int, images_per_class: int) -> None:
+    """Raise RecipeError where there are fewer classes than a batch needs."""
+    if images_per_class and num_classes * images_per_class < batch_size:
+        raise RecipeError(
+            f"a batch of {batch_size} with images_per_class {images_per_class} needs "
+            f"{batch_size // images_per_class} classes, but there are {num_classes} to train on"
+        )
 
 
 def _grouped_order(classes: Indices, batch_size: int, group_size: int, generator: np.random.Generator) -> Indices:

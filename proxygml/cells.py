@@ -8,20 +8,27 @@ not keep and that a killed machine would leave behind.
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from statistics import median
 from typing import Any
 
+# Evaluation would load some of these late, and the memory of the first cell would seem smaller than that of the others.
+import faiss  # noqa: F401
 import pandas as pd
+import sklearn.metrics  # noqa: F401
 import torch
 from accelerate import PartialState
 
+from proxygml.backbones import weights_file
+from proxygml.batches import require_classes
 from proxygml.catalog import Catalog
 from proxygml.comparison import Comparison, Method, Values, described, differences
 from proxygml.console import console
@@ -32,10 +39,12 @@ from proxygml.files import written_whole
 from proxygml.protocol import evaluate_run
 from proxygml.recipe import Recipe, flattened
 from proxygml.run_folder import RunFolder
-from proxygml.summary import read_rows
+from proxygml.starting import require_directions
+from proxygml.summary import fingerprints, read_rows
 from proxygml.training import (
     fit,
     make_accelerator,
+    require_available,
     require_learning,
     require_whole_batches,
     resume,
@@ -43,6 +52,7 @@ from proxygml.training import (
 )
 
 AT_WILL = ("workers", "tracker")  # keys that change no result: a cell may go on under others
+TRIALS = "tune"  # the folder of a method's trials
 MIB = 2**20
 
 Job = tuple[Method, Sequence[int]]  # a method and the seeds to train it with
@@ -145,31 +155,67 @@ class Cells:
         self.trials = {method.name: comparison.trials_of(method) for method in comparison.methods}
         self.known = {} if known is None else self._by_key(known)
         self._check_methods()
+        self.weights = self._digests()
         self._check_folder()
 
     def _check_methods(self) -> None:
         """Name a method that cannot be trained before hours are spent on those before it."""
-        networks = set()
-        for method in self.comparison.methods:
-            for values in self.trials[method.name] or [{}]:
-                recipe = self.comparison.recipe_of(method, values, self.comparison.seeds[0])
-                require_learning(recipe)
-                require_whole_batches(recipe, self.accelerator)
-                networks.add((replace(recipe.embedder, weights="none"), recipe.images))
-                if not recipe.loss.is_ours:
-                    make_criterion(recipe.loss, num_classes=2, embedding_size=2)
-        for embedder, images in networks:
-            Embedder(embedder, images)
+        sizes: dict[object, tuple[int, int]] = {}  # of a network: of its embeddings, and of its features
+        training: dict[float, Catalog] = {}  # the training images, by the share of classes that is held out
+        for recipe in chain.from_iterable(map(self._recipes, self.comparison.methods)):
+            require_learning(recipe)
+            require_available(recipe)
+            require_whole_batches(recipe, self.accelerator)
+            if not recipe.loss.is_ours:
+                make_criterion(recipe.loss, num_classes=2, embedding_size=2)
+            network = replace(recipe.embedder, weights="none"), recipe.images
+            if network not in sizes:
+                built = Embedder(*network)
+                sizes[network] = built.embedding_size, built.num_features
+            if recipe.validation_classes not in training:
+                training[recipe.validation_classes] = split_for_training(recipe)[0]
+            images = training[recipe.validation_classes]
+            require_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
+            if recipe.embedding_start == "features":
+                embedding_size, num_features = sizes[network]
+                require_directions(embedding_size, len(images), num_features)
+
+    def _recipes(self, method: Method) -> Iterator[Recipe]:
+        """Those of a method's trials, and of the first cell that each would lead to."""
+        for values in self.trials[method.name]:
+            yield self._trial_recipe(method, values)
+        for values in self.trials[method.name] or [{}]:
+            yield self.comparison.recipe_of(method, values, self.comparison.seeds[0])
+
+    def _digests(self) -> dict[str, str]:
+        """What the files of weights hold, by the names that rows know them by, as far as they are here."""
+        recipes = chain.from_iterable(map(self._recipes, self.comparison.methods))
+        digests: dict[str, str] = {}
+        for path in sorted({Path(recipe.embedder.weights) for recipe in recipes}):
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+                if digests.setdefault(path.name, digest) != digest:
+                    raise RecipeError(
+                        f"two different files of weights are called {path.name}, and rows know them by that: rename one"
+                    )
+        return digests
 
     def _check_folder(self) -> None:
         """Refuse to mix cells of different data, and to write over rows whose runs are gone."""
-        if self._data_file.exists():
-            found = json.loads(self._data_file.read_text(encoding="utf-8"))["fingerprint"]
-            if found != self.data_fingerprint:
+        kept = self._kept_data()
+        found = kept.get("fingerprint", self.data_fingerprint)
+        if found != self.data_fingerprint:
+            raise RunError(
+                f"{self.folder} holds cells of other images, labels or splits (fingerprint {found}) than "
+                f"{self.comparison.shared.catalog} ({self.data_fingerprint}): put the old catalog back, or give "
+                "the comparison another --run"
+            )
+        for name, digest in self.weights.items():
+            if kept.get("weights", {}).get(name, digest) != digest:
                 raise RunError(
-                    f"{self.folder} holds cells of other images, labels or splits (fingerprint {found}) than "
-                    f"{self.comparison.shared.catalog} ({self.data_fingerprint}): put the old catalog back, or give "
-                    "the comparison another --run"
+                    f"{self.folder} holds cells that started from another file {name} than the one that is given: put "
+                    "the old one back, or give the comparison another --run"
                 )
         if not self.rows_file.exists():
             return
@@ -190,15 +236,22 @@ class Cells:
     def _data_file(self) -> Path:
         return self.folder / "data.json"
 
+    def _kept_data(self) -> dict[str, Any]:
+        """What the cells of the folder were trained with; nothing in a folder without any."""
+        found: dict[str, Any] = (
+            json.loads(self._data_file.read_text(encoding="utf-8")) if self._data_file.exists() else {}
+        )
+        return found
+
     def _by_key(self, rows: pd.DataFrame) -> dict[Key, Row]:
-        sorts = {"data": self.data, "data_fingerprint": self.data_fingerprint, "protocol": self.protocol}
-        for column, asked in sorts.items():
-            for found in rows[column].unique() if column in rows else ():
-                # Rows from before there was a fingerprint have none.
-                if found != asked and not (column == "data_fingerprint" and (pd.isna(found) or not found)):
-                    raise RunError(
-                        f"the rows are of {column} {found!r}, but the comparison is of {asked!r}: leave them out"
-                    )
+        prints = fingerprints(rows)
+        for what, found, asked in (
+            ("data", rows["data"][prints.isna()], self.data),
+            ("data_fingerprint", prints.dropna(), self.data_fingerprint),
+            ("protocol", rows["protocol"], self.protocol),
+        ):
+            for other in found[found != asked]:
+                raise RunError(f"the rows are of {what} {other!r}, but the comparison is of {asked!r}: leave them out")
         keys = _keys(rows)
         methods = self.comparison.methods
         planned: set[Key] = {(method, seed, None) for method, seed in self.planned()}
@@ -226,7 +279,7 @@ class Cells:
         return self._at(method.name, self.comparison.seeds[0], number)
 
     def _at(self, method: str, seed: int, trial: int | None) -> Cell:
-        place = Path(f"seed-{seed}") if trial is None else Path("tune", f"{trial:02d}")
+        place = Path(f"seed-{seed}") if trial is None else Path(TRIALS, f"{trial:02d}")
         return Cell(method, seed, RunFolder(self.folder / method / place), trial)
 
     def planned(self) -> list[tuple[str, int]]:
@@ -242,8 +295,11 @@ class Cells:
             UserError: a method cannot be trained, or a cell there was trained by another recipe.
         """
         self._refuse_others()
+        self._require_weights()
         if PartialState().is_main_process:
-            _write(self._data_file, json.dumps({"data": self.data, "fingerprint": self.data_fingerprint}) + "\n")
+            weights = self._kept_data().get("weights", {}) | self.weights
+            data = {"data": self.data, "fingerprint": self.data_fingerprint, "weights": weights}
+            _write(self._data_file, json.dumps(data) + "\n")
         jobs = part.of_all(self.jobs())
         for number, (method, seeds) in enumerate(jobs, start=1):
             for place, values in enumerate(self.trials[method.name]):
@@ -256,6 +312,14 @@ class Cells:
                 values = {} if chosen is None else self.trials[method.name][chosen]
                 recipe = self.comparison.recipe_of(method, values, seed)
                 self._run(self.cell(method, seed), recipe, f"{number} of {len(jobs)}")
+
+    def _require_weights(self) -> None:
+        """Name a file of weights that is missing, where there is something left to train from it."""
+        for method in self.comparison.methods:
+            trials = [self.trial(method, number) for number in self._numbers(method)]
+            if not all(map(self._is_done, (*trials, *(self.cell(method, seed) for seed in self.comparison.seeds)))):
+                for recipe in self._recipes(method):
+                    weights_file(recipe.embedder.weights)
 
     def _run(self, cell: Cell, recipe: Recipe, place: str) -> None:
         """Train and judge a cell, unless its row is known already, of the same settings."""
@@ -463,10 +527,14 @@ def _refuse_other_run(cell: Cell, recipe: Recipe) -> None:
     # Read as a recipe, so that a key that a newer version has stands at its default in an older run.
     there, asked = (_portable(one.content()) for one in (cell.run.read_recipe(), recipe))
     found, wanted = differences(there, asked), differences(asked, there)
+    mend = "give the method another name, or the comparison another --run"
+    if cell.trial is None and (cell.run.path.parent / TRIALS).is_dir():
+        # Its trials agree with what is asked for, or they would have been named before it.
+        mend = "more trials have chosen anew: remove that folder, and cells.csv, to train it so, or ask for fewer again"
     if found or wanted:
         raise RunError(
             f"{cell.run.path} was trained with {described(found) or 'defaults'}, but the comparison asks for "
-            f"{described(wanted) or 'defaults'}: give the method another name, or the comparison another --run"
+            f"{described(wanted) or 'defaults'}: {mend}"
         )
 
 

@@ -23,6 +23,7 @@ NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI"}
 TEXTS = ("method", "family", "varied", "data", "protocol", "settings", "run_settings", "data_fingerprint")
 COSTS = ("seconds_per_epoch", "peak_memory_mib", "gpu_memory_mib", "loss_parameters")
 NEEDED = ("method", "seed", "trial", "data", "protocol", "settings", "note")
+IN_PER_CENT = ("mean", "low", "high", "difference", "difference_low", "difference_high")  # columns of the table
 DASH = "\N{EN DASH}"
 
 Values = npt.NDArray[np.float64]
@@ -95,11 +96,13 @@ class Summary:
     def __init__(self, rows: pd.DataFrame, planned: Sequence[tuple[str, int]] = ()) -> None:
         if rows.empty:
             raise UserError("no cell of the comparison has finished: there is nothing to make a table of")
-        for column in ("data", "data_fingerprint", "protocol"):
-            told = rows[column].dropna() if column in rows else pd.Series(dtype=str)
-            found = told[told != ""].unique() if column == "data_fingerprint" else told.unique()
+        prints = fingerprints(rows)
+        # A catalog is known by what it holds; rows from before there was a fingerprint, by its name alone.
+        named = rows["data"] if prints.isna().any() else rows["data"].iloc[:0]
+        for what, values in (("data", named), ("data_fingerprint", prints.dropna()), ("protocol", rows["protocol"])):
+            found = values.dropna().unique()
             if len(found) > 1:
-                raise UserError(f"the rows are of different {column}, {found[0]!r} and {found[1]!r}: one table each")
+                raise UserError(f"the rows are of different {what}, {found[0]!r} and {found[1]!r}: one table each")
         twice = rows[rows.duplicated(["method", "seed", "trial"])]
         if len(twice):
             raise UserError(f"{twice['method'].iloc[0]}, seed {twice['seed'].iloc[0]}, comes twice: give each row once")
@@ -151,10 +154,15 @@ class Summary:
         return found
 
     def sweeps(self) -> list[Sweep]:
-        """Every key that is varied in numbers; a line for each family and each combination of its other varied keys."""
+        """Every key that is varied in numbers; a line for each family and each combination of its other varied keys.
+
+        Methods of which no cell has figures are left out.
+        """
         found: dict[str, dict[str, dict[float, str]]] = {}
         methods = self.cells.drop_duplicates("method")
         for method, family, text in zip(methods["method"], methods["family"], methods["varied"], strict=True):
+            if not self.mean(method, "map_at_r").count:
+                continue
             varied = dict(part.partition("=")[::2] for part in text.split("; ") if part)
             for key, value in varied.items():
                 if _is_number(value):
@@ -178,7 +186,7 @@ class Summary:
                 rows.append(
                     row | {"difference_low": gap.low, "difference_high": gap.high, "pairs": gap.count, "p": gap.p}
                 )
-        return pd.DataFrame(rows).round(4)
+        return pd.DataFrame(rows).round(dict.fromkeys(IN_PER_CENT, 4))
 
     def tables(self) -> list[Table]:
         """Everything that a reader is shown: figures, differences, costs and settings, trials."""
@@ -191,7 +199,7 @@ class Summary:
         note += "the mean over seeds and its 95% t interval. "
         note += "Each run looked at the test classes once, when its settings and its epoch stood. "
         if len(self.trials):
-            note += "Hyper-parameters were chosen on held-out training classes; see the trials below. "
+            note += "Hyper-parameters were chosen on validation classes; see the trials below. "
         if missing:
             note += f"Missing: {'; '.join(missing)}."
         head = ["method", "seeds", *map(metric_name, self.metrics)]
@@ -228,16 +236,22 @@ class Summary:
         return Table("Costs and settings", note, [*head, "device", "settings"], rows)
 
     def _tuning(self) -> Table:
-        note = "Every setting that was tried, judged by MAP@R on held-out training classes. "
+        note = "Every setting that was tried, judged by MAP@R on validation classes. "
         counts = self.trials.groupby("method", sort=False).size()
         note += "Tried: " + ", ".join(f"{method} {count}" for method, count in counts.items()) + ". "
-        as_given = [method for method in self.methods if method not in counts]
+        as_given = [method for method in self.methods if method in set(self.cells["method"]) - set(counts.index)]
         note += f"Taken as given: {', '.join(as_given)}." if as_given else ""
         rows = []
         for row in self.trials.itertuples():
             score = f"{100 * row.val_map_at_r:.1f}" if pd.notna(row.val_map_at_r) else "diverged"
             rows.append([row.method, row.settings, score, "chosen" if str(row.chosen) == "True" else ""])
         return Table("Trials", note.strip(), ["method", "settings", "MAP@R on validation classes", ""], rows)
+
+
+def fingerprints(rows: pd.DataFrame) -> pd.Series:
+    """Which catalog each row is of, by what it holds; missing in rows from before that was told."""
+    told = rows["data_fingerprint"] if "data_fingerprint" in rows else pd.Series(index=rows.index, dtype=str)
+    return told.where(told != "")
 
 
 def read_rows(paths: Sequence[Path]) -> pd.DataFrame:

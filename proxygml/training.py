@@ -112,6 +112,13 @@ class Training:
 
     def fit(self) -> None:
         """Train all epochs that are left, keep the model that the protocol says, and write it."""
+        try:
+            self._fit()
+        finally:  # where training breaks off too, or the next run of this process would be told as this one's
+            for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
+                tracker.finish()
+
+    def _fit(self) -> None:
         data = self._data()
         loader = self._loader(data)
         if self.progress.epoch == 0:
@@ -124,8 +131,6 @@ class Training:
                 row |= self._validate()
             self._finish_epoch(epoch, row)
         self._write_model()
-        for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
-            tracker.finish()
 
     def _start_from_features(self) -> None:
         """Embedding layer and proxies, where the recipe takes them from the training images."""
@@ -514,10 +519,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     Raises:
         RecipeError: a precision or a tracker that this machine does not have.
     """
-    if recipe.precision == "fp16" and not torch.cuda.is_available():
-        raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
-    if recipe.tracker != "none" and find_spec(recipe.tracker) is None:
-        raise RecipeError(f"tracker is {recipe.tracker}, which is not installed: pip install {recipe.tracker}, or none")
+    require_available(recipe)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     logs = (
         None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
@@ -534,6 +536,14 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
         )
     except ValueError as error:
         raise RecipeError(f"precision {recipe.precision} cannot be had here: {error}") from error
+
+
+def require_available(recipe: Recipe) -> None:
+    """Raise RecipeError for a precision or a tracker that this machine does not have."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
+    if recipe.tracker != "none" and find_spec(recipe.tracker) is None:
+        raise RecipeError(f"tracker is {recipe.tracker}, which is not installed: pip install {recipe.tracker}, or none")
 
 
 def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:

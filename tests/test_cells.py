@@ -14,12 +14,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from proxygml.catalog import Catalog
 from proxygml.cells import Cells, Part
 from proxygml.cli import main
 from proxygml.comparison import Comparison
+from proxygml.conv4 import Conv4
 from proxygml.errors import RecipeError, RunError, UserError
 from proxygml.recipe import Recipe, find_recipe
 from proxygml.run_folder import RunFolder
@@ -84,6 +87,8 @@ def test_table_holds_every_cell_and_trial(finished: Path) -> None:
     trials = whole[whole["trial"].notna()]
     assert trials["chosen"].astype(bool).sum() == 1
     assert trials["val_map_at_r"].idxmax() == trials["chosen"].astype(bool).idxmax()
+    histories = [pd.read_csv(finished / "Proxy-Anchor" / "tune" / f"{n:02d}" / "metrics.csv") for n in range(3)]
+    assert trials["val_map_at_r"].tolist() == [history["val_map_at_r"].iloc[-1] for history in histories]
     assert (finished / "comparison.html").stat().st_size > 10_000
     assert "| ProxyGML | 2 |" in (finished / "table.md").read_text()
     assert len(pd.read_csv(finished / "table.csv")) == 3 * 7
@@ -239,6 +244,68 @@ def test_a_comparison_grows_but_keeps_its_cells(small_comparison: Path, tmp_path
         Cells(Comparison.read(small_comparison), tmp_path / "run").run(Part())
 
 
+def test_cells_of_a_setting_that_is_no_longer_the_best_are_named_with_what_to_do(
+    content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, recipe = tmp_path / "run", write(content, tmp_path / "mine.yaml")
+    shutil.copytree(finished, folder)
+    rows = read_rows([finished / "cells.csv"])
+    other = int(rows[rows["chosen"].astype(str) == "False"]["trial"].iloc[0])
+    metrics = folder / "Proxy-Anchor" / "tune" / f"{other:02d}" / "metrics.csv"
+    pd.read_csv(metrics).assign(val_map_at_r=1.0).to_csv(metrics, index=False)
+    with pytest.raises(SystemExit):
+        compare(recipe, folder)
+    message = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(r"Proxy-Anchor.seed-0 was trained with .*: remove that folder, and cells\.csv", message)
+    (folder / "cells.csv").unlink()
+    for seed in (0, 1):
+        shutil.rmtree(folder / "Proxy-Anchor" / f"seed-{seed}")
+    again = compare(recipe, folder)
+    assert again[again["chosen"].astype(str) == "True"]["trial"].tolist() == [other]
+    assert again["recall_at_1"].notna().sum() == rows["recall_at_1"].notna().sum()
+
+
+def test_trials_are_judged_at_the_epoch_that_their_cells_keep(content: dict[str, Any], tmp_path: Path) -> None:
+    """Where cells have validation classes of their own: the best epoch, and on those classes."""
+    shared = content["recipe"] | {"validation_classes": 0.5, "epochs": 4}
+    anchor = {"Proxy-Anchor": METHODS["Proxy-Anchor"]}
+    few = content | {"recipe": shared, "methods": anchor, "seeds": [0], "trials": 2}
+    rows = compare(write(few, tmp_path / "mine.yaml"), tmp_path / "run")
+    for number, judged in enumerate(rows[rows["trial"].notna()]["val_map_at_r"]):
+        trial = RunFolder(tmp_path / "run" / "Proxy-Anchor" / "tune" / f"{number:02d}")
+        assert judged == pd.read_csv(trial.metrics)["val_map_at_r"].max()
+        assert trial.read_recipe().validation_classes == 0.5
+
+
+def test_weights_are_known_by_what_they_hold(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one" / "model.safetensors", tmp_path / "other" / "model.safetensors"
+    for seed, path in enumerate((one, other)):
+        torch.manual_seed(seed)
+        path.parent.mkdir()
+        save_file(Conv4().state_dict(), path)
+    short = content | {"recipe": content["recipe"] | {"epochs": 0, "warmup_epochs": 0}, "seeds": [0], "trials": 0}
+    mine, folder = tmp_path / "mine.yaml", tmp_path / "run"
+    started = {"N-pair": METHODS["N-pair"] | {"embedder": {"weights": str(one)}}}
+    rows = compare(write(short | {"methods": started}, mine), folder)
+    moved = tmp_path / "moved" / "model.safetensors"
+    shutil.copytree(one.parent, moved.parent)
+    started["N-pair"]["embedder"] = {"weights": str(moved)}
+    assert_same_cells(compare(write(short | {"methods": started}, mine), folder), rows)
+    started["N-pair"]["embedder"] = {"weights": str(other)}
+    with pytest.raises(SystemExit):
+        compare(write(short | {"methods": started}, mine), folder)
+    assert "started from another file model.safetensors" in capsys.readouterr().err.replace("\n", " ")
+    both = started | {"Other": METHODS["N-pair"] | {"embedder": {"weights": str(one)}}}
+    with pytest.raises(SystemExit):
+        compare(write(short | {"methods": both}, mine), tmp_path / "both")
+    assert "two different files of weights are called model.safetensors" in capsys.readouterr().err.replace("\n", " ")
+    shutil.rmtree(moved.parent)
+    started["N-pair"]["embedder"] = {"weights": str(moved)}
+    assert_same_cells(compare(write(short | {"methods": started}, mine), folder), rows)
+
+
 def test_rows_that_are_kept_are_not_trained_again(
     content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,12 +342,12 @@ def test_cells_of_other_data_are_not_mixed_in(
     folder, recipe = tmp_path / "run", tmp_path / "mine.yaml"
     shutil.copytree(finished, folder)
     catalog = Catalog.read(content["recipe"]["catalog"])
-    place = tmp_path / "moved" / Path(content["recipe"]["catalog"]).name
+    place = tmp_path / "moved" / "renamed.csv"
     place.parent.mkdir()
     catalog.write(place)
     moved = content | {"recipe": content["recipe"] | {"catalog": str(place)}}
     rows = read_rows([finished / "cells.csv"])
-    assert_same_cells(compare(write(moved, recipe), folder), rows)
+    assert_same_cells(compare(write(moved, recipe), folder), rows.assign(data="renamed"))
     assert_same_cells(compare(recipe, tmp_path / "kept", "--from", finished / "cells.csv"), rows)
     test = catalog.table[catalog.table["split"] == "test"]
     fewer = catalog.table.drop(index=test.index[test["label"] == test["label"].iloc[0]])
@@ -467,9 +534,16 @@ def test_wrong_parts_and_methods_are_named_before_anything_runs(
     content = yaml.safe_load(small_comparison.read_text())
     untested = Catalog.read(content["recipe"]["catalog"])
     Catalog(untested.table[untested.table["split"] == "train"], untested.folder).write(tmp_path / "untested.csv")
+    start = {"embedding_start": "features", "embedder": {"embedding_size": 250}}
     for method, options, message in (
         ({"loss": {"name": "NPairLoss"}}, (), "did you mean NPairsLoss?"),
         ({"backbone_lr": 0.0, "embedding_lr": 0.0}, (), "nothing of the network would learn"),
+        ({"images_per_class": 1}, (), "needs 16 classes, but there are 12 to train on"),
+        ({"tune": {"images_per_class": [2, 1]}}, (), "needs 16 classes, but there are 9 to train on"),
+        ({"embedder": {"weights": "gone.safetensors"}}, (), "'gone.safetensors', which is not there"),
+        (start, (), "finds only 96 directions in 96 training images"),
+        ({"tracker": "wandb"}, (), "tracker is wandb, which is not installed"),
+        *([] if torch.cuda.is_available() else [({"precision": "fp16"}, (), "precision is fp16, which needs a GPU")]),
         ({}, ("--catalog", tmp_path / "untested.csv"), "has no split 'test'"),
     ):
         content["methods"]["N-pair"] = method

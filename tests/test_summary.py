@@ -142,6 +142,37 @@ def test_sweeps_have_a_line_for_each_family_and_combination_of_the_other_keys(tm
     assert list(ratios.lines["B, proxies_per_class 1"]) == [0.05, 1.0]
 
 
+def test_a_line_without_any_figure_is_left_out() -> None:
+    wild = rows({"W N=1": [np.nan], "W N=2": [np.nan]}).assign(
+        family="W", varied=["loss.proxies_per_class=1", "loss.proxies_per_class=2"]
+    )
+    (sweep, _) = Summary(pd.concat([swept(), wild], ignore_index=True)).sweeps()
+    assert {name.partition(",")[0] for name in sweep.lines} == {"A", "B"}
+    assert Summary(wild).sweeps() == []
+
+
+def test_rows_of_one_catalog_belong_together_whatever_it_is_called() -> None:
+    table = rows(THREE).assign(data_fingerprint="abc")
+    moved = table.assign(data=["birds"] * 3 + ["moved"] * 6)
+    assert len(Summary(moved).methods) == 3
+    with pytest.raises(UserError, match="different data_fingerprint, 'abc' and 'def'"):
+        Summary(table.assign(data_fingerprint=["abc"] * 3 + ["def"] * 6))
+    with pytest.raises(UserError, match="different data, 'birds' and 'moved'"):
+        Summary(moved.assign(data_fingerprint=["abc"] * 6 + [None] * 3))
+
+
+def test_methods_whose_trials_are_not_run_yet_are_not_called_given() -> None:
+    table = rows({"A": [0.5], "B": [0.6]})
+    trial = rows({"A": [0.5]}).assign(trial=0, chosen=True, val_map_at_r=0.3)
+    note = Summary(pd.concat([table, trial]), [("A", 0), ("B", 0), ("C", 0)]).tables()[-1].note
+    assert note.endswith("Tried: A 1. Taken as given: B.")
+
+
+def test_small_p_values_are_kept() -> None:
+    table = Summary(rows({"A": [0.5, 0.5001, 0.5], "B": [0.7, 0.7, 0.7001]})).table()
+    assert 0 < table["p"].min() < 1e-5
+
+
 def test_what_is_no_number_or_has_one_value_is_no_sweep() -> None:
     table = rows({"A": [0.5], "B": [0.6]})
     assert Summary(table).sweeps() == []

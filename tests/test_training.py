@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import convert_sync_batchnorm
 
@@ -313,6 +314,18 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(small_recipe:
     with pytest.raises(DivergedError, match=r"in epoch 2, step \d+; the last good state, after epoch 1.*backbone_lr"):
         resume(run)
     assert run.checkpoint.read_bytes() == good
+
+
+def test_a_run_that_breaks_off_ends_its_tracking(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a tracker would take the next run of the process for the same."""
+    ended = []
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda _: ended.append(True))
+    wild = replace(small_recipe, backbone_lr=1e30, embedding_lr=1e30, warmup_epochs=0, tracker="tensorboard")
+    with pytest.raises(DivergedError):
+        fit(wild, RunFolder(tmp_path / "run"))
+    assert ended == [True]
 
 
 def test_a_run_that_cannot_start_leaves_no_folder(small_recipe: Recipe, tmp_path: Path) -> None:
