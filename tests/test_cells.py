@@ -428,8 +428,8 @@ def test_cells_of_other_parts_are_checked_too(content: dict[str, Any], finished:
 def test_our_kept_rows_are_of_our_recipes(kept: Path, tmp_path: Path) -> None:
     """So that anybody can go on from them: each is of the protocol and the settings that the recipe asks for now."""
     rows = read_rows([kept]).drop(columns="data_fingerprint", errors="ignore")
-    labels = [f"class {number}" for number in range(40) for _ in range(2)]
-    table = pd.DataFrame({"label": labels, "split": ["train"] * 60 + ["test"] * 20})
+    labels = [f"class {number}" for number in range(400) for _ in range(4)]
+    table = pd.DataFrame({"label": labels, "split": ["train"] * 1500 + ["test"] * 100})
     table["path"] = [f"{number}.png" for number in table.index]
     catalog = tmp_path / f"{rows['data'][0]}.csv"
     Catalog(table, tmp_path).write(catalog)
