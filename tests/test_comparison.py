@@ -73,18 +73,19 @@ def test_our_recipes_are_taken_apart_as_they_are(parts: str, table: str) -> None
     """The first row of an ablation is the recipe that the table of methods has; every other differs in a part."""
     taken_apart, methods = (Comparison.read(find_recipe(name, "compare")) for name in (parts, table))
     ours = next(method for method in methods.methods if method.name == "Our recipe")
-    whole, *others = (taken_apart.recipe_of(method, {}, 0) for method in taken_apart.methods)
+    parts = {method.name: taken_apart.recipe_of(method, {}, 0) for method in taken_apart.methods}
+    whole = parts.pop(ours.name)
     # Learning rates may be those that were chosen for it.
     chosen = methods.recipe_of(ours, {key: getattr(whole, key) for key in ("proxy_lr", "backbone_lr")}, 0)
     assert whole == chosen
-    assert whole not in others
+    assert whole not in parts.values()
 
 
 @pytest.mark.parametrize(("tried", "parts"), CHOICES.items())
 def test_what_was_tried_stands_beside_what_was_chosen(tried: str, parts: str) -> None:
     choice, own = (Comparison.read(find_recipe(name, "compare")) for name in (tried, parts))
-    ours = next(method for method in choice.methods if method.name == "Our recipe")
-    assert ours == own.methods[0]
+    one, other = (next(method for method in found.methods if method.name == "Our recipe") for found in (choice, own))
+    assert one == other
 
 
 @pytest.mark.parametrize(
