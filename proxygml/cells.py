@@ -33,9 +33,10 @@ from proxygml.catalog import Catalog
 from proxygml.comparison import Comparison, Method, Values, described, differences
 from proxygml.console import console
 from proxygml.criteria import make_criterion
-from proxygml.embedder import Embedder
-from proxygml.errors import DivergedError, RecipeError, RunError
+from proxygml.embedder import Embedder, EmbedderSettings
+from proxygml.errors import DivergedError, RecipeError, RunError, UserError
 from proxygml.files import written_whole
+from proxygml.images import ImageSettings
 from proxygml.protocol import evaluate_run
 from proxygml.recipe import Recipe, flattened
 from proxygml.run_folder import RunFolder
@@ -57,6 +58,7 @@ MIB = 2**20
 
 Job = tuple[Method, Sequence[int]]  # a method and the seeds to train it with
 Key = tuple[str, int, int | None]  # of a cell or a trial: method, seed, and number of the trial
+Network = tuple[EmbedderSettings, ImageSettings]
 Row = dict[str, Any]
 
 
@@ -144,9 +146,8 @@ class Cells:
     def __init__(self, comparison: Comparison, folder: Path, known: pd.DataFrame | None = None) -> None:
         self.comparison = comparison
         self.folder = folder
-        self.accelerator = make_accelerator(
-            comparison.shared
-        )  # joins the processes as the runs will, for every PartialState() below
+        # Joins the processes as the runs will, for every PartialState() below.
+        self.accelerator = make_accelerator(comparison.shared)
         self.has_validation = split_for_training(comparison.shared)[1] is not None
         catalog = Catalog.read(comparison.shared.catalog)
         catalog.split("test")  # named when it is missing, before anything is trained
@@ -160,25 +161,29 @@ class Cells:
 
     def _check_methods(self) -> None:
         """Name a method that cannot be trained before hours are spent on those before it."""
-        sizes: dict[object, tuple[int, int]] = {}  # of a network: of its embeddings, and of its features
+        sizes: dict[Network, tuple[int, int]] = {}
         training: dict[float, Catalog] = {}  # the training images, by the share of classes that is held out
-        for recipe in chain.from_iterable(map(self._recipes, self.comparison.methods)):
-            require_learning(recipe)
-            require_available(recipe)
-            require_whole_batches(recipe, self.accelerator)
-            if not recipe.loss.is_ours:
-                make_criterion(recipe.loss, num_classes=2, embedding_size=2)
-            network = replace(recipe.embedder, weights="none"), recipe.images
-            if network not in sizes:
-                built = Embedder(*network)
-                sizes[network] = built.embedding_size, built.num_features
-            if recipe.validation_classes not in training:
-                training[recipe.validation_classes] = split_for_training(recipe)[0]
-            images = training[recipe.validation_classes]
-            require_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
-            if recipe.embedding_start == "features":
-                embedding_size, num_features = sizes[network]
-                require_directions(embedding_size, len(images), num_features)
+        for method in self.comparison.methods:
+            for recipe in self._recipes(method):
+                try:
+                    self._require_trainable(recipe, sizes)
+                    if recipe.validation_classes not in training:
+                        training[recipe.validation_classes] = split_for_training(recipe)[0]
+                    _require_images(recipe, training[recipe.validation_classes], *sizes[_network(recipe)])
+                except UserError as error:
+                    raise RecipeError(f"{self.comparison.where}: {method.name}: {error}") from error
+
+    def _require_trainable(self, recipe: Recipe, sizes: dict["Network", tuple[int, int]]) -> None:
+        """Name what no images could mend, and note of a new network the sizes of its embeddings and its features."""
+        require_learning(recipe)
+        require_available(recipe)
+        require_whole_batches(recipe, self.accelerator)
+        if not recipe.loss.is_ours:
+            make_criterion(recipe.loss, num_classes=2, embedding_size=2)
+        network = _network(recipe)
+        if network not in sizes:
+            built = Embedder(*network)
+            sizes[network] = built.embedding_size, built.num_features
 
     def _recipes(self, method: Method) -> Iterator[Recipe]:
         """Those of a method's trials, and of the first cell that each would lead to."""
@@ -203,6 +208,8 @@ class Cells:
 
     def _check_folder(self) -> None:
         """Refuse to mix cells of different data, and to write over rows whose runs are gone."""
+        if (self.folder / "recipe.yaml").exists() or self.folder.is_file():
+            raise RunError(f"{self.folder} is a run or a file of its own: give the comparison another --run")
         kept = self._kept_data()
         found = kept.get("fingerprint", self.data_fingerprint)
         if found != self.data_fingerprint:
@@ -251,7 +258,11 @@ class Cells:
             ("protocol", rows["protocol"], self.protocol),
         ):
             for other in found[found != asked]:
-                raise RunError(f"the rows are of {what} {other!r}, but the comparison is of {asked!r}: leave them out")
+                one, two = (set(str(text).split("; ")) for text in (other, asked))
+                apart = (", ".join(sorted(parts)) or "defaults" for parts in (one - two, two - one))
+                raise RunError(
+                    f"the rows are of {what} {next(apart)}, but the comparison is of {next(apart)}: leave them out"
+                )
         keys = _keys(rows)
         methods = self.comparison.methods
         planned: set[Key] = {(method, seed, None) for method, seed in self.planned()}
@@ -477,6 +488,18 @@ COLUMNS = (
     *(field.name for field in fields(Cost)),
     *("val_recall_at_1", "note", "run_settings", "data_fingerprint"),
 )
+
+
+def _network(recipe: Recipe) -> Network:
+    """What a network is built from, but for its weights."""
+    return replace(recipe.embedder, weights="none"), recipe.images
+
+
+def _require_images(recipe: Recipe, images: Catalog, embedding_size: int, num_features: int) -> None:
+    """Name a recipe that wants more training classes or images than there are."""
+    require_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
+    if recipe.embedding_start == "features":
+        require_directions(embedding_size, len(images), num_features)
 
 
 def _keys(rows: pd.DataFrame) -> list[Key]:

@@ -118,7 +118,11 @@ class Comparison:
         content = merged(self.shared.content(), method.changes)
         for key, value in _loss_first(values):
             content = merged(content, _nested(key, value))
-        return replace(Recipe.of(content, f"{self.where}: {method.name}"), seed=seed)
+        where = f"{self.where}: {method.name}"
+        try:
+            return replace(Recipe.of(content, where), seed=seed)
+        except RecipeError as error:
+            raise RecipeError(str(error) if where in str(error) else f"{where}: {error}") from error
 
     def trials_of(self, method: Method) -> list[Values]:
         """The settings to try: the method as given, then others drawn at random from its space, none twice.
@@ -128,6 +132,9 @@ class Comparison:
         """
         if not method.tune:
             return []
+        for key, choices in method.tune.items():
+            for value in choices:  # each of them, and not those alone that happen to be drawn
+                self.recipe_of(method, {key: value}, self.seeds[0])
         sizes = [len(values) for values in method.tune.values()]
         seen = [self.recipe_of(method, {}, self.seeds[0])]
         drawn: list[Values] = [{}]

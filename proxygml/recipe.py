@@ -378,6 +378,20 @@ def find_recipe(name: str, kind: str = "") -> Path:
     raise RecipeError(f"the recipe {name} is not there: give a YAML file or one of {', '.join(shipped)}")
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which plain YAML keeps the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"{twice!r} comes twice: give each key once", problem_mark=node.start_mark
+            )
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
@@ -385,7 +399,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: the file is missing or no YAML, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
     if content is not None and not isinstance(content, dict):

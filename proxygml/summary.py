@@ -269,7 +269,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
         missing = {name: [""] for name in columns if name not in TEXTS}
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=missing)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        message = f"{path} cannot be read ({error}): give the cells.csv that a comparison has written"
+        raise UserError(message) from error
     needed = (*NEEDED, "val_map_at_r", "chosen") if "trial" in table and table["trial"].notna().any() else NEEDED
     absent = [name for name in needed if name not in table]
     if absent:

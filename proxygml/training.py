@@ -640,8 +640,8 @@ def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
     warm_up = "" if recipe.warmup_epochs else "a warm-up (warmup_epochs 1), "
     return (
         f"collapse: in epoch {epoch} the mean cosine between the embeddings of a batch is {cosine:.2f}; they hardly "
-        f"differ, even where the loss looks healthy. Try {warm_up}a lower backbone_lr ({recipe.backbone_lr:g}) or a "
-        f"higher proxy_lr ({recipe.proxy_lr:g})"
+        f"differ, even where the loss looks healthy. Try {warm_up}a lower backbone_lr than {recipe.backbone_lr:g} "
+        f"or a higher proxy_lr than {recipe.proxy_lr:g}"
     )
 
 

@@ -188,6 +188,18 @@ def test_batch_norm_that_several_processes_cannot_share_is_named_before_anything
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_is_no_place_for_a_comparison(
+    small_comparison: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished / "ProxyGML" / "seed-0"
+    before = sorted(run.iterdir())
+    for place in (run, small_comparison):
+        with pytest.raises(SystemExit):
+            main(["compare", "--recipe", str(small_comparison), "--run", str(place)])
+        assert "is a run or a file of its own: give the comparison another --run" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before
+
+
 def test_parts_share_all_cells_and_none_twice(small_comparison: Path, tmp_path: Path) -> None:
     jobs = Cells(Comparison.read(small_comparison), tmp_path / "run").jobs()
     for count in (1, 2, 3, 7):
@@ -536,7 +548,9 @@ def test_wrong_parts_and_methods_are_named_before_anything_runs(
     Catalog(untested.table[untested.table["split"] == "train"], untested.folder).write(tmp_path / "untested.csv")
     start = {"embedding_start": "features", "embedder": {"embedding_size": 250}}
     for method, options, message in (
-        ({"loss": {"name": "NPairLoss"}}, (), "did you mean NPairsLoss?"),
+        ({"loss": {"name": "NPairLoss"}}, (), "mine.yaml: N-pair: loss.name is 'NPairLoss'"),
+        ({"whitening": 0.3}, (), "mine.yaml: N-pair: whitening is 0.3, but embedding_start is random"),
+        ({"tune": {"proxy_lr": [*([0.1, 0.2, 0.3] * 2), -1.0]}}, (), "mine.yaml: N-pair: proxy_lr is -1.0"),
         ({"backbone_lr": 0.0, "embedding_lr": 0.0}, (), "nothing of the network would learn"),
         ({"images_per_class": 1}, (), "needs 16 classes, but there are 12 to train on"),
         ({"tune": {"images_per_class": [2, 1]}}, (), "needs 16 classes, but there are 9 to train on"),

@@ -59,6 +59,7 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
             "embedding_start is features, but .*batch",
         ),
         ("embedding_start: features\nwhitening: 1.5", "whitening is 1.5, but must be 0 to 1"),
+        ("epochs: 3\nseed: 1\nepochs: 4", "'epochs' comes twice: give each key once"),
         ("whitening: 0.3", "whitening is 0.3, but embedding_start is random"),
         ("proxy_start: features\nembedder: {feature_norm: layer}", "proxy_start is features, but .*norm is layer"),
         ("embedder: {feature_norm: group}", "'none', 'batch', 'layer'.*group"),
