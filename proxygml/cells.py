@@ -164,14 +164,16 @@ class Cells:
         sizes: dict[Network, tuple[int, int]] = {}
         training: dict[float, Catalog] = {}  # the training images, by the share of classes that is held out
         for method in self.comparison.methods:
-            for recipe in self._recipes(method):
+            for number, recipe in enumerate(self._recipes(method)):
                 try:
                     self._require_trainable(recipe, sizes)
                     if recipe.validation_classes not in training:
                         training[recipe.validation_classes] = split_for_training(recipe)[0]
                     _require_images(recipe, training[recipe.validation_classes], *sizes[_network(recipe)])
                 except UserError as error:
-                    raise RecipeError(f"{self.comparison.where}: {method.name}: {error}") from error
+                    tried = number < len(self.trials[method.name]) and not self.has_validation
+                    share = f" in its trials, which hold out {self.comparison.tune_on} of the classes" if tried else ""
+                    raise RecipeError(f"{self.comparison.where}: {method.name}{share}: {error}") from error
 
     def _require_trainable(self, recipe: Recipe, sizes: dict["Network", tuple[int, int]]) -> None:
         """Name what no images could mend, and note of a new network the sizes of its embeddings and its features."""
@@ -253,7 +255,8 @@ class Cells:
     def _by_key(self, rows: pd.DataFrame) -> dict[Key, Row]:
         prints = fingerprints(rows)
         for what, found, asked in (
-            ("data", rows["data"][prints.isna()], self.data),
+            # As the table will have it: rows without a fingerprint are known by their names, and then all are.
+            ("data", rows["data"] if prints.isna().any() else rows["data"].iloc[:0], self.data),
             ("data_fingerprint", prints.dropna(), self.data_fingerprint),
             ("protocol", rows["protocol"], self.protocol),
         ):
@@ -327,10 +330,18 @@ class Cells:
     def _require_weights(self) -> None:
         """Name a file of weights that is missing, where there is something left to train from it."""
         for method in self.comparison.methods:
-            trials = [self.trial(method, number) for number in self._numbers(method)]
-            if not all(map(self._is_done, (*trials, *(self.cell(method, seed) for seed in self.comparison.seeds)))):
-                for recipe in self._recipes(method):
-                    weights_file(recipe.embedder.weights)
+            trials, chosen = self.trials[method.name], self.chosen(method)
+            left = [
+                self._trial_recipe(method, values)
+                for number, values in enumerate(trials)
+                if not self._is_done(self.trial(method, number))
+            ]
+            if chosen is not None or not method.tune:
+                values = {} if chosen is None else trials[chosen]
+                seeds = [seed for seed in self.comparison.seeds if not self._is_done(self.cell(method, seed))]
+                left += [self.comparison.recipe_of(method, values, seed) for seed in seeds]
+            for recipe in left:
+                weights_file(recipe.embedder.weights)
 
     def _run(self, cell: Cell, recipe: Recipe, place: str) -> None:
         """Train and judge a cell, unless its row is known already, of the same settings."""
@@ -356,7 +367,7 @@ class Cells:
     def _refuse_other(self, cell: Cell, recipe: Recipe) -> None:
         row = self.known.get(cell.key)
         if row is None:
-            _refuse_other_run(cell, recipe)
+            _refuse_other_run(cell, recipe, tuned=bool(self.trials[cell.method]))
             self._refuse_other_data(cell)
             return
         found = row["settings"] if cell.trial is None else row.get("run_settings")
@@ -544,16 +555,18 @@ def _train_and_judge(cell: Cell, recipe: Recipe, place: str) -> None:
     PartialState().wait_for_everyone()
 
 
-def _refuse_other_run(cell: Cell, recipe: Recipe) -> None:
+def _refuse_other_run(cell: Cell, recipe: Recipe, tuned: bool) -> None:
     if not cell.run.recipe.exists():
         return
     # Read as a recipe, so that a key that a newer version has stands at its default in an older run.
     there, asked = (_portable(one.content()) for one in (cell.run.read_recipe(), recipe))
     found, wanted = differences(there, asked), differences(asked, there)
     mend = "give the method another name, or the comparison another --run"
-    if cell.trial is None and (cell.run.path.parent / TRIALS).is_dir():
-        # Its trials agree with what is asked for, or they would have been named before it.
-        mend = "more trials have chosen anew: remove that folder, and cells.csv, to train it so, or ask for fewer again"
+    if tuned and cell.trial is None:  # its trials agree with what is asked for, or they would have been named before it
+        mend = (
+            "its trials have chosen anew: take the method's seed folders, and their rows in cells.csv, away to train "
+        )
+        mend += "it so, or ask for as many trials as before"
     if found or wanted:
         raise RunError(
             f"{cell.run.path} was trained with {described(found) or 'defaults'}, but the comparison asks for "

@@ -124,6 +124,16 @@ class Comparison:
         except RecipeError as error:
             raise RecipeError(str(error) if where in str(error) else f"{where}: {error}") from error
 
+    def _check_choices(self, method: Method) -> None:
+        """Name a value to try that no recipe can have: each of them, and not those alone that happen to be drawn."""
+        first = {key: choices[0] for key, choices in method.tune.items()}
+        for key, choices in method.tune.items():
+            for value in choices:
+                try:
+                    self.recipe_of(method, first | {key: value}, self.seeds[0])
+                except RecipeError:
+                    self.recipe_of(method, {key: value}, self.seeds[0])
+
     def trials_of(self, method: Method) -> list[Values]:
         """The settings to try: the method as given, then others drawn at random from its space, none twice.
 
@@ -132,9 +142,7 @@ class Comparison:
         """
         if not method.tune:
             return []
-        for key, choices in method.tune.items():
-            for value in choices:  # each of them, and not those alone that happen to be drawn
-                self.recipe_of(method, {key: value}, self.seeds[0])
+        self._check_choices(method)
         sizes = [len(values) for values in method.tune.values()]
         seen = [self.recipe_of(method, {}, self.seeds[0])]
         drawn: list[Values] = [{}]

@@ -383,12 +383,13 @@ class _OnceLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.MarkedYAMLError(
-                problem=f"{twice!r} comes twice: give each key once", problem_mark=node.start_mark
-            )
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} comes twice: give each key once", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
         return node
 
 

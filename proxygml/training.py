@@ -114,9 +114,14 @@ class Training:
         """Train all epochs that are left, keep the model that the protocol says, and write it."""
         try:
             self._fit()
-        finally:  # where training breaks off too, or the next run of this process would be told as this one's
-            for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
-                tracker.finish()
+        except DivergedError:  # after which the process may train on: the next run is not to be tracked as this one
+            self._end_tracking()
+            raise
+        self._end_tracking()
+
+    def _end_tracking(self) -> None:
+        for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
+            tracker.finish()
 
     def _fit(self) -> None:
         data = self._data()

@@ -268,7 +268,7 @@ def test_cells_of_a_setting_that_is_no_longer_the_best_are_named_with_what_to_do
     with pytest.raises(SystemExit):
         compare(recipe, folder)
     message = capsys.readouterr().err.replace("\n", " ")
-    assert re.search(r"Proxy-Anchor.seed-0 was trained with .*: remove that folder, and cells\.csv", message)
+    assert re.search(r"Proxy-Anchor.seed-0 was trained with .*: its trials have chosen anew", message)
     (folder / "cells.csv").unlink()
     for seed in (0, 1):
         shutil.rmtree(folder / "Proxy-Anchor" / f"seed-{seed}")
@@ -553,7 +553,12 @@ def test_wrong_parts_and_methods_are_named_before_anything_runs(
         ({"tune": {"proxy_lr": [*([0.1, 0.2, 0.3] * 2), -1.0]}}, (), "mine.yaml: N-pair: proxy_lr is -1.0"),
         ({"backbone_lr": 0.0, "embedding_lr": 0.0}, (), "nothing of the network would learn"),
         ({"images_per_class": 1}, (), "needs 16 classes, but there are 12 to train on"),
-        ({"tune": {"images_per_class": [2, 1]}}, (), "needs 16 classes, but there are 9 to train on"),
+        (
+            {"tune": {"images_per_class": [2, 1]}},
+            (),
+            "N-pair in its trials, which hold out 0.25 of the classes: a batch of 16 with images_per_class 1 needs 16 "
+            "classes, but there are 9 to train on",
+        ),
         ({"embedder": {"weights": "gone.safetensors"}}, (), "'gone.safetensors', which is not there"),
         (start, (), "finds only 96 directions in 96 training images"),
         ({"tracker": "wandb"}, (), "tracker is wandb, which is not installed"),

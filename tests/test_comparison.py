@@ -103,6 +103,14 @@ def test_other_shipped_comparisons_hold_the_rivals(path: Path) -> None:
     }
 
 
+def test_values_to_try_that_need_each_other_are_taken(tmp_path: Path) -> None:
+    content = "trials: 3\nmethods: {Ours: {tune: {embedding_start: [features], whitening: [0.1, 0.3]}}}"
+    comparison = read(tmp_path, content)
+    given, *drawn = comparison.trials_of(comparison.methods[0])
+    assert given == {}
+    assert sorted(values["whitening"] for values in drawn) == [0.1, 0.3]
+
+
 @pytest.mark.parametrize(
     ("name", "table"), [("omniglot_chosen", "omniglot"), ("cub200_2010_crops_chosen", "cub200_2010_crops")]
 )
