@@ -563,10 +563,8 @@ def _refuse_other_run(cell: Cell, recipe: Recipe, tuned: bool) -> None:
     found, wanted = differences(there, asked), differences(asked, there)
     mend = "give the method another name, or the comparison another --run"
     if tuned and cell.trial is None:  # its trials agree with what is asked for, or they would have been named before it
-        mend = (
-            "its trials have chosen anew: take the method's seed folders, and their rows in cells.csv, away to train "
-        )
-        mend += "it so, or ask for as many trials as before"
+        mend = "its trials have chosen anew: take the method's seed folders, and their rows in cells.csv, away to "
+        mend += "train it so, or ask for as many trials as before"
     if found or wanted:
         raise RunError(
             f"{cell.run.path} was trained with {described(found) or 'defaults'}, but the comparison asks for "
