@@ -67,17 +67,10 @@ def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module,
     return backbone, space
 
 
-def weights_file(weights: str) -> Path | None:
-    """The file that `embedder.weights` names; None for pretrained and none.
-
-    Raises:
-        WeightsError: it is not there.
-    """
-    if weights in ("pretrained", "none"):
-        return None
-    if not Path(weights).is_file():
+def require_weights_file(weights: str) -> None:
+    """Raise WeightsError where `embedder.weights` names a file that is not there."""
+    if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
-    return Path(weights)
 
 
 def _build_own(name: str) -> tuple[nn.Module, InputSpace]:
@@ -149,7 +142,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, nothing unpickled but tensors; a training checkpoint's inner table is found."""
-    weights_file(str(path))
+    require_weights_file(str(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

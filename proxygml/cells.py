@@ -27,7 +27,7 @@ import sklearn.metrics  # noqa: F401
 import torch
 from accelerate import PartialState
 
-from proxygml.backbones import weights_file
+from proxygml.backbones import require_weights_file
 from proxygml.batches import require_classes
 from proxygml.catalog import Catalog
 from proxygml.comparison import Comparison, Method, Values, described, differences
@@ -175,7 +175,7 @@ class Cells:
                     share = f" in its trials, which hold out {self.comparison.tune_on} of the classes" if tried else ""
                     raise RecipeError(f"{self.comparison.where}: {method.name}{share}: {error}") from error
 
-    def _require_trainable(self, recipe: Recipe, sizes: dict["Network", tuple[int, int]]) -> None:
+    def _require_trainable(self, recipe: Recipe, sizes: dict[Network, tuple[int, int]]) -> None:
         """Name what no images could mend, and note of a new network the sizes of its embeddings and its features."""
         require_learning(recipe)
         require_available(recipe)
@@ -341,7 +341,7 @@ class Cells:
                 seeds = [seed for seed in self.comparison.seeds if not self._is_done(self.cell(method, seed))]
                 left += [self.comparison.recipe_of(method, values, seed) for seed in seeds]
             for recipe in left:
-                weights_file(recipe.embedder.weights)
+                require_weights_file(recipe.embedder.weights)
 
     def _run(self, cell: Cell, recipe: Recipe, place: str) -> None:
         """Train and judge a cell, unless its row is known already, of the same settings."""

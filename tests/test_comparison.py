@@ -70,15 +70,15 @@ def test_shipped_sweeps_start_at_the_published_setting(name: str) -> None:
 
 @pytest.mark.parametrize(("parts", "table"), OWN.items())
 def test_our_recipes_are_taken_apart_as_they_are(parts: str, table: str) -> None:
-    """The first row of an ablation is the recipe that the table of methods has; every other differs in a part."""
+    """A row of an ablation is the recipe that the table of methods has; every other differs in a part."""
     taken_apart, methods = (Comparison.read(find_recipe(name, "compare")) for name in (parts, table))
     ours = next(method for method in methods.methods if method.name == "Our recipe")
-    parts = {method.name: taken_apart.recipe_of(method, {}, 0) for method in taken_apart.methods}
-    whole = parts.pop(ours.name)
+    others = {method.name: taken_apart.recipe_of(method, {}, 0) for method in taken_apart.methods}
+    whole = others.pop(ours.name)
     # Learning rates may be those that were chosen for it.
     chosen = methods.recipe_of(ours, {key: getattr(whole, key) for key in ("proxy_lr", "backbone_lr")}, 0)
     assert whole == chosen
-    assert whole not in parts.values()
+    assert whole not in others.values()
 
 
 @pytest.mark.parametrize(("tried", "parts"), CHOICES.items())
