@@ -26,8 +26,8 @@ from benchmarks.measure import (
     side_by_side,
     table,
 )
-from proxygml.evaluation import Evaluation, evaluate
-from proxygml.retrieval import Precision
+from proxygml.evaluation.metrics import Evaluation, evaluate
+from proxygml.evaluation.ranking import Precision
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 

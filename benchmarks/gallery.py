@@ -24,11 +24,11 @@ import pandas as pd
 import torch
 
 from benchmarks.measure import MIB, console, default_device, machine, mebibytes, milliseconds, side_by_side, table
-from proxygml.embedder import Embedder, EmbedderSettings
-from proxygml.embedding import write_vectors
-from proxygml.gallery import Gallery
-from proxygml.images import ImageSettings
-from proxygml.nearest_neighbors import Kind, recall_against_exact
+from proxygml.data.images import ImageSettings
+from proxygml.gallery.folder import Gallery
+from proxygml.gallery.neighbors import Kind, recall_against_exact
+from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.models.embedding import write_vectors
 
 Vectors = npt.NDArray[np.float32]
 

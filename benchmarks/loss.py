@@ -27,7 +27,7 @@ from benchmarks.measure import (
     table,
 )
 from proxygml import ProxyGMLLoss
-from tests.dense import dense_loss_of, one_hot_proxies
+from tests.helpers.dense import dense_loss_of, one_hot_proxies
 
 MEMORY_LIMIT = 32 * 2**20
 

@@ -24,11 +24,8 @@ from torchvision.transforms import v2
 
 from benchmarks.measure import Work, console, default_device, machine, milliseconds, side_by_side, synchronize, table
 from proxygml import ProxyGMLLoss
-from proxygml.batches import Batches
-from proxygml.catalog import Catalog
-from proxygml.copies import Size, copy_smaller
-from proxygml.embedder import Embedder, EmbedderSettings
-from proxygml.images import (
+from proxygml.data.catalog import Catalog
+from proxygml.data.images import (
     ImageDataset,
     ImageSettings,
     collate,
@@ -37,8 +34,11 @@ from proxygml.images import (
     random_crop,
     train_transform,
 )
-from proxygml.recipe import Recipe
-from proxygml.training import make_optimizers, set_learning_rates
+from proxygml.data.resize import Size, copy_smaller
+from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.training.recipe import Recipe
+from proxygml.training.sampler import Batches
+from proxygml.training.trainer import make_optimizers, set_learning_rates
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, SHORTER_SIDE = 100, 256

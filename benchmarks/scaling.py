@@ -23,7 +23,7 @@ from benchmarks.measure import (
     table,
 )
 from proxygml import ProxyGMLLoss
-from proxygml.optimizer import LazyAdam
+from proxygml.loss.lazy_adam import LazyAdam
 
 BASE = Case("", 32, 128, 10_000, 1, 0.05, 0.0, 20.0)
 MILLION = Case("", 64, 128, 1_000_000, 1, 0.001, 0.0, 20.0)

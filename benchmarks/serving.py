@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from proxygml import Embedder, Gallery
-from proxygml.embedder import EmbedderSettings, fingerprint
-from proxygml.images import ImageSettings
+from proxygml.data.images import ImageSettings
+from proxygml.models.embedder import EmbedderSettings, fingerprint
 
 ITEMS, SIZE = 100_000, 512
 

@@ -3,26 +3,26 @@
 The names that most users import. Each loads when it is first asked for, so that nobody waits for what he does not use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
-    from proxygml.embedder import Embedder
-    from proxygml.evaluation import evaluate
-    from proxygml.gallery import Gallery
-    from proxygml.loss import ProxyGMLLoss
+    from proxygml.evaluation.metrics import evaluate as evaluate
+    from proxygml.gallery.folder import Gallery as Gallery
+    from proxygml.loss.lazy_adam import LazyAdam as LazyAdam
+    from proxygml.loss.proxygml_loss import ProxyGMLLoss as ProxyGMLLoss
+    from proxygml.models.embedder import Embedder as Embedder
 
-__all__ = ["Embedder", "Gallery", "ProxyGMLLoss", "evaluate"]
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    rooms = {
-        "Embedder": "proxygml.embedder",
-        "Gallery": "proxygml.gallery",
-        "ProxyGMLLoss": "proxygml.loss",
-        "evaluate": "proxygml.evaluation",
-    }
-    if name not in rooms:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(rooms[name]), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "evaluation.metrics": ["evaluate"],
+        "gallery.folder": ["Gallery"],
+        "loss.lazy_adam": ["LazyAdam"],
+        "loss.proxygml_loss": ["ProxyGMLLoss"],
+        "models.embedder": ["Embedder"],
+    },
+)

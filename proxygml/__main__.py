@@ -1,5 +1,5 @@
 """`python -m proxygml`, and `accelerate launch -m proxygml train ...` for several processes."""
 
-from proxygml.cli import main
+from proxygml.cli.main import main
 
 main()

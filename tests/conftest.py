@@ -7,20 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from proxygml.catalog import Catalog
-from proxygml.embedder import EmbedderSettings
-from proxygml.images import ImageSettings
-from proxygml.recipe import LossSettings, Recipe
-
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-def shared_file(name: str) -> Path:
-    """The real file of that name, or a skip that says which one is missing."""
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"the real data file {name} is not on this machine")
-    return path
+from proxygml.data.catalog import Catalog
+from proxygml.data.images import ImageSettings
+from proxygml.models.embedder import EmbedderSettings
+from proxygml.training.recipe import LossSettings, Recipe
 
 
 @pytest.fixture(scope="session")

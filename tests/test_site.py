@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxygml.cli import COMMANDS
+from proxygml.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 

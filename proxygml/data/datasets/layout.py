@@ -1,0 +1,96 @@
+"""What the readers of data sets share: what they hand to `prepare`, finding official files, reading official lists.
+
+It knows no data set and opens no image.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxygml.data.archives import ARCHIVE_SUFFIXES
+from proxygml.data.catalog import Catalog, Count
+from proxygml.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A kind of data that can be prepared."""
+
+    name: str
+    """As the command line has it."""
+    read: Callable[..., Catalog]
+    """Turns an unpacked folder, its first argument, into a catalog; its other arguments are options with defaults."""
+    published: Mapping[str, Count] | None = None
+    """Images and classes of each split as published. A data set that has them is a benchmark: its images stay as
+    they are, even where they are there twice."""
+    archives: Mapping[str, str] = field(default_factory=dict)
+    """The archives that the official folder may hold, without suffix, and the folder that each unpacks to."""
+    strays: Callable[[Path], list[tuple[str, str]]] | None = None
+    """Lists what `read` leaves out: (path relative to the folder, why)."""
+    makes_images: bool = False
+    """Whether `read` makes the folder itself, from nothing."""
+
+
+def find(root: Path, name: str) -> Path | None:
+    """The file or folder of that name in `root` or up to two folders below, the shallowest; None if there is none."""
+    for depth in ("", "*/", "*/*/"):
+        if found := sorted(root.glob(f"{depth}{name}")):
+            return found[0]
+    return None
+
+
+def require(root: Path, name: str, dataset: str) -> Path:
+    """The file or folder of that name; DatasetError where there is none."""
+    if not root.is_dir():
+        raise DatasetError(
+            f"{root} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}): expected {dataset}"
+        )
+    if (found := find(root, name)) is None:
+        there = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        listing = ", ".join(there[:5]) + (" ..." if len(there) > 5 else "")
+        raise DatasetError(f"{name} is not in {root} (which holds {listing or 'nothing'}): expected {dataset}")
+    return found
+
+
+def read_list(path: Path, fields: int, header: int = 0) -> list[list[str]]:
+    """The lines of an official list, each split at white space into that many fields; empty lines are left out.
+
+    Raises:
+        DatasetError: A line has other than `fields` fields, or the file is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is no text ({error}): fetch it again") from error
+    rows = []
+    for number, line in enumerate(lines[header:], start=header + 1):
+        row = line.split()
+        if len(row) not in (0, fields):
+            raise DatasetError(f"{path}, line {number}, has {len(row)} fields instead of {fields}: {line[:80]!r}")
+        if row:
+            rows.append(row)
+    if not rows:
+        raise DatasetError(f"{path} lists nothing: is the download complete? Fetch it again")
+    return rows
+
+
+def read_numbered(path: Path, fields: int = 2) -> dict[int, list[str]]:
+    """A list whose lines start with a number of their own: {number: the other fields}.
+
+    Raises:
+        DatasetError: As `read_list`; or a number is none, or is there twice.
+    """
+    numbered: dict[int, list[str]] = {}
+    for number, *rest in read_list(path, fields):
+        if not number.isdecimal() or int(number) in numbered:
+            raise DatasetError(f"{path} numbers its lines, but {number!r} is no number or is there twice")
+        numbered[int(number)] = rest
+    return numbered
+
+
+def read_number(text: str, path: Path) -> float:
+    """A number in an official list; DatasetError where it is none."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DatasetError(f"{path} holds {text!r} where a number was expected: fetch it again") from error

@@ -1,0 +1,345 @@
+"""From a download to a catalog: unpack, read, compare with what was published, open every image, write.
+
+What a data set looks like on disk is its own file's knowledge, in datasets/; decoding is images.py's.
+"""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Column, Table
+
+from proxygml.console import console, track
+from proxygml.data.archives import STAMP, is_archive, unpacked, whole_folder
+from proxygml.data.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
+from proxygml.data.datasets.layout import Dataset
+from proxygml.data.images import decode_image
+from proxygml.data.resize import Size, copy_smaller
+from proxygml.errors import DatasetError, ImageError, OverwriteError
+from proxygml.files import refuse_overwrite, written_whole
+
+OnBad = Literal["fail", "drop"]
+Box = tuple[int, int, int, int]
+
+ROWS_SHOWN = 10
+"""Of each kind of problem, in the printed table."""
+
+
+class Finding(NamedTuple):
+    """Something about one file that the user should know."""
+
+    path: str
+    kind: str
+    """`missing`, `unreadable`, `out of place`, `duplicated` or `wrongly boxed`."""
+    problem: str
+    row: int | None = None
+    """Of the catalog; None for a file that is not in it."""
+    bad: bool = True
+    """False for what is reported, but stays as it is."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What opening an image file told: its content's hash and size in pixels, or what is wrong with it."""
+
+    digest: bytes = b""
+    width: int = 0
+    height: int = 0
+    kind: str = ""
+    problem: str = ""
+
+
+def prepare(
+    dataset: Dataset,
+    root: Path | None,
+    out: Path,
+    *,
+    on_bad: OnBad = "fail",
+    force: bool = False,
+    workers: int | None = None,
+    resize: int | None = None,
+) -> Catalog:
+    """Turn a download, or images of one's own, into a checked catalog.
+
+    Archives are unpacked into a folder beside `out`, named like it without its suffix, and stay there; a folder that
+    was unpacked from the same archives is used as it is. Every image is opened once. Files that are missing, empty,
+    truncated or no images, whose box does not fit, or that are there twice, are reported in one table. In a benchmark
+    (a data set with published counts) an image that is there twice is reported and kept, and a box that reaches
+    beyond its image is cut to it: the published figures stand on them.
+
+    Args:
+        dataset: What to read; its `read` is called with the unpacked folder alone.
+        root: The official archive, the folder it unpacks to, or the folder or table of your own images.
+        out: The catalog to write, a .parquet or a .csv file.
+        on_bad: What bad images lead to: `fail` writes nothing, `drop` leaves them out and lists them in
+            OUT.dropped.csv. Of images that are there twice in the same class the first stays; where the classes
+            differ none does, because nobody knows which is right.
+        force: Replace what an earlier run left at `out`.
+        workers: How many images are opened at a time; as many as there are processors when left out.
+        resize: Store a smaller copy of each image, its shorter side so many pixels, in a folder beside `out`, and let
+            the catalog point at the copies; see `copies.copy_smaller`.
+
+    Raises:
+        DatasetError: The download is incomplete or of another layout, or images are bad and `on_bad` is `fail`;
+            `resize` is impossible, or its folder would lie among the images of one's own.
+        CatalogError: The catalog cannot be used (see `catalog.check_splits`).
+        OverwriteError: Something is in the way, and `force` was not given.
+    """
+    dropped_list = out.with_suffix(".dropped.csv")
+    check_suffix(out)
+    for path in (out, dropped_list):
+        refuse_overwrite(path, force)
+    copies = out.with_suffix(f".{resize}px")
+    if resize is not None:
+        _check_resize(resize, copies, root if dataset.strays else None)
+    catalog = _read(dataset, root, out.with_suffix(""), force)
+    _compare_counts(catalog, dataset)
+    strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
+    inspections = dict(zip(catalog.paths, _open_all(catalog.paths, workers), strict=True))
+    in_rows = [inspections[path] for path in catalog.paths]
+    findings, catalog = _judge(catalog, in_rows, benchmark=dataset.published is not None)
+    findings = strays + findings
+    _print_findings(findings, on_bad)
+    if bad := [finding for finding in findings if finding.bad]:
+        catalog = _drop(catalog, bad, len(catalog) + len(strays), on_bad)
+        _compare_counts(catalog, dataset)
+    for warning in check_splits(catalog):
+        _warn(warning)
+    if resize is not None:
+        sizes = {path: Size(inspection.height, inspection.width) for path, inspection in inspections.items()}
+        catalog = copy_smaller(catalog, sizes, copies, resize, workers)
+    catalog.write(out, force)
+    _write_dropped(bad, dropped_list)
+    _print_counts(catalog, out)
+    return Catalog.read(out)
+
+
+def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
+    if resize < 1:
+        raise DatasetError(f"resize is {resize}: expected the shorter side in pixels, 1 or more")
+    if images is not None and copies.resolve().is_relative_to(images.expanduser().resolve()):
+        raise DatasetError(
+            f"the copies would go to {copies}, among the images in {images}, where the next run would take them for "
+            "a class: choose an --out that lies elsewhere"
+        )
+
+
+def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool) -> Catalog:
+    if dataset.makes_images:
+        return _make(dataset, beside, force)
+    if root is None:
+        raise DatasetError(f"{dataset.name} needs --root: where its images are")
+    root = root.expanduser()
+    if not root.exists():
+        raise DatasetError(f"there is no {root}: give --root the archive or folder of {dataset.name}")
+    if root.is_dir() or is_archive(root):
+        root = unpacked(root, beside, dataset.archives, force)
+    return dataset.read(root)
+
+
+def _make(dataset: Dataset, folder: Path, force: bool) -> Catalog:
+    if folder.exists():
+        if not (folder / STAMP).is_file():
+            raise OverwriteError(
+                f"{folder}, where {dataset.name} would be made, is there already: choose another --out"
+            )
+        if not force:
+            raise OverwriteError(f"{folder} is there already: choose another --out, or give --force to make it anew")
+    with whole_folder(folder) as temporary:
+        made = dataset.read(temporary)
+        (temporary / STAMP).write_text(dataset.name)
+    return Catalog(made.table, folder)
+
+
+def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
+    """Name every difference between what is listed and what was published."""
+    found = catalog.counts
+    for part, published in (dataset.published or {}).items():
+        images, classes = found.get(part, (0, 0))
+        if (images, classes) != published:
+            _warn(
+                f"{dataset.name} {part} has {images:,} images of {classes:,} classes, but {published.images:,} of "
+                f"{published.classes:,} were published: figures on it cannot stand beside published ones"
+            )
+
+
+def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding]:
+    """What the reader left out, other than what an earlier run wrote into the folder itself."""
+    if dataset.strays is None:
+        return []
+    written = {path.resolve() for path in ours}
+    return [
+        Finding(path, "out of place", problem)
+        for path, problem in dataset.strays(catalog.folder)
+        if (catalog.folder / path).resolve() not in written
+    ]
+
+
+def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
+    """Open every file once, however many rows name it.
+
+    Threads will do: decoding and hashing let go of the interpreter's lock.
+    """
+    if workers is not None and workers < 1:
+        raise DatasetError(f"workers is {workers}: expected at least 1")
+    unique = list(dict.fromkeys(paths))
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        inspections = dict(zip(unique, track(pool.map(inspect, unique), "Opening images", len(unique)), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not open the rest first
+    return [inspections[path] for path in paths]
+
+
+def inspect(path: Path) -> Inspection:
+    """Read and decode one file."""
+    try:
+        str(path).encode()
+        data = path.read_bytes()
+        _, height, width = decode_image(data, str(path)).shape
+    except UnicodeEncodeError:
+        return Inspection(kind="unreadable", problem="has a name that is not UTF-8: rename it")
+    except FileNotFoundError:
+        return Inspection(kind="missing", problem="is missing")
+    except OSError as error:
+        return Inspection(kind="unreadable", problem=f"cannot be read: {error.strerror}")
+    except ImageError as error:
+        return Inspection(kind="unreadable", problem=str(error).removeprefix(f"{path} "))
+    return Inspection(hashlib.blake2b(data, digest_size=16).digest(), width, height)
+
+
+def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool) -> tuple[list[Finding], Catalog]:
+    """What is wrong with the rows; and the catalog, with a benchmark's boxes cut to their images."""
+    paths = list(catalog.table["path"])
+    boxes = _boxes(catalog)
+    findings = []
+    for row, (path, inspection, box) in enumerate(zip(paths, inspections, boxes, strict=True)):
+        if inspection.problem:
+            findings.append(Finding(path, inspection.kind, inspection.problem, row))
+        elif box is not None and (problem := _box_problem(box, inspection)):
+            cut = _cut(box, inspection)
+            if benchmark and cut is not None:
+                boxes[row] = cut
+                problem += f"; cut to {cut}"
+            findings.append(Finding(path, "wrongly boxed", problem, row, bad=not (benchmark and cut is not None)))
+    bad = {finding.row for finding in findings if finding.bad}
+    good = [row for row in range(len(catalog)) if row not in bad]
+    findings += _duplicates(catalog, inspections, boxes, good, benchmark)
+    if BOX_COLUMNS[0] not in catalog.table:
+        return findings, catalog
+    edges = pd.DataFrame([box or (pd.NA,) * 4 for box in boxes], columns=list(BOX_COLUMNS))
+    return findings, Catalog(catalog.table.assign(**{name: edges[name] for name in BOX_COLUMNS}), catalog.folder)
+
+
+def _boxes(catalog: Catalog) -> list[Box | None]:
+    if BOX_COLUMNS[0] not in catalog.table:
+        return [None] * len(catalog)
+    rows = catalog.table[list(BOX_COLUMNS)].itertuples(index=False, name=None)
+    return [None if pd.isna(row[0]) else (int(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in rows]
+
+
+def _box_problem(box: Box, image: Inspection) -> str:
+    x_1, y_1, x_2, y_2 = box
+    if x_1 >= x_2 or y_1 >= y_2:
+        return f"has the box {box}, which has no area"
+    if x_1 < 0 or y_1 < 0 or x_2 > image.width or y_2 > image.height:
+        return f"has the box {box}, which reaches beyond its {image.width} x {image.height} pixels"
+    return ""
+
+
+def _cut(box: Box, image: Inspection) -> Box | None:
+    """The part of the box that lies in the image, None where there is none."""
+    x_1, y_1, x_2, y_2 = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
+    return (x_1, y_1, x_2, y_2) if x_1 < x_2 and y_1 < y_2 else None
+
+
+def _duplicates(
+    catalog: Catalog,
+    inspections: Sequence[Inspection],
+    boxes: Sequence[Box | None],
+    rows: Iterable[int],
+    benchmark: bool,
+) -> list[Finding]:
+    """Rows that show the same content, byte for byte, in the same box."""
+    paths, labels = list(catalog.table["path"]), catalog.labels
+    same: defaultdict[tuple[bytes, Box | None], list[int]] = defaultdict(list)
+    for row in rows:
+        same[inspections[row].digest, boxes[row]].append(row)
+    findings = []
+    for group in same.values():
+        first, *others = group
+        if len({labels[row] for row in group}) == 1:
+            problems = [(row, f"is the same image as {paths[first]}") for row in others]
+        else:
+            partner = {row: next(other for other in group if labels[other] != labels[row]) for row in group}
+            problems = [
+                (row, f"is of class {labels[row]!r}, but the same image as {paths[other]} of class {labels[other]!r}")
+                for row, other in partner.items()
+            ]
+        findings += [Finding(paths[row], "duplicated", problem, row, bad=not benchmark) for row, problem in problems]
+    return findings
+
+
+def _drop(catalog: Catalog, bad: Sequence[Finding], files: int, on_bad: OnBad) -> Catalog:
+    """The catalog without its bad rows. DatasetError where they may not be left out, or nothing would be left."""
+    if on_bad == "fail":
+        raise DatasetError(
+            f"{_summary(bad, files)}. No catalog was written: mend or fetch them, or leave them out with --on-bad drop"
+        )
+    rows = {finding.row for finding in bad if finding.row is not None}
+    if len(rows) == len(catalog):
+        raise DatasetError(f"no image is left: {_summary(bad, files)}. No catalog was written")
+    return Catalog(catalog.table.drop(index=list(rows)), catalog.folder)
+
+
+def _summary(bad: Sequence[Finding], files: int) -> str:
+    """Such as `2 of 10 files are missing (a.jpg, b.jpg); 1 of 10 files is unreadable (c.jpg)`."""
+    parts = []
+    for kind in dict.fromkeys(finding.kind for finding in bad):
+        paths = [finding.path for finding in bad if finding.kind == kind]
+        names = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+        parts.append(f"{len(paths):,} of {files:,} files {'is' if len(paths) == 1 else 'are'} {kind} ({names})")
+    return "; ".join(parts)
+
+
+def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
+    if not dropped:
+        path.unlink(missing_ok=True)  # an earlier run's, which --force gave up
+        return
+    table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
+    with written_whole(path) as temporary:
+        table.to_csv(temporary, index=False, errors="backslashreplace")
+
+
+def _print_findings(findings: Sequence[Finding], on_bad: OnBad) -> None:
+    if not findings:
+        return
+    table = Table(Column("image", overflow="fold"), Column("problem", overflow="fold"), "", title="Images to look at")
+    shown: defaultdict[str, int] = defaultdict(int)
+    for finding in findings:
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= ROWS_SHOWN:
+            fate = "kept" if not finding.bad else "dropped" if on_bad == "drop" else "bad"
+            table.add_row(escape(finding.path), escape(finding.problem), fate)
+    for kind, count in shown.items():
+        if count > ROWS_SHOWN:
+            table.add_row("...", f"{count - ROWS_SHOWN:,} more are {kind}", "")
+    console.print(table)
+
+
+def _print_counts(catalog: Catalog, out: Path) -> None:
+    table = Table("split", "images", "classes", title=escape(str(out)))
+    for part, count in catalog.counts.items():
+        table.add_row(part, f"{count.images:,}", f"{count.classes:,}")
+    console.print(table)
+
+
+def _warn(message: str) -> None:
+    console.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)

@@ -1,0 +1,125 @@
+"""Smaller copies of a catalog's images, which decode several times faster, and the catalog that points at them.
+
+Whether the images are good is prepare.py's to judge, before.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from proxygml.console import console, track
+from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.data.images import decode_image, scale_down, scaled_size
+from proxygml.errors import DatasetError
+from proxygml.files import written_whole
+
+JPEG_QUALITY = 95
+"""Pillow advises against more: it would only make the files larger."""
+
+
+class Size(NamedTuple):
+    """Height and width of an upright image, in pixels."""
+
+    height: int
+    width: int
+
+
+def copy_smaller(
+    catalog: Catalog, sizes: Mapping[Path, Size], folder: Path, shorter_side: int, workers: int | None = None
+) -> Catalog:
+    """Store a copy of every image whose shorter side has that many pixels, and scale the boxes with it.
+
+    JPEG and lossy WebP become JPEG, all else PNG, upright and RGB. An image that is no larger is copied byte for byte.
+    Each copy takes over its image's time of change: a copy of the same time is taken as it is, so that a run that was
+    stopped goes on.
+
+    Args:
+        catalog: the images.
+        sizes: the size of each of `catalog.paths`.
+        folder: where the copies go, under the relative paths of their images.
+        shorter_side: 1 or more. Of the image, not of its box.
+        workers: how many images at a time; as many as there are processors when left out.
+
+    Returns:
+        The same rows with the paths and boxes of the copies, relative to `folder`.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+        DatasetError: a copy cannot be written, or two images would have the same.
+    """
+    sources = dict(zip(catalog.paths, catalog.table["path"], strict=True))
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)  # decoding, scaling and encoding free the lock
+    try:
+        jobs = pool.map(lambda path: _copy(path, folder / _place(sources[path]), sizes[path], shorter_side), sources)
+        copies = dict(zip(sources, track(jobs, f"Copying at {shorter_side} pixels", len(sources)), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    _refuse_clashes(copies)
+    before, after = (sum(path.stat().st_size for path in paths) for paths in (copies.keys(), copies.values()))
+    console.print(f"{len(copies):,} copies in {folder}: {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB", markup=False)
+    table = catalog.table.assign(path=[copies[path].relative_to(folder).as_posix() for path in catalog.paths])
+    if BOX_COLUMNS[0] in table:
+        table[list(BOX_COLUMNS)] = _scaled_boxes(catalog, sizes, shorter_side)
+    return Catalog(table, folder)
+
+
+def _place(path: str) -> str:
+    """Where the copy goes within the folder; images from elsewhere get a folder of their own each."""
+    place = PurePosixPath(os.path.normpath(path))
+    if place.is_absolute() or place.parts[0] == "..":
+        return f"elsewhere/{blake2b(path.encode(), digest_size=8).hexdigest()}/{place.name}"
+    return str(place)
+
+
+def _copy(source: Path, target: Path, size: Size, shorter_side: int) -> Path:
+    """Make the copy where it is not there yet, and return its path."""
+    status = source.stat()
+    smaller = min(size) > shorter_side
+    if smaller:
+        target = _with_suffix(source, target)
+    if target.exists() and target.stat().st_mtime_ns == status.st_mtime_ns:
+        return target
+    image = scale_down(decode_image(source), shorter_side) if smaller else None
+    try:
+        with written_whole(target) as temporary:
+            if image is None:
+                temporary.write_bytes(source.read_bytes())
+            else:
+                picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+                picture.save(temporary, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=JPEG_QUALITY)
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+    except OSError as error:
+        raise DatasetError(f"the copy {target} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def _with_suffix(source: Path, target: Path) -> Path:
+    """The name of a copy, with a suffix that says how it is encoded."""
+    with source.open("rb") as file:
+        start = file.read(16)
+    lossy = start.startswith(b"\xff\xd8") or start[8:16] in (b"WEBPVP8 ", b"WEBPVP8X")
+    suffixes = (".jpg", ".jpeg") if lossy else (".png",)
+    return target if target.suffix.lower() in suffixes else target.with_name(target.name + suffixes[0])
+
+
+def _refuse_clashes(copies: Mapping[Path, Path]) -> None:
+    owners: dict[Path, Path] = {}
+    for source, copy in copies.items():
+        if (other := owners.setdefault(copy, source)) != source:
+            raise DatasetError(f"{other} and {source} would both be copied to {copy}: rename one of them")
+
+
+def _scaled_boxes(catalog: Catalog, sizes: Mapping[Path, Size], shorter_side: int) -> np.ndarray:
+    """The boxes in pixels of the copies, rounded outwards; missing where there was none."""
+    boxes = catalog.table[list(BOX_COLUMNS)].to_numpy(dtype=np.float64, na_value=np.nan)
+    old = np.array([sizes[path] for path in catalog.paths], dtype=np.float64)
+    new = np.array([scaled_size(*sizes[path], shorter_side) for path in catalog.paths], dtype=np.float64)
+    # x by the width, y by the height; in this order whole numbers stay whole.
+    corners = boxes * new[:, [1, 0, 1, 0]] / old[:, [1, 0, 1, 0]]
+    return np.hstack([np.floor(corners[:, :2]), np.ceil(corners[:, 2:])])

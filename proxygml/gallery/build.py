@@ -1,0 +1,268 @@
+"""Building galleries from images, catalogs or files of vectors; adding to them, removing from them.
+
+It brings embedder and gallery together; each gallery remembers which model it is of, and takes vectors of no other.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from proxygml.console import console
+from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.errors import GalleryError, UserError
+from proxygml.gallery.classify import calibrate
+from proxygml.gallery.folder import Gallery, refuse_place, work_place
+from proxygml.gallery.manifest import Facts
+from proxygml.gallery.neighbors import Kind
+from proxygml.models.embedder import Embedder, fingerprint
+from proxygml.models.embedding import Block, EmbeddedImages, ImageList, OnBad, VectorFile, discard, embed_images
+from proxygml.training.run_folder import RunFolder
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the items come from: exactly one of the three.
+
+    Raises:
+        UserError: none is given, or several.
+    """
+
+    catalog: Path | None = None
+    images: tuple[Path, ...] = ()
+    vectors: Path | None = None
+    split: str = "all"
+    """Of the catalog: train, val, test, or all."""
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.catalog, self.images, self.vectors))) != 1:
+            raise UserError("say what the items are with one of --catalog TABLE, --images FOLDER or --vectors FILE")
+        if self.split not in ("all", "train", "val", "test"):
+            raise UserError(f"--split is {self.split!r}, but must be all, train, val or test")
+
+    def image_list(self) -> ImageList:
+        """The images of the catalog or the folders."""
+        if self.catalog is None:
+            return ImageList.from_files(self.images)
+        catalog = Catalog.read(self.catalog)
+        return ImageList.from_catalog(catalog if self.split == "all" else catalog.split(self.split))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A run's embedder, loaded when it is first needed, and its fingerprint."""
+
+    run: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, run: Path) -> "Model":
+        """The model of a run folder.
+
+        Raises:
+            RunError: there is none.
+        """
+        return cls(run.resolve(), fingerprint(run))
+
+    @classmethod
+    def of_gallery(cls, gallery: Gallery, run: Path | None) -> "Model":
+        """The gallery's own model, from where it was or from `run`.
+
+        Raises:
+            GalleryError: the run is another model's, or it is not known.
+        """
+        if run is None and not gallery.facts.run:
+            raise GalleryError("the gallery does not know its run folder: name it with --run")
+        place = run or Path(gallery.facts.run)
+        if not place.is_dir():
+            raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
+        model = cls.of(place)
+        if gallery.facts.model and model.fingerprint != gallery.facts.model:
+            raise GalleryError(
+                f"{place} is another model (fingerprint {model.fingerprint[:12]}) than the one that the gallery was "
+                f"built with ({gallery.facts.model[:12]}): embeddings of two models cannot be compared. Give that "
+                "model with --run, or build the gallery again"
+            )
+        return model
+
+    def embedder(self) -> Embedder:
+        """The embedder, on the GPU where there is one."""
+        return Embedder.load(self.run, default_device())
+
+
+def build_gallery(
+    model: Model,
+    source: Source,
+    out: str | Path,
+    *,
+    kind: Kind = "exact",
+    false_accept_rate: float = 0.01,
+    on_bad: OnBad = "fail",
+    force: bool = False,
+    workers: int = 2,
+    batch_size: int = 64,
+) -> Gallery:
+    """Embed the items, unless they come as vectors, and make a gallery of them; a stopped call goes on when repeated.
+
+    Where there are validation classes (a val split in the catalog or in the file of vectors, or those that the run held
+    out of its training on that catalog), a threshold for "none of these" is chosen on them and kept in the gallery.
+
+    Raises:
+        UserError: see embed_images, Gallery.build, VectorFile and Model.
+    """
+    refuse_place(out, force)
+    if not 0 <= false_accept_rate < 1:
+        raise UserError(f"--false-accept-rate is {false_accept_rate}, but must be 0 up to below 1")
+    facts = Facts(kind, model.fingerprint, str(model.run))
+    if source.vectors is not None:
+        file = checked_vectors(source.vectors, model)
+        facts = replace(facts, dimension=file.dimension)
+        gallery = Gallery.build(out, file.blocks(), facts, force=force, total=file.rows)
+        if "label" in gallery.columns:
+            _calibrate(gallery, _own_validation(gallery), false_accept_rate)
+        return gallery
+    work = work_place(out, "partial")
+    embedder = model.embedder()
+    embedded = embed_images(
+        embedder, model.fingerprint, source.image_list(), work, on_bad=on_bad, workers=workers, batch_size=batch_size
+    )
+    facts = replace(facts, dimension=embedded.dimension)
+    gallery = Gallery.build(out, embedded.blocks(), facts, force=force, total=len(embedded))
+    discard(work)
+    if source.catalog is not None:
+        validation = _validation(model.run, source.catalog)
+        block = None
+        if validation is not None:
+            block = _embed_validation(gallery, model, embedder, validation, workers, batch_size)
+        _calibrate(gallery, block, false_accept_rate)
+    return gallery
+
+
+def checked_vectors(path: Path, model: Model) -> VectorFile:
+    """A file of vectors of that model.
+
+    Raises:
+        GalleryError: it is another model's, or no such file.
+    """
+    file = VectorFile(path)
+    if file.model and file.model != model.fingerprint:
+        raise GalleryError(f"{path} was made by another model ({file.run}) than {model.run}: embed its images again")
+    return file
+
+
+def add_items(
+    gallery: Gallery,
+    model: Model,
+    source: Source,
+    *,
+    on_bad: OnBad = "fail",
+    workers: int = 2,
+    batch_size: int = 64,
+) -> tuple[int, int]:
+    """Add to a gallery on disk what it does not hold yet, by path, and save it.
+
+    Returns:
+        How many items were added, and how many of the source are in the gallery already.
+
+    Raises:
+        UserError: see build_gallery.
+    """
+    if source.vectors is not None:
+        return _add_blocks(gallery, checked_vectors(source.vectors, model).blocks())
+    images = source.image_list()
+    new = _unknown(gallery, images.table)
+    if not new.any():
+        return 0, len(images)
+    work = work_place(gallery.place, "partial")
+    fresh = ImageList(images.table[new].reset_index(drop=True))
+    embedded = embed_images(
+        model.embedder(), model.fingerprint, fresh, work, on_bad=on_bad, workers=workers, batch_size=batch_size
+    )
+    added, _ = _add_blocks(gallery, embedded.blocks())
+    discard(work)
+    return added, int((~new).sum())
+
+
+def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> tuple[int, int]:
+    added = there = 0
+    for vectors, table in blocks:
+        new = _unknown(gallery, table)
+        gallery.add(vectors[new], table[new])
+        added, there = added + int(new.sum()), there + int((~new).sum())
+    if added:
+        gallery.save()
+    return added, there
+
+
+def _unknown(gallery: Gallery, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Which rows are not in the gallery: an image is told from others by its path, and by its box where it has one."""
+    if "path" not in table or "path" not in gallery.columns:
+        return np.ones(len(table), dtype=bool)
+    keys = ["path", *(column for column in BOX_COLUMNS if column in table or column in gallery.columns)]
+    return np.asarray(gallery.ids_of(table, keys) < 0)
+
+
+def _calibrate(gallery: Gallery, validation: Block | None, false_accept_rate: float) -> None:
+    """Choose the threshold on the images of the validation classes, or say why there is none."""
+    reason = (
+        "there is no val split, and the run held no classes out. Every query will be given a class, however far it is"
+    )
+    if validation is not None:
+        vectors, items = validation
+        try:
+            gallery.calibrated(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
+        except GalleryError as error:
+            reason = str(error)
+        else:
+            gallery.save()
+            return
+    console.print(f"no threshold for `none of these`: {reason}", style="yellow", markup=False)
+
+
+def _own_validation(gallery: Gallery) -> Block | None:
+    """The vectors and items of the gallery's own val split."""
+    if "split" not in gallery.columns or not len(ids := gallery.matching({"split": "val"})):
+        return None
+    return gallery.vectors(ids), gallery.rows(ids)
+
+
+def _embed_validation(
+    gallery: Gallery, model: Model, embedder: Embedder, validation: Catalog, workers: int, batch_size: int
+) -> Block:
+    """The vectors and items of the validation images, from the gallery where it holds them all."""
+    images = ImageList.from_catalog(validation)
+    keys = ["path", *(column for column in BOX_COLUMNS if column in images.table or column in gallery.columns)]
+    if "path" in gallery.columns and (ids := gallery.ids_of(images.table, keys)).min() >= 0:
+        return gallery.vectors(ids), images.table
+    work = work_place(gallery.place, "validation")
+    embedded: EmbeddedImages = embed_images(
+        embedder, model.fingerprint, images, work, on_bad="drop", workers=workers, batch_size=batch_size
+    )
+    block = embedded.whole()
+    discard(work)
+    return block
+
+
+def _validation(run: Path, table: Path) -> Catalog | None:
+    """The val split of the catalog; or, of the run's own catalog, the classes that its training held out."""
+    catalog = Catalog.read(table)
+    if (catalog.table["split"] == "val").any():
+        return catalog.split("val")
+    folder = RunFolder(run)
+    if not folder.recipe.is_file():
+        return None
+    recipe = folder.read_recipe()
+    if not recipe.validation_classes or Path(recipe.catalog).resolve() != table.resolve():
+        return None
+    from proxygml.training.trainer import split_for_training  # noqa: PLC0415  (slow to load, and searching needs none of it)
+
+    return split_for_training(recipe)[1]

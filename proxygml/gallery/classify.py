@@ -1,0 +1,146 @@
+"""The class of a query by the labels of its nearest items, or none of them.
+
+From how similar a query must be to belong to a class of the gallery is chosen on classes that neither trained the model
+nor are what the user asks about: the validation classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from torch import Tensor
+
+from proxygml.errors import GalleryError
+from proxygml.gallery.folder import Gallery, SearchResult
+from proxygml.gallery.manifest import Threshold
+from proxygml.gallery.neighbors import Vectors
+
+TEMPERATURE = 0.07
+"""A neighbour's vote weighs exp(cosine / 0.07), as in Wu et al., CVPR 2018."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a query is taken for."""
+
+    label: str | None
+    """The label with the most votes; None for none of the gallery's classes."""
+
+    share: float
+    """Of all votes, 0..1, that went to the most voted label, even where that is not given."""
+
+    score: float
+    """Cosine of the nearest item, which is compared with the threshold."""
+
+
+def is_labelled(result: SearchResult) -> bool:
+    """Whether any of the items that were found has a label, to be voted for."""
+    return "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
+
+
+def predict(result: SearchResult, threshold: float | None = None) -> list[Prediction]:
+    """The class of each query, by a weighted vote of the items that it found.
+
+    Args:
+        result: of Gallery.search; items without a label do not vote.
+        threshold: cosine that the nearest item must reach; None accepts every query.
+
+    Raises:
+        GalleryError: the items have no column `label`.
+    """
+    if "label" not in result.table:
+        raise GalleryError("the gallery's items have no label: build it from a catalog to predict classes")
+    labels = result.table["label"].astype("string").astype(object)
+    return [
+        _vote(labels.loc[ids].to_numpy(), scores, threshold)
+        for ids, scores in zip(result.ids, result.scores, strict=True)
+    ]
+
+
+def _vote(labels: npt.NDArray[np.object_], scores: Vectors, threshold: float | None) -> Prediction:
+    best = float(scores.max())
+    votes: dict[str, float] = {}
+    weights = np.exp((scores.astype(np.float64) - best) / TEMPERATURE)
+    for label, weight in zip(labels, weights, strict=True):
+        if isinstance(label, str):
+            votes[label] = votes.get(label, 0.0) + float(weight)
+    if not votes:
+        return Prediction(None, 0.0, best)
+    label = max(votes, key=lambda name: votes[name])
+    accepted = threshold is None or best >= threshold
+    return Prediction(label if accepted else None, votes[label] / sum(votes.values()), best)
+
+
+def calibrate(
+    gallery: Gallery,
+    embeddings: Tensor | npt.NDArray[np.floating],
+    labels: Sequence[str],
+    false_accept_rate: float = 0.01,
+) -> Threshold:
+    """The lowest threshold at which at most that share of queries is accepted whose class the gallery does not hold.
+
+    Every validation image queries the gallery's items of other labels: what it then finds is wrong by construction, in
+    a gallery of the very size that will be searched.
+
+    Args:
+        gallery: with a column `label`.
+        embeddings: (n, D) floats, the images of the validation classes.
+        labels: theirs.
+        false_accept_rate: 0 up to below 1.
+
+    Raises:
+        GalleryError: the rate is out of range, labels are missing, or the gallery has no item of another class.
+    """
+    if not 0 <= false_accept_rate < 1:
+        raise GalleryError(f"the false-accept rate is {false_accept_rate}, but must be 0 up to below 1")
+    if "label" not in gallery.columns:
+        raise GalleryError("the gallery's items have no label: a threshold cannot be chosen")
+    names = np.array(list(labels), dtype=object)
+    wrong = _best_of_others(gallery, embeddings, names)
+    falling = np.sort(wrong)[::-1]
+    threshold = float(np.nextafter(falling[int(false_accept_rate * len(falling))], np.float32(2)))
+    right = _best_of_own(gallery, embeddings, names)
+    known = np.isfinite(right)
+    accepted = np.maximum(right, wrong)[known] >= threshold
+    return Threshold(
+        score=threshold,
+        false_accept_rate=float(np.mean(wrong >= threshold)),
+        true_accept_rate=float(accepted.mean()) if known.any() else None,
+        queries=len(names),
+        classes=len(set(names)),
+    )
+
+
+def _best_of_others(
+    gallery: Gallery, embeddings: Tensor | npt.NDArray[np.floating], labels: npt.NDArray[np.object_]
+) -> Vectors:
+    """(n,): the similarity of each image's nearest item of another label."""
+    best = np.full(len(labels), -np.inf, np.float32)
+    vectors = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+    todo, k = np.arange(len(labels)), 16
+    while len(todo):
+        found = gallery.search(vectors[todo], k)
+        names = found.table["label"].astype("string").reindex(found.ids.ravel()).to_numpy(dtype=object, na_value="")
+        other = names.reshape(found.ids.shape) != labels[todo, None]
+        best[todo] = np.where(other, found.scores, -np.inf).max(axis=1)
+        todo = todo[~other.any(axis=1)]
+        if len(todo) and found.ids.shape[1] == len(gallery):
+            raise GalleryError("the gallery holds validation classes only: a threshold cannot be chosen")
+        k *= 4
+    return best
+
+
+def _best_of_own(
+    gallery: Gallery, embeddings: Tensor | npt.NDArray[np.floating], labels: npt.NDArray[np.object_]
+) -> Vectors:
+    """(n,): the similarity of each image's nearest other image of its class; -inf where it is the only one."""
+    own = Gallery.create(embeddings, pd.DataFrame({"label": labels}))
+    best = np.full(len(labels), -np.inf, np.float32)
+    for label in set(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) > 1:
+            found = own.search(own.vectors(rows), 1, {"label": str(label)}, exclude=rows)
+            best[rows] = found.scores[:, 0]
+    return best

@@ -1,0 +1,170 @@
+"""Asking a gallery with images: the answers as a table and as a picture."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from proxygml.data.catalog import BOX_COLUMNS
+from proxygml.data.images import thumbnail
+from proxygml.errors import GalleryError
+from proxygml.files import written_whole
+from proxygml.gallery.classify import Prediction, is_labelled, predict
+from proxygml.gallery.folder import Gallery, SearchResult
+from proxygml.gallery.neighbors import Rows
+from proxygml.models.embedder import Embedder
+from proxygml.models.embedding import ImageList, OnBad, embed_images
+
+ROWS_SHOWN = 8
+"""Queries in a picture at most, and columns of neighbours."""
+TILE_PIXELS = 140
+ANSWER_ENDINGS = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a gallery answered to some images."""
+
+    queries: ImageList
+    result: SearchResult
+    predictions: Sequence[Prediction] | None
+    """None where the items have no labels."""
+
+
+def search_images(
+    gallery: Gallery,
+    embedder: Embedder,
+    queries: ImageList,
+    k: int = 10,
+    where: Mapping[str, Sequence[str]] | None = None,
+    *,
+    leave_out_itself: bool = False,
+    rerank: bool = False,
+    threshold: float | None = None,
+    on_bad: OnBad = "fail",
+    workers: int = 0,
+) -> Answers:
+    """Embed images, search the gallery for each, and predict their classes.
+
+    Args:
+        gallery: the gallery.
+        embedder: its model.
+        queries: the images.
+        k, where, rerank: see Gallery.search.
+        leave_out_itself: a query does not find the item with its own path (and box).
+        threshold: for predictions; the gallery's own if left out.
+        on_bad: unreadable queries are named; then fail, or drop them.
+        workers: processes that decode images.
+
+    Raises:
+        ImageError: a query that cannot be decoded.
+        GalleryError: see Gallery.search.
+    """
+    with TemporaryDirectory() as work:
+        model = gallery.facts.model
+        embedded = embed_images(embedder, model, queries, Path(work), on_bad=on_bad, workers=workers)
+        vectors, table = embedded.whole()
+    queries = ImageList(table)
+    exclude = _own_ids(gallery, queries) if leave_out_itself else None
+    result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
+    if threshold is None and gallery.facts.threshold is not None:
+        threshold = gallery.facts.threshold.score
+    return Answers(queries, result, predict(result, threshold) if is_labelled(result) else None)
+
+
+def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:
+    """The id of each query's own item, -1 where it has none."""
+    if "path" not in gallery.columns:
+        raise GalleryError("the gallery's items have no path: a query cannot be told from the others")
+    boxes = (column for column in BOX_COLUMNS if column in queries.table and column in gallery.columns)
+    return gallery.ids_of(queries.table, ["path", *boxes])
+
+
+def answers_table(answers: Answers) -> pd.DataFrame:
+    """A row for each item found: `query`, `rank`, `score`, `id`, the item's columns, and the query's `prediction`."""
+    parts = []
+    for place, path in enumerate(answers.queries.paths):
+        rows = answers.result.rows(place)
+        rows.insert(0, "query", path)
+        if answers.predictions is not None:
+            rows["prediction"] = answers.predictions[place].label
+        parts.append(rows)
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_answers(answers: Answers, path: Path) -> None:
+    """Write answers_table as CSV or Parquet, by suffix (ANSWER_ENDINGS)."""
+    table = answers_table(answers)
+    with written_whole(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
+
+
+def printed(answers: Answers, query: int) -> Table:
+    """The answer to one query, for the console."""
+    rows = answers.result.rows(query)
+    shown = [name for name in ("rank", "score", "label", "path") if name in rows] + ([] if "path" in rows else ["id"])
+    title = escape(_near(answers.queries.paths[query]))
+    table = Table(title=title, title_justify="left", caption=_verdict(answers, query), caption_justify="left")
+    for name in shown:
+        table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
+    if "path" in rows:
+        rows["path"] = [_near(str(path)) for path in rows["path"]]
+    for _, row in rows.iterrows():
+        cells = [
+            f"{row[name]:.3f}" if name == "score" else "" if pd.isna(row[name]) else str(row[name]) for name in shown
+        ]
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _near(path: str) -> str:
+    """The path as seen from the working directory where it lies below it; a person reads it more easily."""
+    return path.removeprefix(f"{Path.cwd()}{os.sep}")
+
+
+def _verdict(answers: Answers, query: int) -> str:
+    if answers.predictions is None:
+        return ""
+    prediction = answers.predictions[query]
+    if prediction.label is None:
+        return f"none of these: the nearest has a cosine of {prediction.score:.3f} only"
+    return escape(f"{prediction.label} ({prediction.share:.0%} of the vote)")
+
+
+def draw_answers(answers: Answers, path: Path) -> None:
+    """A picture (PNG) of the first 8 queries and the 8 items nearest to each."""
+    from proxygml.reports import figures  # noqa: PLC0415  (Matplotlib is slow to load; only --show needs it)
+
+    grid = []
+    boxes = answers.queries.boxes
+    for place, query in enumerate(answers.queries.paths[:ROWS_SHOWN]):
+        box = None if boxes is None else boxes[place].tolist()
+        note = "" if answers.predictions is None else answers.predictions[place].label or "none of these"
+        row = [figures.Tile(thumbnail(query, box, TILE_PIXELS), Path(query).name, note)]
+        for _, item in answers.result.rows(place).head(ROWS_SHOWN).iterrows():
+            row.append(figures.Tile(_picture(item), _caption(item), f"{item['score']:.2f}"))
+        grid.append(row)
+    drawn = figures.png(figures.retrieval_grid(grid))
+    with written_whole(path) as temporary:
+        temporary.write_bytes(drawn)
+
+
+def _picture(item: pd.Series) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    boxed = BOX_COLUMNS[0] in item and bool(pd.notna(item[BOX_COLUMNS[0]]))
+    return thumbnail(
+        str(item.get("path", "")), [int(item[column]) for column in BOX_COLUMNS] if boxed else None, TILE_PIXELS
+    )
+
+
+def _caption(item: pd.Series) -> str:
+    label = item.get("label")
+    return str(label) if isinstance(label, str) else Path(str(item.get("path", item["id"]))).name

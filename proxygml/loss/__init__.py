@@ -1,0 +1,16 @@
+"""The method: ProxyGMLLoss, the mathematics of its graph with its gradients, and the optimiser for many proxies.
+
+It needs torch alone. Whatever trains with the loss is in training/.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from proxygml.loss.lazy_adam import LazyAdam as LazyAdam
+    from proxygml.loss.proxygml_loss import ProxyGMLLoss as ProxyGMLLoss
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"lazy_adam": ["LazyAdam"], "proxygml_loss": ["ProxyGMLLoss"]}
+)

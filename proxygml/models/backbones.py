@@ -1,0 +1,188 @@
+"""Backbones by name, with their weights: any timm model, and our own small files.
+
+What a backbone is here: `forward_features` from normalised images to features, `num_features`, and the input space
+that its weights were trained in. Pooling and everything behind it is embedder.py's.
+"""
+
+import pickle
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from proxygml.errors import RecipeError, WeightsError
+from proxygml.models.bn_inception import BNInception
+from proxygml.models.conv4 import SMALL_WIDTHS, Conv4
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
+PRETRAINED_OWN = {"bn_inception": "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"}
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """How RGB in 0..1 becomes what a backbone was trained on: (x - mean) / std, then BGR where it says so."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+
+
+_CENTRED = InputSpace(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+OWN: dict[str, tuple[Callable[[], nn.Module], InputSpace]] = {
+    "bn_inception": (BNInception, InputSpace(BNInception.mean, BNInception.std, bgr=True)),
+    "conv4": (Conv4, _CENTRED),
+    "conv4_small": (partial(Conv4, SMALL_WIDTHS), _CENTRED),
+}
+
+
+def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module, InputSpace]:
+    """The network of that name with its weights.
+
+    Args:
+        name: `bn_inception`, `conv4`, `conv4_small` or a timm model.
+        weights: `pretrained`, `none`, or the path of a .safetensors, .pth or .pt file.
+        image_size: side of the square images that it will see, pixels.
+
+    Raises:
+        RecipeError: no backbone has that name.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    backbone, space = _build_own(name) if name in OWN else _build_timm(name, weights == "pretrained", image_size)
+    if weights == "pretrained" and name in OWN:
+        _load(backbone, _download(name), name)
+    elif weights not in ("pretrained", "none"):
+        _load(backbone, _read(Path(weights)), weights)
+    return backbone, space
+
+
+def require_weights_file(weights: str) -> None:
+    """Raise WeightsError where `embedder.weights` names a file that is not there."""
+    if weights not in ("pretrained", "none") and not Path(weights).is_file():
+        raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
+
+
+def _build_own(name: str) -> tuple[nn.Module, InputSpace]:
+    kind, space = OWN[name]
+    return kind(), space
+
+
+def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module, InputSpace]:
+    import timm  # noqa: PLC0415  (loads all of its models; our own need none of it)
+
+    if not timm.is_model(name):
+        close = get_close_matches(name, [*OWN, *timm.list_models()], n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists the names"
+        raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows{hint}")
+    config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    if pretrained:
+        _require_reachable(name, config)
+    # Only models built for one input size take a size, and they must be told it.
+    size: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
+    try:
+        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **size)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise WeightsError(_how_to_fetch(name, config)) from error
+    red, green, blue = zip(config.mean, config.std, strict=True)
+    return backbone, InputSpace((red[0], green[0], blue[0]), (red[1], green[1], blue[1]))
+
+
+def _require_reachable(name: str, config: "PretrainedCfg") -> None:
+    """Fail at once and quietly where there is no network: the hub's own client retries for most of a minute."""
+    from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415
+
+    if not config.hf_hub_id:
+        raise WeightsError(f"timm has no pretrained weights for {name}: set embedder.weights to a file or to none")
+    if any(try_to_load_from_cache(config.hf_hub_id, file) for file in ("model.safetensors", "pytorch_model.bin")):
+        return
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return  # it answered, so it is there
+    except OSError as error:
+        raise WeightsError(_how_to_fetch(name, config)) from error
+
+
+def _how_to_fetch(name: str, config: "PretrainedCfg") -> str:
+    return (
+        f"the pretrained weights of {name} could not be downloaded: fetch "
+        f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors on a machine with a network and "
+        "set embedder.weights to that file (or to none, for random weights)"
+    )
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    if name not in PRETRAINED_OWN:
+        raise WeightsError(f"{name} has no pretrained weights: set embedder.weights to none, or to a file of your own")
+    try:
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            PRETRAINED_OWN[name], map_location="cpu", weights_only=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"the pretrained weights of {name} could not be downloaded: fetch {PRETRAINED_OWN[name]} on a machine "
+            "with a network and set embedder.weights to that file (or to none, for random weights)"
+        ) from error
+    return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, nothing unpickled but tensors; a training checkpoint's inner table is found."""
+    require_weights_file(str(path))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise WeightsError(f"{path} cannot be read as weights (.safetensors, or tensors in a .pth): {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no table of tensors: expected the state_dict of a network")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load every tensor of the backbone; the classifier of the file is left out, anything else must fit."""
+    if isinstance(backbone, BNInception):
+        backbone.load_port_weights(state)
+        return
+    expected = backbone.state_dict()
+    # The classifier has no place in a backbone; its name is the only one that may be left over.
+    classifier = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    prefixes = tuple(f"{part}." for part in ((classifier,) if isinstance(classifier, str) else classifier))
+    given = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    problems = [f"missing {key}" for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    problems += [f"unexpected {key}" for key in given if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+        for key, value in given.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise WeightsError(f"{source} does not fit the backbone: {shown}")
+    backbone.load_state_dict(given, strict=False)

@@ -1,0 +1,378 @@
+"""What the server answers: images in, neighbours, vectors and changes of the gallery out. app.py speaks HTTP for it.
+
+Searches look at a gallery that nobody changes. A change is made to another copy and saved; then searches look at what
+was saved. So an answer to an addition means that it is on disk, and a reader never waits for a writer.
+"""
+
+import asyncio
+import contextlib
+import io
+import math
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from proxygml.data.catalog import BOX_COLUMNS
+from proxygml.data.images import decode_image, test_transform, thumbnail
+from proxygml.errors import GalleryError, ImageError, OverwriteError, UserError
+from proxygml.files import written_whole
+from proxygml.gallery.classify import Prediction, is_labelled, predict
+from proxygml.gallery.folder import Gallery, SearchResult
+from proxygml.models.embedder import Embedder
+from proxygml.serving.batcher import Batcher
+
+KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+"""Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
+THUMBNAIL = 320  # pixels
+DECODERS = min(4, os.cpu_count() or 1)
+"""Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
+_MODEL_BATCH, _WRITE_BATCH = 16, 256
+_SWEPT_AFTER = 3600  # seconds
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Raises:
+        UserError: a limit that is not positive.
+    """
+
+    max_upload_mb: float = 20.0
+    """Size of a request, in 10**6 bytes."""
+
+    max_pixels: int = 50_000_000
+    """Width times height of an image, which are read before it is decoded."""
+
+    max_k: int = 100
+    """How many neighbours may be asked for."""
+
+    timeout: float = 30.0
+    """Seconds that a request may take to arrive, and as many until it is answered."""
+
+    queue: int = 64
+    """Requests that may be under way, and as many more that arrive; a further one is asked to come again."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise UserError(f"--{name} is {value}, but must be more than 0")
+
+
+class RequestError(Exception):
+    """A request that is refused, with the HTTP status that says why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def too_many(limits: Limits) -> RequestError:
+    """The refusal of a request that comes while as many as may be are under way, or arriving."""
+    return RequestError(429, f"{limits.queue} requests are under way or arriving already: come again in a second")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """An item to be added: its vector, the file that holds its image, its columns."""
+
+    vector: Tensor
+    path: Path
+    columns: Mapping[str, str]
+
+
+Change = Addition | int  # an item to add, or the id of one to remove
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found: rows of rank, score, id and columns, and the class that they vote for."""
+
+    items: list[dict[str, Any]]
+    prediction: Prediction | None
+
+
+class Service:
+    """A gallery and its model, for many requests at a time.
+
+    Args:
+        gallery: as it was loaded.
+        embedder: its model.
+        limits: see there.
+    """
+
+    def __init__(self, gallery: Gallery, embedder: Embedder, limits: Limits) -> None:
+        self.gallery = gallery
+        self.limits = limits
+        self.embedder = embedder.eval()
+        self.active = 0
+        self._transform = test_transform(embedder.images)
+        self._decoders = ThreadPoolExecutor(DECODERS)
+        self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
+        self._writer: Batcher[Change, int] = Batcher(self._change, _WRITE_BATCH)
+        self._images = Path(gallery.place) / "images" if gallery.folder is not None else None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """While the server runs."""
+        self._sweep()
+        await self._model.start()
+        await self._writer.start()
+        try:
+            yield
+        finally:
+            await self._writer.stop()
+            await self._model.stop()
+            self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """A request's turn: refused where too many are under way, ended where it takes too long."""
+        if self.active >= self.limits.queue:
+            raise too_many(self.limits)
+        self.active += 1
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                yield
+        except TimeoutError:
+            raise RequestError(503, f"no answer within {self.limits.timeout:g} seconds: come again later") from None
+        finally:
+            self.active -= 1
+
+    # Questions --------------------------------------------------------------------------------------------------------
+
+    async def embed(self, data: bytes) -> Tensor:
+        """The vector of an image file's bytes, float32 (D,), L2-normalised.
+
+        Raises:
+            RequestError: 413, 415 or 422 for what is no image that may be decoded.
+        """
+        return await self.embed_square(await self.square(data))
+
+    async def square(self, data: bytes) -> Tensor:
+        """What the network sees of an image file's bytes, uint8 (3, S, S); see `embed`."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, data)
+
+    async def embed_square(self, square: Tensor) -> Tensor:
+        """The vector of what `square` gave."""
+        return await self._model.do(square)
+
+    async def search(self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None = None) -> Answer:
+        """The k nearest items of those that a filter lets through.
+
+        Raises:
+            RequestError: 422 for a k or a filter that cannot be.
+        """
+        if not 1 <= k <= self.limits.max_k:
+            raise RequestError(422, f"k is {k}, but must be 1 to {self.limits.max_k}")
+        self._refuse_hidden(where or {})
+        try:
+            return await asyncio.to_thread(self._search, vector, k, where)
+        except GalleryError as error:
+            raise RequestError(422, str(error)) from None
+
+    async def neighbours(self, item: int, k: int) -> Answer:
+        """The k nearest items to one of the gallery's own, itself first.
+
+        Raises:
+            RequestError: 404 for one that is not there; see `search`.
+        """
+        return await self.search(await asyncio.to_thread(self._vector, item), k)
+
+    def item(self, item: int) -> pd.Series:
+        """The columns of an item.
+
+        Raises:
+            RequestError: 404 for one that is not there.
+        """
+        try:
+            return self.gallery.rows([item]).iloc[0]
+        except (GalleryError, OverflowError):
+            raise RequestError(404, f"there is no item {item}") from None
+
+    async def picture(self, item: int) -> bytes:
+        """A small JPEG of an item's image, or of its part in the box; a grey square where the image is gone.
+
+        Raises:
+            RequestError: 404 for one that is not there.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._picture, item)
+
+    # Changes ----------------------------------------------------------------------------------------------------------
+
+    async def add(self, data: bytes, columns: Mapping[str, str]) -> int:
+        """Add an item; when this returns its id, the item is on disk.
+
+        Raises:
+            RequestError: 413, 415 or 422 for the image or a column; 409 where another process changes the gallery.
+        """
+        images = self._image_folder()
+        known = set(self.gallery.columns) - {"path", *BOX_COLUMNS}
+        for name in columns:
+            if name not in known:
+                raise RequestError(422, f"there is no column {name!r}; those are {', '.join(sorted(known))}")
+        vector = await self.embed(data)
+        path = images / f"{uuid.uuid4().hex}.{KINDS[_kind(data)]}"
+        await asyncio.to_thread(_write, path, data)
+        # Not given up with the request: it would be unknown whether the item had been added.
+        adding = asyncio.ensure_future(self._writer.do(Addition(vector, path, columns)))
+        adding.add_done_callback(
+            lambda done: path.unlink(missing_ok=True) if done.cancelled() or done.exception() else None
+        )
+        return await asyncio.shield(adding)
+
+    async def remove(self, item: int) -> None:
+        """Remove an item; when this returns, no search finds it again.
+
+        Raises:
+            RequestError: 404 for one that is not there; 409 for the last one, or where another process writes.
+        """
+        self._image_folder()
+        await asyncio.to_thread(self.item, item)
+        await asyncio.shield(asyncio.ensure_future(self._writer.do(item)))
+
+    # In the threads ---------------------------------------------------------------------------------------------------
+
+    def _vector(self, item: int) -> Tensor:
+        try:
+            return torch.from_numpy(np.array(self.gallery.vectors([item])[0]))
+        except GalleryError:
+            raise RequestError(404, f"there is no item {item}") from None
+
+    def _prepare(self, data: bytes) -> Tensor:
+        """Bytes to the square that the network sees, uint8 (3, S, S)."""
+        kind = _kind(data)
+        try:
+            with Image.open(io.BytesIO(data), formats=[kind]) as image:
+                width, height = image.size
+            if width * height > self.limits.max_pixels:
+                raise RequestError(
+                    413,
+                    f"the image has {width:,} x {height:,} pixels, but at most {self.limits.max_pixels:,} are taken",
+                )
+            return self._transform(decode_image(data, "the image"))
+        except ImageError as error:
+            raise RequestError(422, str(error)) from None
+        except Image.DecompressionBombError:
+            raise RequestError(413, f"the image has more than {self.limits.max_pixels:,} pixels") from None
+        except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError):
+            raise RequestError(422, f"the image is no {kind} file that can be read: send it whole") from None
+
+    def _picture(self, item: int) -> bytes:
+        row = self.item(item)
+        box = [int(row[name]) for name in BOX_COLUMNS] if all(pd.notna(row.get(name)) for name in BOX_COLUMNS) else None
+        path = row.get("path")
+        pixels = thumbnail(path if isinstance(path, str) else "", box, THUMBNAIL)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    @torch.inference_mode()
+    def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:
+        return list(self.embedder(torch.stack(list(squares)).to(self.embedder.device)).float().cpu())
+
+    def _search(self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None) -> Answer:
+        gallery = self.gallery
+        found = gallery.search(vector[None], k, where)
+        threshold = gallery.facts.threshold
+        prediction = None
+        if is_labelled(found):
+            prediction = predict(found, None if threshold is None else threshold.score)[0]
+        return Answer(_shown(found), prediction)
+
+    def _refuse_hidden(self, where: Mapping[str, Sequence[str]]) -> None:
+        """Paths are the server's own: nobody is to find out by filters which there are."""
+        for name in where:
+            if name == "path" or name not in self.gallery.columns:
+                known = ", ".join(sorted(set(self.gallery.columns) - {"path"}))
+                raise RequestError(422, f"there is no column {name!r} to filter by; those are {known}")
+
+    def _image_folder(self) -> Path:
+        if self._images is None:
+            raise RequestError(403, "this gallery is in Milvus, and keeps no images: change it with `proxygml index`")
+        return self._images
+
+    def _change(self, changes: Sequence[Change]) -> list[int | Exception]:
+        """Make changes together: each is done or refused by itself, and all are saved at once."""
+        for _ in range(3):
+            writer = Gallery.load(self.gallery.place)
+            results = [_changed(writer, change) for change in changes]
+            try:
+                if any(not isinstance(result, Exception) for result in results):
+                    writer.save()
+            except OverwriteError:
+                continue  # another process was faster: make the changes to what it left
+            except GalleryError as error:
+                return [RequestError(409, str(error))] * len(changes)
+            self.gallery = Gallery.load(writer.place)
+            return results
+        return [RequestError(409, "another process is changing the gallery: come again later")] * len(changes)
+
+    def _sweep(self) -> None:
+        """Delete images that no item shows: of items that were removed, or whose addition was cut short.
+
+        Not those of the last hour: another server of the same gallery may be adding them.
+        """
+        if self._images is None or not self._images.is_dir():
+            return
+        shown = {Path(str(path)).name for path in self.gallery.items["path"]}
+        for path in self._images.iterdir():
+            if path.name not in shown and path.stat().st_mtime < time.time() - _SWEPT_AFTER:
+                path.unlink(missing_ok=True)
+
+
+def _changed(gallery: Gallery, change: Change) -> int | Exception:
+    """Make a change in memory; the id of the item, or why not."""
+    try:
+        if isinstance(change, int):
+            gallery.remove([change])
+            return change
+        row = {**change.columns, "path": str(change.path)}
+        return int(gallery.add(change.vector[None], pd.DataFrame([row]))[0])
+    except GalleryError as error:
+        return RequestError(404 if isinstance(change, int) else 422, str(error))
+
+
+def _kind(data: bytes) -> str:
+    """The format of an image file's bytes, by its first bytes and not by what its sender calls it."""
+    starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP"}
+    for start, kind in starts.items():
+        if data.startswith(start):
+            return kind
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    raise RequestError(415, f"this is no image of a kind that is taken: {', '.join(KINDS)}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _shown(found: SearchResult) -> list[dict[str, Any]]:
+    """A search's rows as plain values, without where the server keeps its images."""
+    rows = found.rows(0).drop(columns="path", errors="ignore")
+    return [
+        {str(name): None if pd.isna(value) else _plain(value) for name, value in row.items()}
+        for row in rows.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own; what JSON does not know, an infinity too, as text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool)) else str(value)

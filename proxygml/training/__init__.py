@@ -1,0 +1,20 @@
+"""Training: the recipe, the loop and its parts, and the evaluation of a finished run.
+
+What a run writes lies in its run folder (run_folder.py). Many runs under one protocol are comparison/.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from proxygml.training.recipe import LossSettings as LossSettings
+    from proxygml.training.recipe import Recipe as Recipe
+    from proxygml.training.run_folder import RunFolder as RunFolder
+    from proxygml.training.trainer import fit as fit
+    from proxygml.training.trainer import resume as resume
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"recipe": ["LossSettings", "Recipe"], "run_folder": ["RunFolder"], "trainer": ["fit", "resume"]},
+)

@@ -1,0 +1,135 @@
+"""The loss that a recipe names, built and checked: ours, or one of pytorch-metric-learning with its miner.
+
+Only classes of the library's own lists are built: a recipe names a class, never a path to import from.
+"""
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from proxygml.errors import RecipeError
+from proxygml.loss.proxygml_loss import ProxyGMLLoss
+from proxygml.training.recipe import OURS, Argument, LossSettings
+
+DERIVED = ("num_classes", "embedding_size")  # known from the data and the network
+# Arguments that take an object of the library, which no recipe can hold.
+OBJECTS = (
+    "collect_stats",
+    "distance",
+    "embedding_regularizer",
+    "mat_based_loss",
+    "reducer",
+    "weight_init_func",
+    "weight_regularizer",
+)
+# Bases of others, and a loss that compares two views of each image, of which training has one.
+UNFIT = (
+    "BaseMetricLossFunction",
+    "GenericPairLoss",
+    "VICRegLoss",
+    "BaseMiner",
+    "EmbeddingsAlreadyPackagedAsTriplets",
+    "HDCMiner",
+)
+
+
+class MinedLoss(nn.Module):
+    """A loss over the pairs or triplets of a batch that a miner chooses."""
+
+    def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """(M, D) embeddings and (M,) class numbers to the scalar loss."""
+        loss: Tensor = self.loss(embeddings, labels, self.miner(embeddings, labels))
+        return loss
+
+
+def make_criterion(settings: LossSettings, num_classes: int, embedding_size: int) -> nn.Module:
+    """The loss of a recipe: called with embeddings (M, embedding_size) and labels (M,) in 0..num_classes - 1.
+
+    Raises:
+        RecipeError: there is no loss or miner of that name, or it has no such argument.
+    """
+    if settings.is_ours:
+        arguments = settings.of_ours()
+        dtype = getattr(torch, arguments.pop("proxy_dtype"))
+        return ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype)
+    # Slow to import, and only other losses than ours need it.
+    from pytorch_metric_learning import losses, miners  # noqa: PLC0415
+    from pytorch_metric_learning.losses import BaseMetricLossFunction  # noqa: PLC0415
+    from pytorch_metric_learning.miners import BaseMiner  # noqa: PLC0415
+
+    derived = dict(zip(DERIVED, (num_classes, embedding_size), strict=True))
+    classes = _classes(vars(losses), BaseMetricLossFunction)
+    kind = _choose(settings.name, classes, "loss.name", [OURS, *classes])
+    loss = _build(kind, settings.arguments, derived, "loss.arguments")
+    if not settings.miner:
+        return loss
+    classes = _classes(vars(miners), BaseMiner)
+    kind = _choose(settings.miner, classes, "loss.miner", list(classes))
+    return MinedLoss(loss, _build(kind, settings.miner_arguments, {}, "loss.miner_arguments"))
+
+
+def _classes(module: Mapping[str, object], base: type) -> dict[str, type[nn.Module]]:
+    return {
+        name: kind
+        for name, kind in module.items()
+        if isinstance(kind, type) and issubclass(kind, base) and issubclass(kind, nn.Module) and name not in UNFIT
+    }
+
+
+def _choose(name: str, classes: Mapping[str, type[nn.Module]], key: str, known: list[str]) -> type[nn.Module]:
+    if name not in classes:
+        nearest = get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"those are {', '.join(sorted(known))}"
+        raise RecipeError(f"{key} is {name!r}, which is neither ours nor of pytorch-metric-learning: {hint}")
+    return classes[name]
+
+
+def _build(kind: type[nn.Module], arguments: Mapping[str, Argument], derived: Mapping[str, int], key: str) -> nn.Module:
+    parameters = _parameters(kind)
+    settable = [name for name in parameters if name not in (*OBJECTS, *DERIVED)]
+    for name, value in arguments.items():
+        if name not in settable:
+            nearest = get_close_matches(name, settable, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(settable) or 'none'}"
+            raise RecipeError(f"{key}: {kind.__name__} has no argument {name!r} that a recipe can set; {hint}")
+        _check_type(value, parameters[name].default, f"{key}.{name}")
+    known = {name: value for name, value in derived.items() if name in parameters}
+    try:
+        return kind(**known, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RecipeError(f"{key} is {dict(arguments)}, which {kind.__name__} refuses: {error}") from error
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """What a class's constructor takes, with what it hands on to those of its bases."""
+    found: dict[str, inspect.Parameter] = {}
+    for ancestor in kind.__mro__[:-1]:
+        if "__init__" not in vars(ancestor):
+            continue
+        parameters = list(inspect.signature(vars(ancestor)["__init__"]).parameters.values())[1:]
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for parameter in parameters:
+            if parameter.kind not in variadic:
+                found.setdefault(parameter.name, parameter)
+        if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _check_type(value: Argument, default: object, key: str) -> None:
+    """A number where the default is one, and so on; the library itself would only fail in the middle of training."""
+    if not isinstance(default, (bool, int, float)):
+        return
+    is_flag = isinstance(default, bool)
+    fits = isinstance(value, bool) if is_flag else isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits:
+        expected = "true or false" if is_flag else "a number"
+        raise RecipeError(f"{key} is {value!r}, but must be {expected}, such as {default!r}")

@@ -1,0 +1,165 @@
+"""Judging a run: embed its test split once, over all processes, and write figures, protocol and report.
+
+evaluation.py computes the figures, report.py draws the page; here they are put into the run folder.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from proxygml.console import console
+from proxygml.data.catalog import Catalog, check_splits
+from proxygml.evaluation.metrics import Evaluation, evaluate
+from proxygml.files import written_whole
+from proxygml.models.embedder import Embedder
+from proxygml.training.features import embed_catalog
+from proxygml.training.recipe import Recipe
+from proxygml.training.run_folder import RunFolder
+from proxygml.training.trainer import make_accelerator, split_for_training, start_embedder
+
+Protocol = dict[str, str | int]
+
+
+def evaluate_run(
+    run: RunFolder, catalog: Path | None = None, *, before: bool = False, report: bool = True
+) -> Evaluation | None:
+    """Evaluate a run on the test split of its catalog, or of another; write evaluation.json and report.html.
+
+    Args:
+        run: a run whose training has finished.
+        catalog: the table whose test split is used; the one that the run was trained on if left out.
+        before: also evaluate the network as it was before training, for comparison.
+        report: write report.html, whose pictures take longer than the figures.
+
+    Returns:
+        The figures; None on all but the main process.
+
+    Raises:
+        UserError: the run is unfinished, or the catalog is missing or of no use.
+    """
+    recipe = run.read_recipe()
+    accelerator = make_accelerator(replace(recipe, precision="fp32"))
+    table = catalog or Path(recipe.catalog)
+    whole = Catalog.read(table)
+    test = whole.split("test")
+    warnings = check_splits(whole)
+    embedder = Embedder.load(run.path, accelerator.device)
+    embeddings = _embed(embedder, test, recipe, accelerator)
+    untrained = _embed(_untrained(recipe, embedder, accelerator), test, recipe, accelerator) if before else None
+    if not accelerator.is_main_process:
+        return None
+    seen = sorted(set(test.classes) & set(embedder.classes))
+    if seen:
+        warnings.append(f"{len(seen)} test classes were trained on, such as {seen[0]!r}: this tests no unseen classes")
+    for warning in warnings:
+        console.print(warning, style="yellow", markup=False)
+    evaluation = _judge(embeddings, test, recipe)
+    earlier = None if untrained is None else _judge(untrained, test, recipe)
+    protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
+    protocol["catalog_fingerprint"] = whole.fingerprint
+    _write(run.evaluation, evaluation, earlier, protocol)
+    if report:
+        _report(run, recipe, test, embeddings, evaluation, earlier, protocol)
+    return evaluation
+
+
+def _untrained(recipe: Recipe, embedder: Embedder, accelerator: Accelerator) -> Embedder:
+    """The network as training.py starts it: the same seed, drawn from in the same order."""
+    set_seed(recipe.seed)
+    untrained = Embedder(recipe.embedder, recipe.images, embedder.classes).to(embedder.device)
+    if recipe.embedding_start == "features":
+        start_embedder(untrained, split_for_training(recipe)[0], accelerator, recipe)
+    return untrained
+
+
+def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Tensor:
+    return embed_catalog(embedder, test, accelerator, workers=recipe.workers, cached=recipe.cache_features)
+
+
+def _judge(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
+    return evaluate(
+        embeddings,
+        test.labels,
+        recipe.recall_at,
+        is_query=test.is_query,
+        is_gallery=test.is_gallery,
+        seed=recipe.seed,
+        progress=True,
+    )
+
+
+def _describe(
+    run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int, num_processes: int
+) -> Protocol:
+    """What a reader must know to believe the figures."""
+    history = pd.read_csv(run.metrics) if run.metrics.exists() else pd.DataFrame()
+    if "val_map_at_r" in history:
+        best = int(history["val_map_at_r"].idxmax())
+        selection = "the epoch with the best MAP@R on validation classes, which were held out of training whole"
+        epoch = int(history["epoch"].iloc[best])
+    else:
+        selection, epoch = "the last epoch", len(history)
+    return {
+        "selection": selection if len(history) else "no training",
+        "epoch": epoch,
+        "queries": (
+            "the test split's queries search its gallery"
+            if test.is_query is not None
+            else "every test image searches all other test images"
+        ),
+        "test_classes_seen_in_training": num_seen,
+        "catalog": str(table),
+        "backbone": recipe.embedder.backbone,
+        "embedding_size": recipe.embedder.embedding_size,
+        "image_size": recipe.images.size,
+        "seed": recipe.seed,
+        "processes": num_processes,
+    }
+
+
+def _write(path: Path, evaluation: Evaluation, before: Evaluation | None, protocol: Protocol) -> None:
+    content: dict[str, Any] = evaluation.as_dict() | {"protocol": protocol}
+    if before is not None:
+        content["before_training"] = before.as_dict()
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _report(
+    run: RunFolder,
+    recipe: Recipe,
+    test: Catalog,
+    embeddings: Tensor,
+    evaluation: Evaluation,
+    before: Evaluation | None,
+    protocol: Protocol,
+) -> None:
+    from proxygml.reports.run_report import write_report  # noqa: PLC0415  (Matplotlib is slow to load; training need not wait)
+
+    write_report(
+        run.report,
+        title=run.path.resolve().name,
+        evaluation=evaluation,
+        history=pd.read_csv(run.metrics) if run.metrics.exists() else None,
+        embeddings=embeddings,
+        catalog=test,
+        proxy_selections=_proxy_selections(run, recipe),
+        before=before,
+        facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
+    )
+
+
+def _proxy_selections(run: RunFolder, recipe: Recipe) -> npt.NDArray[np.int64] | None:
+    """(C, N): how often each proxy was kept as a hard negative in the last epoch."""
+    if not run.proxies.exists():
+        return None
+    kept: npt.NDArray[np.int64] = pd.read_csv(run.proxies)["kept"].to_numpy(dtype=np.int64)
+    return kept.reshape(-1, recipe.loss.proxies_per_class)

@@ -1,0 +1,80 @@
+"""Where training starts from: an embedding layer and proxies made of the first features of the training images.
+
+Random ones, the paper's, throw away part of what a pretrained backbone knows, and spend the first epochs on winning it
+back. What these are worth is measured in docs/results.md.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from proxygml.errors import RecipeError
+from proxygml.loss.proxygml_loss import ProxyGMLLoss
+
+FAINT = 1e-9  # of the strongest direction's energy
+
+
+@torch.no_grad()
+def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
+    """Make the linear layer the projection that keeps most of the features' inner products: ours, by truncated SVD.
+
+    Its rows are the leading right singular vectors of the features, not centred, so that cosines stay what they were.
+    With whitening each is divided by its singular value to that power, so that what few directions have in common
+    between all images does not drown the rest: whitening with shrinkage, as Mukundan et al. (IJCV 2019) have it, but
+    not centred.
+
+    Args:
+        linear: (F -> D), D at most F; its bias becomes 0.
+        features: float32 (n, F).
+        whitening: 0, cosines as they were, to 1, every direction as strong as the first.
+
+    Raises:
+        RecipeError: D is larger than F, or than n.
+    """
+    size = linear.out_features
+    require_directions(size, *features.shape)
+    exact = features.double()
+    squares, directions = (found.flip(-1)[..., :size] for found in torch.linalg.eigh(exact.T @ exact))
+    # A direction's sign is anybody's choice; so it is the same on every machine.
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    # A direction that the training images do not have is noise, to be amplified no further.
+    strength = (squares / squares[0]).clamp_min(FAINT).sqrt()
+    linear.weight.copy_((directions * largest.sign() / strength**whitening).T)
+    nn.init.zeros_(linear.bias)
+
+
+def require_directions(size: int, images: int, features: int) -> None:
+    """Raise RecipeError where so many images of so many features do not span as many dimensions as an embedding has."""
+    most = min(images, features)
+    if size > most:
+        raise RecipeError(
+            f"embedder.embedding_size is {size}, but embedding_start features finds only {most} directions in "
+            f"{images:,} training images of {features:,} features: take at most {most}, or embedding_start random"
+        )
+
+
+@torch.no_grad()
+def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -> None:
+    """Turn each proxy to the mean of a part of its class's embeddings: ours. Lengths stay as they were drawn.
+
+    Image i of a class goes to its proxy i modulo N; a class with fewer than N images starts several proxies alike, and
+    one that label noise has left without any stays as drawn.
+
+    Args:
+        criterion: with C*N proxies.
+        embeddings: (n, D), L2-normalised.
+        labels: (n,) int64 in 0..C-1.
+    """
+    per_class, total = criterion.proxies_per_class, len(criterion.proxies)
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels, minlength=criterion.num_classes)
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]  # of an image within its class
+    sums = embeddings.new_zeros(total, embeddings.shape[1])
+    sums.index_add_(0, labels[order] * per_class + place % per_class, embeddings[order])
+    rows = torch.arange(total)
+    owner = rows // per_class
+    shared = owner * per_class + rows % per_class % counts[owner].clamp(1, per_class)
+    proxies = criterion.proxies
+    directions = F.normalize(sums[shared], dim=1).to(proxies.device, proxies.dtype)
+    turned = directions * torch.linalg.vector_norm(proxies, dim=1, keepdim=True)
+    proxies.copy_(torch.where(counts[owner, None].to(proxies.device) > 0, turned, proxies))

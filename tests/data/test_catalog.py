@@ -1,0 +1,242 @@
+"""The catalog reads what it promises, refuses the rest by name, and writes what it has read."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from proxygml.data.catalog import Catalog, Count, check_splits, hold_out_classes
+from proxygml.errors import CatalogError, OverwriteError
+
+
+def catalog_of(*rows: tuple[str, str], folder: Path = Path("pictures"), **columns: object) -> Catalog:
+    """A catalog of (label, split) rows."""
+    table = pd.DataFrame(rows, columns=["label", "split"])
+    return Catalog(table.assign(path=[f"{row}.jpg" for row in range(len(rows))], **columns), folder)
+
+
+def csv(folder: Path, text: str) -> Path:
+    path = folder / "catalog.csv"
+    path.write_text(text)
+    return path
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    names = ["007", "NA", "null", "1.0", "True", "é"]
+    rows = "".join(f"{number}.jpg,{name},train\n" for number, name in enumerate(names))
+    catalog = Catalog.read(csv(tmp_path, "path,label,split\n" + rows))
+    assert catalog.labels == names
+    assert catalog.classes == sorted(names)
+    assert catalog.paths[1] == tmp_path / "1.jpg"
+    assert catalog.boxes is None
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".PARQUET"])
+def test_what_is_written_reads_the_same_from_another_folder(tmp_path: Path, suffix: str) -> None:
+    catalog = Catalog.read(
+        csv(
+            tmp_path,
+            "path,label,split,x_1,y_1,x_2,y_2,is_query,is_gallery,note\n"
+            "a/1.jpg,007,train,,,,,,,good\n"
+            "../b/2.jpg,NA,test,1,2,30,40,True,False,\n"
+            "/elsewhere/3.jpg,NA,test,0.5,0.5,9.5,9.5,False,True,x\n",
+        )
+    )
+    target = tmp_path / "deep" / "er" / f"catalog{suffix}"
+    catalog.write(target)
+    again = Catalog.read(target)
+    columns = ["label", "split", "x_1", "y_1", "x_2", "y_2", "is_query", "is_gallery", "note"]
+    pd.testing.assert_frame_equal(again.table[columns], catalog.table[columns])
+    assert [path.resolve() for path in again.paths] == [path.resolve() for path in catalog.paths]
+    assert again.boxes is not None
+    assert again.boxes.dtype == np.int64
+    assert again.boxes.tolist() == [[0, 0, 0, 0], [1, 2, 30, 40], [0, 0, 10, 10]]
+
+
+def test_paths_are_right_behind_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "real" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "folder")
+    (tmp_path / "picture.jpg").touch()
+    catalog_path = tmp_path / "link" / "catalog.csv"
+    Catalog(pd.DataFrame({"path": ["picture.jpg"], "label": ["a"], "split": ["train"]}), tmp_path).write(catalog_path)
+    assert Catalog.read(catalog_path).paths[0].exists()
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.csv"
+    catalog_of(("a", "train")).write(path)
+    with pytest.raises(OverwriteError, match="force"):
+        catalog_of(("b", "train")).write(path)
+    assert Catalog.read(path).labels == ["a"]
+    catalog_of(("b", "train")).write(path, force=True)
+    assert Catalog.read(path).labels == ["b"]
+    assert [file.name for file in tmp_path.iterdir()] == ["catalog.csv"]
+
+
+@pytest.mark.parametrize(("with_test", "expected"), [(False, "test"), (True, "val")])
+def test_a_table_of_open_metric_learning(tmp_path: Path, with_test: bool, expected: str) -> None:
+    """Integer labels, `validation`, and roles that training rows leave out."""
+    table = pd.DataFrame(
+        {
+            "label": [3, 4, 14, 14, 15, 15],
+            "path": [f"{number}.jpg" for number in range(6)],
+            "split": ["train", "train", "validation", "validation", *(["test" if with_test else "validation"] * 2)],
+            "is_query": [None, None, True, True, True, False],
+            "is_gallery": [None, None, True, True, False, True],
+        }
+    )
+    for name in ("oml.csv", "oml.parquet"):
+        path = tmp_path / name
+        table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path)
+        catalog = Catalog.read(path)
+        assert catalog.labels == ["3", "4", "14", "14", "15", "15"]
+        assert set(catalog.table["split"][2:4]) == {expected}
+        assert catalog.table["is_query"].tolist() == [False, False, True, True, True, False]
+        assert catalog.table["is_query"].dtype == bool
+        assert check_splits(catalog) == []
+
+
+BOXES = "path,label,split,x_1,y_1,x_2,y_2\na.jpg,a,train,"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as csv"),
+        ("image_path,label,split\na,b,train\n", "no column 'path'.*rename 'image_path'"),
+        ("path;label;split\na;b;train\n", "no column 'path'"),
+        ("path,label,split\na.jpg,b,trian\n", "'trian' in row 0.*did you mean 'train'"),
+        ("path,label,split\na.jpg,b,train\n,b,train\n", "no path in row 1"),
+        ("path,label,split\na.jpg,  ,train\n", "no label in row 0"),
+        ("path,label,split,x_1,y_1\na.jpg,b,train,1,2\n", "not x_2, y_2"),
+        (BOXES + "1,,3,4\n", "part of a box in row 0"),
+        (BOXES + "5,1,5,9\n", r"box \(5, 1, 5, 9\) in row 0"),
+        (BOXES + "-1,1,5,9\n", r"box \(-1, 1, 5, 9\) in row 0"),
+        (BOXES + "left,1,5,9\n", "no number"),
+        (BOXES + "inf,1,5,9\n", "box beyond 2147483647 pixels in row 0"),
+        ("path,label,split,is_query\na.jpg,b,test,1\n", "is_query but not is_gallery"),
+        ("path,label,split,is_query,is_gallery\na.jpg,b,test,1,\n", "is_gallery 'nan' in row 0"),
+        ("path,label,split,is_query,is_gallery\na.jpg,b,train,maybe,0\n", "is_query 'maybe' in row 0"),
+    ],
+)
+def test_a_wrong_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = csv(tmp_path, text)
+    with pytest.raises(CatalogError, match=message) as raised:
+        Catalog.read(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_is_no_catalog_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="no such file"):
+        Catalog.read(tmp_path / "none.csv")
+    with pytest.raises(CatalogError, match=r"catalog\.txt ends with \.txt"):
+        Catalog.read(tmp_path / "catalog.txt")
+    with pytest.raises(CatalogError, match="ends with no suffix"):
+        catalog_of(("a", "train")).write(tmp_path / "catalog")
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(CatalogError, match="cannot be read as parquet"):
+        Catalog.read(damaged)
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CatalogError, match="cannot be read as csv"):
+        Catalog.read(binary)
+
+
+def test_a_split_has_its_rows_alone() -> None:
+    catalog = catalog_of(("a", "train"), ("b", "test"), ("a", "train"))
+    assert catalog.split("train").table["path"].tolist() == ["0.jpg", "2.jpg"]
+    assert catalog.split("train").table.index.tolist() == [0, 1]
+    assert len(catalog.split("test")) == 1
+    with pytest.raises(CatalogError, match=r"no split 'val'.*train, test"):
+        catalog.split("val")
+
+
+def test_counts_name_the_roles_too() -> None:
+    catalog = catalog_of(
+        ("a", "train"), ("b", "test"), ("c", "test"), is_query=[False, True, False], is_gallery=[False, True, True]
+    )
+    assert catalog.counts == {
+        "train": Count(1, 1),
+        "test": Count(2, 2),
+        "query": Count(1, 1),
+        "gallery": Count(2, 2),
+    }
+
+
+GOOD_TEST = [("x", "test"), ("x", "test")]
+
+
+@pytest.mark.parametrize("one", ["train", "val"])
+def test_shared_classes_are_refused(one: str) -> None:
+    with pytest.raises(CatalogError, match=rf"1 classes are in both {one} and test \(x\)"):
+        check_splits(catalog_of(("a", "train"), ("b", "train"), ("x", one), *GOOD_TEST))
+
+
+def test_splits_of_no_use_are_refused() -> None:
+    with pytest.raises(CatalogError, match="one class only"):
+        check_splits(catalog_of(("a", "train"), ("a", "train"), *GOOD_TEST))
+    with pytest.raises(CatalogError, match="nothing can be retrieved"):
+        check_splits(catalog_of(("a", "train"), ("b", "train"), ("x", "test"), ("y", "test")))
+    with pytest.raises(CatalogError, match="0 queries and 2 gallery"):
+        check_splits(catalog_of(*GOOD_TEST, is_query=[False, False], is_gallery=[True, True]))
+    with pytest.raises(CatalogError, match="no rows"):
+        check_splits(catalog_of())
+
+
+def test_what_cannot_be_retrieved_is_named() -> None:
+    training = [("a", "train"), ("b", "train")]
+    assert check_splits(catalog_of(*training, *GOOD_TEST)) == []
+    (warning,) = check_splits(catalog_of(*training, *GOOD_TEST, ("alone", "test")))
+    assert warning == "test class 'alone' has one image and cannot be retrieved"
+    (warning,) = check_splits(catalog_of(*training, *GOOD_TEST, *((f"alone{n}", "test") for n in range(7))))
+    assert warning.startswith("7 test classes") and "alone4 and 2 more" in warning
+
+
+def test_a_query_is_not_found_by_itself() -> None:
+    rows = [("a", "train"), ("b", "train"), *GOOD_TEST, ("y", "test"), ("z", "test"), ("w", "test")]
+    query = [False, False, True, False, True, True, False]
+    gallery = [False, False, False, True, True, False, True]
+    (warning,) = check_splits(catalog_of(*rows, is_query=query, is_gallery=gallery))
+    assert "2 test classes" in warning and warning.endswith("y, z")  # w is a distractor: nobody looks for it
+
+
+def test_missing_splits_are_named() -> None:
+    assert check_splits(catalog_of(("a", "train"), ("b", "train"))) == [
+        "the catalog has no test split: it can be trained on, but not evaluated"
+    ]
+    assert check_splits(catalog_of(*GOOD_TEST)) == [
+        "the catalog has no train split: it can be evaluated, but not trained on"
+    ]
+
+
+def test_held_out_classes_move_whole() -> None:
+    rows = [(f"class{number % 10}", "train") for number in range(40)]
+    roles = {"is_query": [False] * 40 + [True] * 2, "is_gallery": [False] * 40 + [True] * 2}
+    catalog = catalog_of(*rows, *GOOD_TEST, **roles)
+    held = hold_out_classes(catalog, 0.3, seed=1)
+    assert len(held.split("val").classes) == 3
+    assert set(held.split("val").classes) | set(held.split("train").classes) == set(catalog.split("train").classes)
+    assert held.split("val").table[["is_query", "is_gallery"]].all(axis=None)
+    assert check_splits(held) == []
+    assert catalog.table["split"].tolist().count("train") == 40  # the catalog itself is as it was
+    pd.testing.assert_frame_equal(held.table, hold_out_classes(catalog, 0.3, seed=1).table)
+    others = {tuple(hold_out_classes(catalog, 0.3, seed).split("val").classes) for seed in range(5)}
+    assert len(others) > 1
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 2), (0.99, 3)])
+def test_two_classes_stay_on_each_side(fraction: float, count: int) -> None:
+    catalog = catalog_of(*((f"class{number}", "train") for number in range(5)))
+    assert len(hold_out_classes(catalog, fraction, seed=0).split("val").classes) == count
+
+
+def test_what_cannot_be_held_out_is_named() -> None:
+    four = [(f"class{number}", "train") for number in range(4)]
+    with pytest.raises(CatalogError, match="between 0 and 1"):
+        hold_out_classes(catalog_of(*four), 1.0, seed=0)
+    with pytest.raises(CatalogError, match="at least 4"):
+        hold_out_classes(catalog_of(*four[:3]), 0.5, seed=0)
+    with pytest.raises(CatalogError, match="has a val split already"):
+        hold_out_classes(catalog_of(*four, ("v", "val")), 0.5, seed=0)

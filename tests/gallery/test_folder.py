@@ -1,0 +1,422 @@
+"""The gallery: exact answers, stable ids, filters, and a folder that is whole at every moment."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import torch
+
+from proxygml import Gallery
+from proxygml.errors import GalleryError, OverwriteError
+from proxygml.gallery.manifest import Facts
+from proxygml.gallery.neighbors import ApproximateIndex, Kind
+from tests.helpers.vectors import Array, clustered, in_blocks, items
+
+
+def sorted_similarities(queries: Array, vectors: Array, k: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The slow, obvious search."""
+    similarity = (queries[:, None].astype(np.float64) * vectors[None]).sum(-1).astype(np.float32)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarity, order, axis=1), order
+
+
+@pytest.mark.parametrize("queries", [1, 2, 30])
+def test_search_is_exact_with_ties_in_gallery_order(queries: int) -> None:
+    vectors = np.repeat(clustered(60), 4, axis=0)[np.random.default_rng(0).permutation(240)]
+    asked = np.concatenate([vectors[:20], clustered(10, seed=5)])[:queries]
+    found = Gallery.create(vectors, items(240)).search(torch.from_numpy(asked), k=7)
+    scores, order = sorted_similarities(asked, vectors, 7)
+    assert np.array_equal(found.ids, order)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+    row = found.rows(0).iloc[0]
+    assert (row["rank"], row["id"], row["path"]) == (1, order[0, 0], f"/{order[0, 0]}.png")
+
+
+def test_a_score_does_not_depend_on_batch_k_or_kind() -> None:
+    vectors, asked = clustered(1500), clustered(40, seed=1)
+    exact = Gallery.create(vectors, items(1500)).search(asked, 10)
+    kinds: tuple[Kind, ...] = ("exact", "hnsw", "ivfpq")
+    for kind in kinds:
+        gallery = Gallery.create(vectors, items(1500), kind)
+        for query in range(3):
+            alone = gallery.search(asked[query : query + 1], 3)
+            assert np.array_equal(alone.ids[0], exact.ids[query, :3])
+            assert np.array_equal(alone.scores[0], exact.scores[query, :3])
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_approximate_kinds_state_what_they_lose(kind: Kind) -> None:
+    vectors, asked = clustered(2000), clustered(100, seed=1)
+    gallery = Gallery.create(vectors, items(2000), kind)
+    found, exact = gallery.search(asked, 10).ids, sorted_similarities(asked, vectors, 10)[1]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
+    assert recall > 0.9
+    assert gallery.facts.recall is not None
+    assert abs(gallery.facts.recall - recall) < 0.08
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
+def test_filters_added_and_removed_items(kind: Kind) -> None:
+    vectors, asked = clustered(1300), clustered(8, seed=1)
+    gallery = Gallery.create(vectors[:1200], items(1200), kind)
+    gallery.remove(np.arange(0, 1200, 5))
+    ids = gallery.add(vectors[1200:], items(100, 1200))
+    assert ids.tolist() == list(range(1200, 1300))
+    alive = np.setdiff1d(np.arange(1300), np.arange(0, 1200, 5))
+    assert len(gallery) == len(alive)
+    for where, chosen in (
+        (None, alive),
+        ({"label": "c1"}, alive[alive % 3 == 1]),
+        ({"label": ["c1", "c2"], "size": [*range(1150, 1300)]}, alive[(alive % 3 > 0) & (alive >= 1150)]),
+        ({"size": 1201}, np.array([1201])),
+    ):
+        found = gallery.search(asked, 5, where).ids
+        expected = chosen[sorted_similarities(asked, vectors[chosen], 5)[1]]
+        assert np.isin(found, chosen).all()
+        assert found.shape == expected.shape
+        if kind == "exact":
+            assert np.array_equal(found, expected)
+        else:
+            assert np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(found, expected, strict=True)]) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
+def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
+    vectors, asked = clustered(1500), clustered(5, seed=1)
+    gallery = Gallery.create(vectors[:1100], items(1100), kind, model="m", run="/r")
+    gallery.save(tmp_path / "g")
+    gallery.add(vectors[1100:], items(400, 1100))
+    gallery.remove([3, 1105])
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g")
+    assert (loaded.facts.model, loaded.facts.run, loaded.facts.kind, len(loaded)) == ("m", "/r", kind, 1498)
+    pd.testing.assert_frame_equal(loaded.items, gallery.items)
+    assert np.array_equal(loaded.search(asked, 9).ids, gallery.search(asked, 9).ids)
+    assert len(list((tmp_path / "g").glob("[!.]*"))) == (3 if kind == "exact" else 4)
+
+
+def test_cells_of_added_items_become_what_their_columns_hold(tmp_path: Path) -> None:
+    table = items(4).assign(sharp=[True, False, True, True], weight=[0.5, 1.5, None, 2.0], note=None)
+    Gallery.create(clustered(4), table).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    added = [
+        {"path": "/a.png", "label": 7, "size": "12", "sharp": "False", "weight": "3", "note": "new"},
+        {"path": "/b.png", "label": None, "size": 13.0, "sharp": True, "weight": 4, "shade": "dark"},
+    ]
+    for row in added:
+        gallery.add(clustered(1), pd.DataFrame([row]))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g").items
+    assert loaded["label"].tolist()[:5] == ["c0", "c1", "c2", "c0", "7"]
+    assert loaded["label"].isna().tolist() == [False] * 5 + [True]
+    assert loaded["size"].tolist() == [0, 1, 2, 3, 12, 13]
+    assert loaded["sharp"].tolist() == [True, False, True, True, False, True]
+    assert loaded["weight"].dropna().tolist() == [0.5, 1.5, 2.0, 3.0, 4.0]
+    assert (loaded["note"].dropna().tolist(), loaded["shade"].dropna().tolist()) == (["new"], ["dark"])
+    for column, value in (("size", "many"), ("size", "inf"), ("sharp", "maybe"), ("weight", "heavy")):
+        with pytest.raises(GalleryError, match=f"the column '{column}' holds"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
+    assert len(gallery) == 6
+
+
+def test_cells_of_other_kinds_stay_what_they_are_or_are_refused(tmp_path: Path) -> None:
+    days = pd.date_range("2021-01-31", periods=4)
+    table = items(4).assign(
+        day=days.date,
+        time=days.astype("datetime64[us]"),
+        zoned=days.tz_localize("Asia/Tokyo"),
+        shade=pd.Categorical(["dark", "pale"] * 2),
+        tags=[["a"], ["b", "c"]] * 2,
+    )
+    Gallery.create(clustered(4), table).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    gallery.add(clustered(4), table.assign(time=days.astype("datetime64[ns]"), shade=["dark", "odd"] * 2))
+    text = {"day": "2021-02-07", "time": "2021-02-07T12:30", "zoned": "2021-02-07 12:30+09:00", "shade": "red"}
+    for row in ({}, {"tags": ["d"]}, text, dict.fromkeys(["day", "time", "zoned", "shade", "tags"])):
+        gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", **row}]))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g").items
+    assert loaded["day"].tolist()[4:] == [*days.date, None, None, date(2021, 2, 7), None]
+    assert loaded["time"].dropna().tolist() == [*days, *days, pd.Timestamp(text["time"])]
+    assert loaded["zoned"].dropna().tolist()[8:] == [pd.Timestamp(text["zoned"])]
+    assert loaded["shade"].dropna().tolist()[4:] == ["dark", "odd"] * 2 + ["red"]
+    assert [list(tags) for tags in loaded["tags"].dropna()] == table["tags"].tolist() * 2 + [["d"]]
+    for column, value, expected in (
+        ("day", "soon", "dates.* 2021-01-31$"),
+        ("day", "2021-01-31T12:00", "dates.* 2021-01-31$"),
+        ("day", "", "dates"),
+        ("time", "soon", "times.* 2021-01-31T12:00:00$"),
+        ("time", "2021-01-31T12:00+09:00", "times"),
+        ("zoned", "2021-01-31T12:00", r"times.* 2021-01-31T12:00:00\+09:00$"),
+        ("tags", "a", "values of the kind mixed"),
+    ):
+        with pytest.raises(GalleryError, match=f"the column '{column}' holds {expected}"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
+
+
+def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    Gallery.create(clustered(4), items(4)).save(tmp_path / "g")
+    gallery = Gallery.load(tmp_path / "g")
+    for cell in ("9007199254740993", "-9223372036854775808", "3.0", "1e3"):
+        gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", "size": cell}]))
+    gallery.save()
+    assert Gallery.load(tmp_path / "g").items["size"].tolist()[4:] == [9007199254740993, -(2**63), 3, 1000]
+    for cell in (str(2**63), "1e30"):
+        with pytest.raises(GalleryError, match=f"'size' holds whole numbers of 64 bits, but an item has '{cell}'"):
+            gallery.add(clustered(1), pd.DataFrame([{"path": "/a.png", "size": cell}]))
+
+
+@pytest.mark.parametrize("cell", ["soon", "inf"])
+def test_of_many_cells_the_one_that_is_no_number_is_named(cell: str) -> None:
+    gallery = Gallery.create(clustered(4), items(4))
+    with pytest.raises(GalleryError, match=f"'size' holds numbers, but [a-z ]*'{cell}'"):
+        gallery.add(clustered(3), items(3).assign(size=["2010", cell, "2011"]))
+    with pytest.raises(GalleryError, match="'size' holds numbers, but 'soon' is none"):
+        gallery.search(clustered(1), where={"size": ["2010", "soon"]})
+
+
+def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> None:
+    vectors = clustered(40)
+    gallery = Gallery.create(vectors, items(40))
+    gallery.save(tmp_path / "g")
+    gallery.remove(range(20, 40))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g")
+    assert loaded.facts.rows == 20
+    assert loaded.add(vectors[30:31], items(1, 30)).tolist() == [40]
+    loaded.save()
+    found = Gallery.load(tmp_path / "g").search(vectors[30:31], 1)
+    assert found.ids.tolist() == [[40]]
+    assert found.rows()["path"].tolist() == ["/30.png"]
+
+
+def test_excluded_and_reranked() -> None:
+    vectors = clustered(300)
+    gallery = Gallery.create(vectors, items(300))
+    own = np.arange(20)
+    found = gallery.search(vectors[:20], 6, exclude=own)
+    assert not (found.ids == own[:, None]).any()
+    assert np.array_equal(found.ids, gallery.search(vectors[:20], 7).ids[:, 1:])
+    again = gallery.search(vectors[:20], 100, rerank=True)
+    plain = gallery.search(vectors[:20], 100)
+    assert np.array_equal(np.sort(again.ids), np.sort(plain.ids))
+    assert not np.array_equal(again.ids, plain.ids)
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    gallery = Gallery.create(clustered(10), items(10))
+    for question, message in (
+        (lambda: gallery.search(clustered(1, size=8)), "of size 8, but the gallery's of 16"),
+        (lambda: gallery.search(clustered(1), 0), "k is 0"),
+        (lambda: gallery.search(clustered(1), where={"lable": "x"}), "did you mean 'label'"),
+        (lambda: gallery.search(clustered(1), where={"label": "x"}), "none has label=x"),
+        (lambda: gallery.search(clustered(1), where={"size": "many"}), "holds numbers"),
+        (lambda: gallery.search(np.full((1, 16), np.nan, np.float32)), "NaN"),
+        (lambda: gallery.search(np.zeros((1, 16), np.float32)), "all zeros"),
+        (lambda: gallery.remove([11]), "no item 11"),
+        (lambda: gallery.add(clustered(2), items(1)), "1 items, but 2 embeddings"),
+        (lambda: gallery.add(clustered(1), items(1).assign(score=1)), "column 'score'"),
+        (gallery.save, "no folder yet"),
+        (lambda: Gallery.load(tmp_path), "is no gallery"),
+        (lambda: Gallery.create(clustered(10), items(10), "ivfpq"), "at least 1,000 items"),
+    ):
+        with pytest.raises(GalleryError, match=message):
+            question()
+
+
+def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
+    Gallery.create(clustered(10), items(10)).save(tmp_path)
+    manifest = tmp_path / "gallery.json"
+    content = json.loads(manifest.read_text())
+    for changed in (
+        content | {"format": 2},
+        content | {"vectors": "../x"},
+        content | {"items": "y"},
+        content | {"rows": 11},
+        {"format": 1},
+    ):
+        manifest.write_text(json.dumps(changed))
+        with pytest.raises(GalleryError):
+            Gallery.load(tmp_path)
+    for changed in ('{"format": 1}', "", "no JSON"):  # as the message says, it can be built again
+        manifest.write_text(changed)
+        Gallery.build(tmp_path, [(clustered(7), items(7))], Facts(dimension=16), force=True)
+        assert len(Gallery.load(tmp_path)) == 7
+        assert len(list(tmp_path.glob("vectors-*"))) == 1
+
+
+@pytest.mark.parametrize("manifest", ['{"format": 2, "threshold": null}', "no JSON"])
+def test_vectors_of_a_gallery_that_cannot_be_read_stay_until_another_is_whole(manifest: str, tmp_path: Path) -> None:
+    vectors = clustered(10)
+    Gallery.create(vectors, items(10)).save(tmp_path)
+    served = Gallery.load(tmp_path)
+    (tmp_path / "gallery.json").write_text(manifest)
+
+    def stopping() -> Iterator[tuple[Array, pd.DataFrame]]:
+        yield clustered(7, seed=1), items(7)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        Gallery.build(tmp_path, stopping(), Facts(dimension=16), force=True)
+    (left,) = tmp_path.glob("vectors-*.f32")
+    assert left.read_bytes() == vectors.tobytes()
+    Gallery.build(tmp_path, [(clustered(7, seed=1), items(7))], Facts(dimension=16), force=True)
+    assert np.array_equal(served.vectors(range(10)), vectors)
+    assert not left.exists()
+
+
+def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
+    Gallery.create(clustered(10), items(10)).save(tmp_path / "g")
+    one, other = Gallery.load(tmp_path / "g"), Gallery.load(tmp_path / "g")
+    one.remove([1])
+    one.save()
+    other.remove([2])
+    with pytest.raises(OverwriteError, match="changed since"):
+        other.save()
+    assert len(Gallery.load(tmp_path / "g")) == 9
+    with pytest.raises(OverwriteError, match="is a gallery already"):
+        Gallery.create(clustered(10), items(10)).save(tmp_path / "g")
+
+
+def _add_for_ever(folder: Path) -> None:
+    while True:
+        gallery = Gallery.load(folder)
+        gallery.add(clustered(7), items(7))
+        gallery.remove(gallery.items.index[:2])
+        gallery.save()
+
+
+def test_readers_beside_a_writer_see_whole_galleries_and_a_killed_writer_leaves_one(tmp_path: Path) -> None:
+    Gallery.create(clustered(50), items(50)).save(tmp_path / "g")
+    writer = multiprocessing.get_context("spawn").Process(target=_add_for_ever, args=(tmp_path / "g",))
+    writer.start()
+    sizes = set()
+    try:
+        deadline = time.monotonic() + 60
+        while len(sizes) < 5 and time.monotonic() < deadline:
+            gallery = Gallery.load(tmp_path / "g")
+            assert (len(gallery) - 50) % 5 == 0
+            assert gallery.search(clustered(1), 3).ids.shape == (1, 3)
+            sizes.add(len(gallery))
+    finally:
+        writer.kill()
+        writer.join()
+    assert len(sizes) == 5
+    gallery = Gallery.load(tmp_path / "g")
+    gallery.add(clustered(1), items(1))
+    gallery.save()
+    assert len(Gallery.load(tmp_path / "g")) == len(gallery)
+
+
+def test_build_holds_one_block_at_a_time_and_appears_whole(tmp_path: Path) -> None:
+    vectors = clustered(100)
+
+    def blocks() -> Iterator[tuple[Array, pd.DataFrame]]:
+        for start in range(0, 100, 30):
+            assert not (tmp_path / "g" / "gallery.json").exists()
+            part = vectors[start : start + 30]
+            yield part, items(len(part), start)
+
+    built = Gallery.build(tmp_path / "g", blocks(), Facts(dimension=16))
+    assert built.items.index.tolist() == list(range(100))
+    assert np.array_equal(Gallery.load(tmp_path / "g").search(vectors, 1).ids[:, 0], np.arange(100))
+
+
+BUILD = """
+import os, sys
+from pathlib import Path
+from proxygml import Gallery
+from proxygml.gallery import neighbors as nearest_neighbors
+from proxygml.gallery.manifest import Facts
+from tests.helpers.vectors import in_blocks
+folder, kind, stage = sys.argv[1:]
+def stopping():
+    for number, block in enumerate(in_blocks(6000)):
+        if stage == "copying" and number == 3:
+            os.kill(os.getpid(), 9)
+        yield block
+write = nearest_neighbors.ApproximateIndex.write
+def write_and_stop(index, path):
+    write(index, path)
+    if len(index) > 5000:
+        os.kill(os.getpid(), 9)
+nearest_neighbors._CHECKPOINT_SECONDS = -1
+nearest_neighbors._ADDED_AT_A_TIME = 1000
+if stage == "indexing":
+    nearest_neighbors.ApproximateIndex.write = write_and_stop
+Gallery.build(folder, stopping(), Facts(kind, "m", "/r", dimension=16))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"), [("exact", "copying"), ("hnsw", "copying"), ("hnsw", "indexing"), ("ivfpq", "indexing")]
+)
+def test_a_build_that_was_killed_is_not_there_and_goes_on(
+    kind: Kind, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied vectors stay as they were written, and items as they were indexed."""
+    folder, facts = tmp_path / "g", Facts(kind, "m", "/r", dimension=16)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", BUILD, str(folder), kind, stage]
+    killed = subprocess.run(command, cwd=root, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    with pytest.raises(GalleryError, match="is no gallery"):
+        Gallery.load(folder)
+    (begun,) = folder.glob("vectors-*")
+    inside, kept = begun.stat().st_ino, begun.stat().st_size // (1000 * 16 * 4)
+    assert 2 <= kept <= 3 if stage == "copying" else kept == 6  # what was in a buffer is lost
+    untouched: list[bool] = []
+    indexed: list[int] = []
+
+    def watched() -> Iterator[tuple[Array, pd.DataFrame]]:
+        for number, block in enumerate(in_blocks(6000)):
+            if number == 0:
+                os.utime(begun, (0, 0))  # whatever is written from here on sets it anew
+            else:
+                untouched.append(begun.stat().st_mtime == 0)
+            yield block
+        untouched.append(begun.stat().st_mtime == 0)
+
+    add = ApproximateIndex.add
+
+    def noted(self: ApproximateIndex, *arguments: Any) -> None:
+        indexed.append(len(self))
+        add(self, *arguments)
+
+    monkeypatch.setattr(ApproximateIndex, "add", noted)
+    built = Gallery.build(folder, watched(), facts)
+    assert untouched == [True] * kept + [False] * (6 - kept)
+    assert (built.facts.vectors, (folder / begun.name).stat().st_ino) == (begun.name, inside)
+    assert indexed == ([] if kind == "exact" else [5000 if stage == "indexing" else 0])
+    whole = Gallery.build(tmp_path / "whole", in_blocks(6000), facts)
+    pd.testing.assert_frame_equal(built.items, whole.items)
+    found, expected = (gallery.search(clustered(50, seed=1), 5).ids for gallery in (built, whole))
+    same = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, expected, strict=True)])
+    assert same == 1 if kind == "exact" else same > 0.9
+    assert len(list(folder.iterdir())) == (4 if kind == "exact" else 5)  # .lock among them: nothing is left over
+
+
+@pytest.mark.parametrize("left", [b"", b"x" * 100, b"x" * 10**6])
+def test_what_another_build_has_left_is_not_taken_for_this_ones(left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "vectors-0.f32").write_bytes(clustered(100).tobytes() + left)
+    built = Gallery.build(tmp_path / "g", [(clustered(300)[50:], items(250))], Facts(dimension=16))
+    assert np.array_equal(built.vectors(range(250)), clustered(300)[50:])
+    assert (tmp_path / "g" / built.facts.vectors).stat().st_size == 250 * 16 * 4
+
+
+def test_the_package_offers_the_gallery_without_loading_it() -> None:
+    code = "import sys, proxygml; assert 'Gallery' in proxygml.__all__; print('proxygml.gallery.folder' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

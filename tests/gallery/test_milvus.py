@@ -1,0 +1,233 @@
+"""The gallery in Milvus, through milvus-lite: the folder's answers, whole, going on, and safe from its own labels."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from proxygml import Gallery
+from proxygml.errors import GalleryError, OverwriteError
+from proxygml.gallery.manifest import Facts, Threshold
+from proxygml.gallery.milvus_client import Address, is_milvus
+from proxygml.gallery.neighbors import Kind
+from tests.helpers.commands import refused
+from tests.helpers.commands import run as command
+from tests.helpers.models import untrained
+from tests.helpers.vectors import Array, blocks, clustered, items
+
+pytest.importorskip("pymilvus", reason="the extra milvus is not installed")
+pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
+
+Capture = pytest.CaptureFixture[str]
+
+HOSTILE = ['a"b', "a\\", '\\"', "it's", "é漢字🙂", "two\nlines", "a\rb\tc", "{x}", "%s", "", " ", "\u2028", "nul\x01"]
+HOSTILE += ['x"]) or id >= 0 or label in ["', "' or 1 == 1 or '", "id", "true"]
+
+
+def in_milvus(place: Path, vectors: Array, table: pd.DataFrame, kind: Kind = "exact", **options: bool) -> Gallery:
+    return Gallery.build(
+        f"{place}", blocks(vectors, table), Facts(kind, "m", "/r", dimension=vectors.shape[1]), **options
+    )
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_the_same_answers_as_from_a_folder(kind: Kind, tmp_path: Path) -> None:
+    """Filters, additions and removals included; copies of a vector tie, and rank in the order of the gallery."""
+    vectors, asked = clustered(1300), clustered(20, seed=1)
+    vectors[600:700] = vectors[0]
+    asked[0] = vectors[0]
+    milvus = in_milvus(tmp_path / "g.db", vectors[:1200], items(1200), kind)
+    folder = Gallery.create(vectors[:1200], items(1200))
+    for gallery in (milvus, folder):
+        gallery.remove(np.arange(0, 1200, 5))
+        assert gallery.add(vectors[1200:], items(100, 1200).assign(shade=0.5)).tolist() == list(range(1200, 1300))
+    milvus.save()
+    for gallery in (milvus, Gallery.load(tmp_path / "g.db")):
+        assert (len(gallery), gallery.columns) == (len(folder), folder.columns)
+        for where in (None, {"label": "c1"}, {"label": ["c1", "c2"], "size": [*range(1150, 1300)]}, {"shade": "0.5"}):
+            found, expected = gallery.search(asked, 7, where), folder.search(asked, 7, where)
+            if kind == "exact":
+                assert np.array_equal(found.ids, expected.ids)
+                np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+                pd.testing.assert_frame_equal(found.rows(3), expected.rows(3), check_dtype=False)
+            else:
+                pairs = zip(found.ids[1:], expected.ids[1:], strict=True)  # of the copies it may find any
+                assert np.mean([len(set(a) & set(b)) / 7 for a, b in pairs]) > 0.9
+            assert np.array_equal(gallery.matching(where or {}), folder.matching(where or {}))
+        pd.testing.assert_frame_equal(gallery.items, folder.items)
+        assert np.array_equal(gallery.vectors([1299, 1, 4]), folder.vectors([1299, 1, 4]))
+        own = np.array([1, 2, 3])
+        assert np.array_equal(
+            gallery.search(vectors[own], 1200, exclude=own).ids, folder.search(vectors[own], 1200, exclude=own).ids
+        )
+    if kind == "exact":
+        found, expected = (gallery.search(asked, 9, rerank=True).ids for gallery in (milvus, folder))
+        assert np.array_equal(found, expected)
+    else:
+        assert milvus.facts.recall is not None
+        assert milvus.facts.recall > 0.9
+
+
+def test_columns_and_hostile_values_stay_what_they_are(tmp_path: Path) -> None:
+    table = pd.DataFrame({"label": HOSTILE, "path": HOSTILE[::-1], 'a "b\\': HOSTILE, "in": range(len(HOSTILE))})
+    table = table.assign(
+        **{"truth": [True, False] * 8 + [True], "part": np.arange(len(HOSTILE)) / 4, "Straße": HOSTILE}
+    )
+    table["gap"] = [None, "x"] * 8 + [None]
+    vectors = clustered(len(table))
+    milvus, folder = in_milvus(tmp_path / "g.db", vectors, table), Gallery.create(vectors, table)
+    pd.testing.assert_frame_equal(milvus.items, folder.items)
+    for number, text in enumerate(HOSTILE):
+        for column in ("label", 'a "b\\', "Straße"):
+            assert milvus.matching({column: text}).tolist() == [number]
+        assert milvus.search(vectors[:1], 5, {"label": [text, "none"]}).ids.tolist() == [[number]]
+    assert np.array_equal(milvus.ids_of(table, ["path"]), np.arange(len(table)))
+    for where in ({"truth": True}, {"truth": "False"}, {"in": "3"}, {"in": [2.5, 4]}, {"part": 0.75}, {"gap": "x"}):
+        assert np.array_equal(milvus.matching(where), folder.matching(where)), where
+
+
+def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "g.db"
+    gallery = in_milvus(place, clustered(10), items(10))
+    for question, message in (
+        (lambda: gallery.search(clustered(1, size=8)), "of size 8, but the gallery's of 16"),
+        (lambda: gallery.search(clustered(1), 0), "k is 0"),
+        (lambda: gallery.search(clustered(1), 20_000), "no more than about 16,384"),
+        (lambda: gallery.search(clustered(1), where={"lable": "x"}), "did you mean 'label'"),
+        (lambda: gallery.search(clustered(1), where={"label": "x"}), "none has label=x"),
+        (lambda: gallery.search(clustered(1), where={"size": "many"}), "holds numbers"),
+        (lambda: gallery.remove([11]), "no item 11"),
+        (lambda: gallery.vectors([11]), "no item 11"),
+        (lambda: gallery.add(clustered(1), items(1).assign(size="large")), "holds int64, but an item has 'large'"),
+        (lambda: gallery.save(tmp_path / "h"), "saved there"),
+        (lambda: Gallery.load(tmp_path / "none.db"), "there is no .*none.db"),
+        (lambda: Gallery.load(f"{place}#other"), "holds no gallery 'other'"),
+        (lambda: Gallery.load(f"{place}#a b"), "cannot name a gallery"),
+        (
+            lambda: in_milvus(tmp_path / "i.db", clustered(2000), items(2000), "ivfpq"),
+            "milvus-lite, which has no ivfpq",
+        ),
+        (lambda: Gallery.create(clustered(10), items(10)).save(tmp_path / "s.db"), "Gallery.build"),
+    ):
+        with pytest.raises(GalleryError, match=message):
+            question()
+    with pytest.raises(OverwriteError, match="is a gallery already"):
+        in_milvus(place, clustered(5), items(5))
+    assert len(in_milvus(place, clustered(5), items(5), force=True)) == 5
+    with pytest.raises(GalleryError, match="load it again"):
+        gallery.search(clustered(1))
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(GalleryError, match=r"pip install proxygml\[milvus\]"):
+        Gallery.load(place)
+
+
+def test_addresses() -> None:
+    assert [is_milvus(place) for place in ("a.db", Path("a.db"), "a.db#b", "https://h", "folder", "http", "db")] == [
+        True, True, True, True, False, False, False
+    ]  # fmt: skip
+    address = Address.parse("http://me:secret@host:19530/shop#photos")
+    assert (address.uri, address.name) == ("http://me:secret@host:19530/shop", "photos")
+    assert str(address) == "http://host:19530/shop#photos"
+
+
+def test_additions_and_removals_count_from_save_on_and_stopped_ones_never(tmp_path: Path) -> None:
+    vectors = clustered(60)
+    place = tmp_path / "g.db"
+    in_milvus(place, vectors[:40], items(40))
+    stopped = Gallery.load(place)
+    stopped.add(vectors[40:50], items(10, 40))
+    stopped.remove([0])
+    assert len(stopped) == 49
+    reader = Gallery.load(place)
+    assert len(reader) == 40
+    assert reader.search(vectors[:1], 60).ids.shape == (1, 40)
+    assert reader.search(vectors[45:46], 1).ids[0, 0] < 40
+    writer = Gallery.load(place)
+    assert writer.add(vectors[50:], items(10, 50)).tolist() == list(range(50, 60))  # no id is given twice
+    writer.calibrated(Threshold(0.5, 0.01, None, 3, 2))
+    writer.remove([1])
+    writer.save()
+    with pytest.raises(OverwriteError, match="changed since"):
+        stopped.save()
+    for gallery in (writer, Gallery.load(place)):
+        assert sorted(gallery.items.index) == [0, *range(2, 40), *range(50, 60)]
+        assert gallery.search(vectors[:1], 60).ids.shape == (1, 49)
+        assert gallery.facts.threshold == Threshold(0.5, 0.01, None, 3, 2)
+
+
+BUILD = """
+import os, sys
+from pathlib import Path
+from tests.helpers.vectors import blocks, clustered, items
+from proxygml import Gallery
+from proxygml.gallery.manifest import Facts
+def stopping():
+    for number, block in enumerate(blocks(clustered(2000), items(2000))):
+        if number == 3:
+            os.kill(os.getpid(), 9)
+        yield block
+Gallery.build(sys.argv[1], stopping(), Facts("exact", "m", "/r", dimension=16))
+"""
+
+
+def test_a_build_that_was_killed_is_not_there_and_goes_on(tmp_path: Path) -> None:
+    place = tmp_path / "g.db"
+    root = Path(__file__).resolve().parents[2]
+    killed = subprocess.run([sys.executable, "-c", BUILD, str(place)], cwd=root, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    with pytest.raises(GalleryError, match="holds no gallery"):
+        Gallery.load(place)
+    notes = tmp_path / ".g.db.gallery.building" / "blocks.json"
+    before = json.loads(notes.read_text())
+    assert len(before["blocks"]) == 3
+    vectors, table = clustered(2000), items(2000)
+    built = in_milvus(place, vectors, table)
+    assert built.facts.items == before["collection"]  # the same collection went on
+    whole = Gallery.create(vectors, table)
+    pd.testing.assert_frame_equal(built.items, whole.items)
+    assert np.array_equal(built.search(vectors[::50], 5).ids, whole.search(vectors[::50], 5).ids)
+    assert [path.name for path in tmp_path.iterdir()] == ["g.db"]
+
+
+def test_a_stopped_build_of_other_items_is_begun_anew_where_they_differ(tmp_path: Path) -> None:
+    place, vectors = tmp_path / "g.db", clustered(1200)
+
+    def broken() -> Iterator[tuple[Array, pd.DataFrame]]:
+        for number, block in enumerate(blocks(vectors, items(1200))):
+            if number == 2:
+                raise RuntimeError("stopped")
+            yield block
+
+    for first in (0, 400):  # the first block differs, the second one
+        with pytest.raises(RuntimeError, match="stopped"):
+            Gallery.build(place, broken(), Facts("exact", "m", "/r", dimension=16), force=True)
+        table = items(1200)
+        table.loc[first, "label"] = "changed"
+        built = in_milvus(place, vectors, table, force=True)
+        pd.testing.assert_frame_equal(built.items, Gallery.create(vectors, table).items)
+
+
+def test_the_commands_take_a_gallery_in_milvus(
+    small_catalog: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_folder, photos, out = untrained(tmp_path / "run"), small_catalog.parent, tmp_path / "a.csv"
+    command("index", run_folder, "--catalog", small_catalog, "--out", "m.db", "--workers", 0, "--split", "test")
+    assert "48 items, exact: m.db" in capsys.readouterr().out
+    assert "is a gallery already" in refused(capsys, "index", run_folder, "--images", photos, "--out", "m.db")
+    command("index", "--add", "--out", "m.db", "--images", photos, "--workers", 0)
+    assert "96 items added (48 were in it already), 144 now" in capsys.readouterr().out
+    command("index", "--remove", "id=0", "id=3", "--out", "m.db")
+    command("index", "--remove", "label=class 13", "--out", "m.db")
+    assert "8 items removed, 134 now" in capsys.readouterr().out
+    command("search", "m.db", photos, "--k", 1, "--leave-out-itself", "--rerank", "--out", out, "--workers", 1)
+    answers = pd.read_csv(out)
+    assert len(answers) == 144
+    assert not (answers["path"] == answers["query"]).any()
+    assert not (answers["label"] == "class 13").any()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "m.db", "run"]

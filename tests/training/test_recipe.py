@@ -1,0 +1,94 @@
+"""Recipes: read, checked, written; the published settings."""
+
+from pathlib import Path
+
+import pytest
+
+from proxygml.errors import RecipeError
+from proxygml.training.recipe import Recipe, find_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "proxygml" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_read(path: Path) -> None:
+    assert Recipe.read(path).epochs > 0
+    assert find_recipe(path.stem) == path
+
+
+def test_published_settings() -> None:
+    cub, cars, sop = (Recipe.read(find_recipe(name)) for name in ("cub200", "cars196", "sop"))
+    assert cub == cars == Recipe()  # the defaults are the paper's for CUB and Cars
+    assert (sop.loss.proxies_per_class, sop.loss.proxy_weight, sop.loss.scale) == (1, 0.0, 20.0)
+    assert (sop.proxy_lr, sop.batch_norm, sop.recall_at) == (0.3, "trained", (1, 10, 100, 1000))
+
+
+def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
+    recipe = Recipe.read(find_recipe("sop"))
+    recipe.write(tmp_path / "recipe.yaml")
+    assert Recipe.read(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch: 3", "no key 'epoch'; did you mean 'epochs'"),
+        ("loss: {proxies_per_clas: 3}", "no key 'loss.proxies_per_clas'; did you mean 'loss.proxies_per_class'"),
+        ("scale: 3", "no key 'scale'; did you mean 'loss.scale'"),
+        ("epochs: many", "epochs"),
+        ("images: {size: big}", "images.size"),
+        ("images: {size: -2}", "images.size is -2"),
+        ("- 1", "holds list"),
+        ("a: [", "cannot be read"),
+        ("batch_size: 1", "batch_size is 1"),
+        ("epochs: -1", "epochs is -1"),
+        ("backbone_lr: -0.1", "backbone_lr is -0.1"),
+        ("proxy_lr: .nan", "proxy_lr is nan"),
+        ("eps: 0", "eps is 0"),
+        ("decay: 2", "decay is 2"),
+        ("validation_classes: 1", "validation_classes is 1"),
+        ("optimizer: sgd", "optimizer"),
+        ("schedule: linear", "schedule"),
+        ("recall_at: [0]", "recall_at"),
+        ("{batch_size: 32, images_per_class: 5}", "no multiple of images_per_class"),
+        ("cache_features: true", "cache_features needs a frozen backbone, but backbone_lr is 0.0001"),
+        ("loss: null", "loss is None, but must be keys and values"),
+        ("embedding_start: features\nembedder: {embedding_size: 0}", "there is no linear layer to start"),
+        (
+            "embedding_start: features\nembedder: {feature_norm: batch}",
+            "embedding_start is features, but .*batch",
+        ),
+        ("embedding_start: features\nwhitening: 1.5", "whitening is 1.5, but must be 0 to 1"),
+        ("epochs: 3\nseed: 1\nepochs: 4", "'epochs' comes twice: give each key once"),
+        ("whitening: 0.3", "whitening is 0.3, but embedding_start is random"),
+        ("proxy_start: features\nembedder: {feature_norm: layer}", "proxy_start is features, but .*norm is layer"),
+        ("embedder: {feature_norm: group}", "'none', 'batch', 'layer'.*group"),
+        ("proxy_start: features\nloss: {name: ProxyAnchorLoss}", "only ProxyGMLLoss can start so"),
+        ("images: 3", "images is 3, but must be keys and values"),
+        ("workers: null", "workers is None, but must be a value"),
+        ("milestones: [-3]", "milestones"),
+        ("seed: 4294967296", "seed is 4294967296"),
+        ("loss: {scale: -1}", "loss.scale is -1"),
+        ("loss: {neighbor_ratio: 2}", "loss.neighbor_ratio is 2"),
+        ("loss: {proxy_sample: 0}", "loss.proxy_sample is 0"),
+        ("loss: {proxy_sample: 1.5}", "loss.proxy_sample is 1.5"),
+        ("loss: {proxy_dtype: float64}", "loss.proxy_dtype"),
+        ("loss: {proxy_dtype: bfloat16}", "loss.proxy_dtype is bfloat16.*loss.sparse"),
+        ("loss: {memory_limit: 0}", "loss.memory_limit is 0"),
+        ("loss: {sparse: true}", "loss.sparse is true and loss.proxy_weight is 0.3"),
+        ("loss: {proxy_sample: 5, proxy_weight: 0}", "loss.proxy_sample is 5, but loss.proxy_weight is 0"),
+        ("loss: {proxy_sample: true}", "loss.proxy_sample"),
+        ("{proxy_lr: 10, weight_decay: 0.1, loss: {sparse: true, proxy_weight: 0}}", "proxy_lr 10.0 times"),
+        ("{precision: fp16, loss: {sparse: true, proxy_weight: 0}}", "precision is fp16"),
+    ],
+)
+def test_wrong_recipes_are_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        Recipe.read(path)
+
+
+def test_missing_recipe_names_ours() -> None:
+    with pytest.raises(RecipeError, match="cub200"):
+        find_recipe("no_such")
