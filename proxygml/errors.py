@@ -4,6 +4,8 @@ Every message names the thing, what was found, what was expected and the mend. C
 and exit with 2; anything else that escapes is a bug.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib.util import find_spec
 
 
@@ -47,8 +49,23 @@ class GalleryError(UserError):
     """A gallery that is missing, damaged or of another model; or a question that it cannot answer."""
 
 
-def require_extra(extra: str, *packages: str) -> None:
+def check_extra(extra: str, *packages: str) -> None:
     """Raise UserError where a package of one of our extras is not installed."""
     for package in packages:
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed, which this needs: pip install proxygml[{extra}]")
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The end of a message about an unknown name: the known names that are spelt most like it, or all of them.
+
+    Args:
+        name: what was given.
+        known: what could have been given.
+        most: how many names to suggest.
+    """
+    known = list(known)
+    close = get_close_matches(name, known, n=most)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"choose one of {', '.join(known)}" if known else "there are none"

@@ -12,7 +12,7 @@ from proxygml.errors import OverwriteError, UserError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; when the block ends well, it takes the place of `path` in one step.
 
     When the block raises, or the process dies, `path` is as it was before.
@@ -31,13 +31,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def refuse_overwrite(path: Path, force: bool) -> None:
+def check_overwrite(path: Path, force: bool) -> None:
     """Raise OverwriteError when `path` is there already and `force` was not given."""
     if path.exists() and not force:
         raise OverwriteError(f"{path} is already there: choose another name, or give --force to replace it")
 
 
-def refuse_ending(path: Path, *endings: str) -> None:
+def check_ending(path: Path, *endings: str) -> None:
     """Raise UserError when the name does not end as a file of its kind does."""
     if path.suffix.lower() not in endings:
         expected = " or ".join(endings)
@@ -45,7 +45,7 @@ def refuse_ending(path: Path, *endings: str) -> None:
 
 
 @contextmanager
-def only_writer(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     """Be the only process inside such a block with this lock file; raise OverwriteError where another one is.
 
     The lock goes with the process, however that ends.

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from proxygml import __version__
 from proxygml.console import console
-from proxygml.errors import UserError, require_extra
+from proxygml.errors import UserError, check_extra
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -177,7 +177,7 @@ def compare(arguments: Sequence[str]) -> None:
     if options.out is not None:
         if not options["from"] or options.recipe or options.run:
             raise UserError("--out is the folder for a table of --from alone, without --recipe and --run")
-        _refuse_idle_options(parser, options, ("from", "out"))
+        _check_idle_options(parser, options, ("from", "out"))
         _tabulate(options["from"], options.out)
     elif not options.recipe or options.run is None:
         alone = "; or, for a table of rows alone, --from and --out" if options["from"] else ""
@@ -186,7 +186,7 @@ def compare(arguments: Sequence[str]) -> None:
         _compare(parser, arguments, options.recipe, options.run, options.part, options["from"])
 
 
-def _refuse_idle_options(parser: Parser, options: Namespace, used: Sequence[str]) -> None:
+def _check_idle_options(parser: Parser, options: Namespace, used: Sequence[str]) -> None:
     """Name an option that was given, but changes nothing beside those that are used."""
     given, defaults = options.as_flat(), parser.get_defaults().as_flat()
     for name, value in vars(given).items():
@@ -213,13 +213,13 @@ def _compare(
     cells.run(share)
     if not PartialState().is_main_process:
         return
-    from proxygml.files import written_whole
+    from proxygml.files import atomic_write
 
     rows = cells.gather()
     if rows.empty:
         say("no cell is finished yet, and this part has none to train: there is no table")
         return
-    with written_whole(cells.rows_file) as temporary:
+    with atomic_write(cells.rows_file) as temporary:
         rows.to_csv(temporary, index=False)
     say(f"cells:  {cells.rows_file}")
     _write_comparison(rows, folder, cells.planned())
@@ -295,12 +295,12 @@ def embed(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
     _add_embedding(parser)
     options = parser.parse(arguments)
-    from proxygml.files import refuse_ending, refuse_overwrite
+    from proxygml.files import check_ending, check_overwrite
     from proxygml.gallery.build import Model
     from proxygml.models.embedding import discard, write_vectors
 
-    refuse_ending(options.out, ".parquet")
-    refuse_overwrite(options.out, options.force)
+    check_ending(options.out, ".parquet")
+    check_overwrite(options.out, options.force)
     model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
     embedded = _embedded(model, work, options)
     facts = {"model": model.fingerprint, "run": str(model.run)}
@@ -458,7 +458,7 @@ def search(arguments: Sequence[str]) -> None:
     parser.add_argument("--on-bad", type=Literal["fail", "drop"], default="fail", help=bad)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
     options = parser.parse(arguments)
-    from proxygml.files import refuse_ending
+    from proxygml.files import check_ending
     from proxygml.gallery.build import Model
     from proxygml.gallery.filters import column_values
     from proxygml.gallery.folder import Gallery
@@ -466,9 +466,9 @@ def search(arguments: Sequence[str]) -> None:
     from proxygml.models.embedding import ImageList
 
     if options.out is not None:
-        refuse_ending(options.out, *ANSWER_ENDINGS)
+        check_ending(options.out, *ANSWER_ENDINGS)
     if options.show is not None:
-        refuse_ending(options.show, ".png")
+        check_ending(options.show, ".png")
     gallery = Gallery.load(options.gallery)
     where, queries = column_values(options.where or ()), ImageList.from_files(options.queries)
     answers = search_images(
@@ -500,7 +500,7 @@ def search(arguments: Sequence[str]) -> None:
 
 def cluster(arguments: Sequence[str]) -> None:
     """Sort images into clusters, report near-duplicates, draw a contact sheet of each cluster."""
-    from proxygml.gallery.clustering import ClusterSettings, Layout, refuse_clusters, summary, write_clusters
+    from proxygml.gallery.clustering import ClusterSettings, Layout, check_clusters_folder, summary, write_clusters
 
     parser = Parser("cluster", str(cluster.__doc__))
     parser.add_argument("run", type=Path, help="the run folder")
@@ -515,7 +515,7 @@ def cluster(arguments: Sequence[str]) -> None:
     from proxygml.models.embedding import ImageList, discard
 
     settings = ClusterSettings(**{key.name: options[key.name] for key in fields(ClusterSettings)})
-    refuse_clusters(options.out, options.force)
+    check_clusters_folder(options.out, options.force)
     model, work = Model.of(options.run), options.out.with_name(f".{options.out.name}.partial")
     embedded = _embedded(model, work, options)
     vectors, table = embedded.whole()
@@ -526,7 +526,7 @@ def cluster(arguments: Sequence[str]) -> None:
 
 def serve(arguments: Sequence[str]) -> None:
     """Answer searches over HTTP, and show a page to search on."""
-    require_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
+    check_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving.service import Limits, Service
 
     parser = Parser("serve", str(serve.__doc__))

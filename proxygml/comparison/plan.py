@@ -61,33 +61,33 @@ class Comparison:
     """The file, for messages."""
 
     def __post_init__(self) -> None:
-        self._require(bool(self.methods), "methods is empty: name at least one")
+        self._check(bool(self.methods), "methods is empty: name at least one")
         names = [method.name for method in self.methods]
         twice = [name for name in names if names.count(name) > 1]
-        self._require(
+        self._check(
             not twice,
             f"two methods are called {twice[0] if twice else ''!r}: names and values of vary must differ",
         )
-        self._require(bool(self.seeds), "seeds is empty: give at least one")
-        self._require(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}: no seed may come twice")
+        self._check(bool(self.seeds), "seeds is empty: give at least one")
+        self._check(len(set(self.seeds)) == len(self.seeds), f"seeds is {list(self.seeds)}: no seed may come twice")
         wrong = [seed for seed in self.seeds if not 0 <= seed < 2**32]
-        self._require(not wrong, f"seeds holds {wrong[0] if wrong else 0}, but must hold numbers from 0 to 2**32 - 1")
-        self._require(self.trials >= 0, f"trials is {self.trials}, but must be 0 or more")
-        self._require(0 < self.tune_on < 1, f"tune_on is {self.tune_on}, but must be between 0 and 1")
+        self._check(not wrong, f"seeds holds {wrong[0] if wrong else 0}, but must hold numbers from 0 to 2**32 - 1")
+        self._check(self.trials >= 0, f"trials is {self.trials}, but must be 0 or more")
+        self._check(0 < self.tune_on < 1, f"tune_on is {self.tune_on}, but must be between 0 and 1")
         seed = self.shared.seed
-        self._require(seed == Recipe().seed, f"seed is {seed}, but a comparison has several: list them under seeds")
+        self._check(seed == Recipe().seed, f"seed is {seed}, but a comparison has several: list them under seeds")
         tuned = [method.name for method in self.methods if method.tune]
         if tuned and not self.trials:
-            self._require(False, f"{tuned[0]} has values to tune, but trials is 0: say how many settings are tried")
+            self._check(False, f"{tuned[0]} has values to tune, but trials is 0: say how many settings are tried")
         if self.trials and not tuned:
-            self._require(False, f"trials is {self.trials}, but no method has a tune section: give the values to try")
+            self._check(False, f"trials is {self.trials}, but no method has a tune section: give the values to try")
         for method in self.methods:
             for values in self.trials_of(method) or [{}]:
                 recipe = self.recipe_of(method, values, self.seeds[0])
                 learned = bool(recipe.epochs) or not method.tune
-                self._require(learned, f"{method.name} has values to tune, but epochs is 0: no epoch could judge them")
+                self._check(learned, f"{method.name} has values to tune, but epochs is 0: no epoch could judge them")
 
-    def _require(self, holds: bool, message: str) -> None:
+    def _check(self, holds: bool, message: str) -> None:
         if not holds:
             raise RecipeError(f"{self.where}: {message}")
 

@@ -33,21 +33,21 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageSettings
 from proxygml.errors import DivergedError, RecipeError, RunError, UserError
-from proxygml.files import written_whole
-from proxygml.models.backbones import require_weights_file
+from proxygml.files import atomic_write
+from proxygml.models.backbones import check_weights_file
 from proxygml.models.embedder import Embedder, EmbedderSettings
 from proxygml.training.criterion import make_criterion
 from proxygml.training.evaluate_run import evaluate_run
-from proxygml.training.initialization import require_directions
+from proxygml.training.initialization import check_directions
 from proxygml.training.recipe import Recipe, flattened
 from proxygml.training.run_folder import RunFolder
-from proxygml.training.sampler import require_classes
+from proxygml.training.sampler import check_batch_classes
 from proxygml.training.trainer import (
+    check_batch_division,
+    check_learning_rates,
+    check_precision,
     fit,
     make_accelerator,
-    require_available,
-    require_learning,
-    require_whole_batches,
     resume,
     split_for_training,
 )
@@ -166,20 +166,20 @@ class Cells:
         for method in self.comparison.methods:
             for number, recipe in enumerate(self._recipes(method)):
                 try:
-                    self._require_trainable(recipe, sizes)
+                    self._check_trainable(recipe, sizes)
                     if recipe.validation_classes not in training:
                         training[recipe.validation_classes] = split_for_training(recipe)[0]
-                    _require_images(recipe, training[recipe.validation_classes], *sizes[_network(recipe)])
+                    _check_enough_images(recipe, training[recipe.validation_classes], *sizes[_network(recipe)])
                 except UserError as error:
                     tried = number < len(self.trials[method.name]) and not self.has_validation
                     share = f" in its trials, which hold out {self.comparison.tune_on} of the classes" if tried else ""
                     raise RecipeError(f"{self.comparison.where}: {method.name}{share}: {error}") from error
 
-    def _require_trainable(self, recipe: Recipe, sizes: dict[Network, tuple[int, int]]) -> None:
+    def _check_trainable(self, recipe: Recipe, sizes: dict[Network, tuple[int, int]]) -> None:
         """Name what no images could mend, and note of a new network the sizes of its embeddings and its features."""
-        require_learning(recipe)
-        require_available(recipe)
-        require_whole_batches(recipe, self.accelerator)
+        check_learning_rates(recipe)
+        check_precision(recipe)
+        check_batch_division(recipe, self.accelerator)
         if not recipe.loss.is_ours:
             make_criterion(recipe.loss, num_classes=2, embedding_size=2)
         network = _network(recipe)
@@ -308,8 +308,8 @@ class Cells:
         Raises:
             UserError: a method cannot be trained, or a cell there was trained by another recipe.
         """
-        self._refuse_others()
-        self._require_weights()
+        self._check_other_settings()
+        self._check_weights()
         if PartialState().is_main_process:
             weights = self._kept_data().get("weights", {}) | self.weights
             data = {"data": self.data, "fingerprint": self.data_fingerprint, "weights": weights}
@@ -327,7 +327,7 @@ class Cells:
                 recipe = self.comparison.recipe_of(method, values, seed)
                 self._run(self.cell(method, seed), recipe, f"{number} of {len(jobs)}")
 
-    def _require_weights(self) -> None:
+    def _check_weights(self) -> None:
         """Name a file of weights that is missing, where there is something left to train from it."""
         for method in self.comparison.methods:
             trials, chosen = self.trials[method.name], self.chosen(method)
@@ -341,34 +341,34 @@ class Cells:
                 seeds = [seed for seed in self.comparison.seeds if not self._is_done(self.cell(method, seed))]
                 left += [self.comparison.recipe_of(method, values, seed) for seed in seeds]
             for recipe in left:
-                require_weights_file(recipe.embedder.weights)
+                check_weights_file(recipe.embedder.weights)
 
     def _run(self, cell: Cell, recipe: Recipe, place: str) -> None:
         """Train and judge a cell, unless its row is known already, of the same settings."""
-        self._refuse_other(cell, recipe)
+        self._check_same_settings(cell, recipe)
         if not self._is_done(cell):
             _train_and_judge(cell, recipe, place)
         if cell.cost.exists() and PartialState().is_main_process:
             _tidy(cell)
 
-    def _refuse_others(self) -> None:
+    def _check_other_settings(self) -> None:
         """Raise RunError where a cell or trial, of any part, is there with other settings than are asked for now."""
         for method in self.comparison.methods:
             trials = self.trials[method.name]
             for number, values in enumerate(trials):
-                self._refuse_other(self.trial(method, number), self._trial_recipe(method, values))
+                self._check_same_settings(self.trial(method, number), self._trial_recipe(method, values))
             chosen = self.chosen(method)
             if method.tune and chosen is None:
                 continue
             for seed in self.comparison.seeds:
                 recipe = self.comparison.recipe_of(method, {} if chosen is None else trials[chosen], seed)
-                self._refuse_other(self.cell(method, seed), recipe)
+                self._check_same_settings(self.cell(method, seed), recipe)
 
-    def _refuse_other(self, cell: Cell, recipe: Recipe) -> None:
+    def _check_same_settings(self, cell: Cell, recipe: Recipe) -> None:
         row = self.known.get(cell.key)
         if row is None:
-            _refuse_other_run(cell, recipe, tuned=bool(self.trials[cell.method]))
-            self._refuse_other_data(cell)
+            _check_same_run(cell, recipe, tuned=bool(self.trials[cell.method]))
+            self._check_same_data(cell)
             return
         found = row["settings"] if cell.trial is None else row.get("run_settings")
         asked = self._own_settings(recipe.content())
@@ -379,7 +379,7 @@ class Cells:
                 "method another name, or leave its rows out"
             )
 
-    def _refuse_other_data(self, cell: Cell) -> None:
+    def _check_same_data(self, cell: Cell) -> None:
         """Raise RunError where `proxygml evaluate` has judged a cell by another catalog since."""
         if not cell.run.evaluation.exists():
             return
@@ -462,7 +462,7 @@ class Cells:
         Raises:
             RunError: a cell there was trained by another recipe, or rows there would be lost.
         """
-        self._refuse_others()
+        self._check_other_settings()
         self._check_folder()  # again: another part may have left rows since
         rows: list[Row] = []
         for method in self.comparison.methods:
@@ -506,11 +506,11 @@ def _network(recipe: Recipe) -> Network:
     return replace(recipe.embedder, weights="none"), recipe.images
 
 
-def _require_images(recipe: Recipe, images: Catalog, embedding_size: int, num_features: int) -> None:
+def _check_enough_images(recipe: Recipe, images: Catalog, embedding_size: int, num_features: int) -> None:
     """Name a recipe that wants more training classes or images than there are."""
-    require_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
+    check_batch_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
     if recipe.embedding_start == "features":
-        require_directions(embedding_size, len(images), num_features)
+        check_directions(embedding_size, len(images), num_features)
 
 
 def _keys(rows: pd.DataFrame) -> list[Key]:
@@ -555,7 +555,7 @@ def _train_and_judge(cell: Cell, recipe: Recipe, place: str) -> None:
     PartialState().wait_for_everyone()
 
 
-def _refuse_other_run(cell: Cell, recipe: Recipe, tuned: bool) -> None:
+def _check_same_run(cell: Cell, recipe: Recipe, tuned: bool) -> None:
     if not cell.run.recipe.exists():
         return
     # Read as a recipe, so that a key that a newer version has stands at its default in an older run.
@@ -635,5 +635,5 @@ def _peak_memory() -> float | None:
 
 
 def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -80,7 +80,7 @@ def unpacked(root: Path, beside: Path, known: Mapping[str, str], force: bool = F
         if root.is_dir():
             _copy_lists(root, beside)  # one may have been added since
         return beside
-    with whole_folder(beside) as folder:
+    with atomic_folder(beside) as folder:
         for archive in archives:
             unpack(archive, folder if archive == root else folder / archive.parent.relative_to(root))
         for archive in _packed(folder, known):
@@ -240,7 +240,7 @@ def _is_unpacked(folder: Path, stamp: str, force: bool) -> bool:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Hand out a temporary folder; when the block ends well it takes the place of `path`, else it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

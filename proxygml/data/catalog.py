@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from proxygml.errors import CatalogError
-from proxygml.files import refuse_overwrite, written_whole
+from proxygml.files import atomic_write, check_overwrite
 
 SPLITS = ("train", "val", "test")
 TEXT_COLUMNS = ("path", "label", "split")
@@ -89,9 +89,9 @@ class Catalog:
         """
         path = Path(path)
         check_suffix(path)
-        refuse_overwrite(path, force)
+        check_overwrite(path, force)
         table = self.table.assign(path=_rebased(self.table["path"], self.folder, path.parent))
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             if path.suffix.lower() == ".csv":
                 table.to_csv(temporary, index=False)
             else:

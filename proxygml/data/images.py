@@ -274,34 +274,34 @@ class ImageSettings:
     def __post_init__(self) -> None:
         least_scale, greatest_scale = _pair("crop_scale", self.crop_scale)
         least_ratio, greatest_ratio = _pair("crop_ratio", self.crop_ratio)
-        _require(self.size >= 1, "size", self.size, "1 or more")
-        _require(self.resize >= self.size, "resize", self.resize, f"images.size ({self.size}) or more")
-        _require(
+        _check(self.size >= 1, "size", self.size, "1 or more")
+        _check(self.resize >= self.size, "resize", self.resize, f"images.size ({self.size}) or more")
+        _check(
             0 < least_scale <= greatest_scale <= 1,
             "crop_scale",
             self.crop_scale,
             "a least and a greatest fraction, above 0 and up to 1",
         )
-        _require(
+        _check(
             0 < least_ratio <= greatest_ratio < math.inf,
             "crop_ratio",
             self.crop_ratio,
             "a least and a greatest ratio, above 0",
         )
-        _require(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
-        _require(0 <= self.fill <= 255, "fill", self.fill, "between 0 and 255")
-        _require(
+        _check(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
+        _check(0 <= self.fill <= 255, "fill", self.fill, "between 0 and 255")
+        _check(
             self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic"
         )
 
 
-def _require(holds: bool, key: str, found: object, expected: str) -> None:
+def _check(holds: bool, key: str, found: object, expected: str) -> None:
     if not holds:
         raise RecipeError(f"images.{key} is {found!r}, but must be {expected}")
 
 
 def _pair(key: str, values: Sequence[float]) -> tuple[float, float]:
-    _require(len(values) == 2, key, values, "two numbers, the least and the greatest")
+    _check(len(values) == 2, key, values, "two numbers, the least and the greatest")
     return values[0], values[1]
 
 

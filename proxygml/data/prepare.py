@@ -17,13 +17,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from proxygml.console import console, track
-from proxygml.data.archives import STAMP, is_archive, unpacked, whole_folder
+from proxygml.data.archives import STAMP, atomic_folder, is_archive, unpacked
 from proxygml.data.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
 from proxygml.data.datasets.layout import Dataset
 from proxygml.data.images import decode_image
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, ImageError, OverwriteError
-from proxygml.files import refuse_overwrite, written_whole
+from proxygml.files import atomic_write, check_overwrite
 
 OnBad = Literal["fail", "drop"]
 Box = tuple[int, int, int, int]
@@ -95,7 +95,7 @@ def prepare(
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
     for path in (out, dropped_list):
-        refuse_overwrite(path, force)
+        check_overwrite(path, force)
     copies = out.with_suffix(f".{resize}px")
     if resize is not None:
         _check_resize(resize, copies, root if dataset.strays else None)
@@ -152,7 +152,7 @@ def _make(dataset: Dataset, folder: Path, force: bool) -> Catalog:
             )
         if not force:
             raise OverwriteError(f"{folder} is there already: choose another --out, or give --force to make it anew")
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         made = dataset.read(temporary)
         (temporary / STAMP).write_text(dataset.name)
     return Catalog(made.table, folder)
@@ -314,7 +314,7 @@ def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
         path.unlink(missing_ok=True)  # an earlier run's, which --force gave up
         return
     table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         table.to_csv(temporary, index=False, errors="backslashreplace")
 
 

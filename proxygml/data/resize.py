@@ -17,7 +17,7 @@ from proxygml.console import console, track
 from proxygml.data.catalog import BOX_COLUMNS, Catalog
 from proxygml.data.images import decode_image, scale_down, scaled_size
 from proxygml.errors import DatasetError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 
 JPEG_QUALITY = 95
 """Pillow advises against more: it would only make the files larger."""
@@ -60,7 +60,7 @@ def copy_smaller(
         copies = dict(zip(sources, track(jobs, f"Copying at {shorter_side} pixels", len(sources)), strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
-    _refuse_clashes(copies)
+    _check_clashes(copies)
     before, after = (sum(path.stat().st_size for path in paths) for paths in (copies.keys(), copies.values()))
     console.print(f"{len(copies):,} copies in {folder}: {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB", markup=False)
     table = catalog.table.assign(path=[copies[path].relative_to(folder).as_posix() for path in catalog.paths])
@@ -87,7 +87,7 @@ def _copy(source: Path, target: Path, size: Size, shorter_side: int) -> Path:
         return target
     image = scale_down(decode_image(source), shorter_side) if smaller else None
     try:
-        with written_whole(target) as temporary:
+        with atomic_write(target) as temporary:
             if image is None:
                 temporary.write_bytes(source.read_bytes())
             else:
@@ -108,7 +108,7 @@ def _with_suffix(source: Path, target: Path) -> Path:
     return target if target.suffix.lower() in suffixes else target.with_name(target.name + suffixes[0])
 
 
-def _refuse_clashes(copies: Mapping[Path, Path]) -> None:
+def _check_clashes(copies: Mapping[Path, Path]) -> None:
     owners: dict[Path, Path] = {}
     for source, copy in copies.items():
         if (other := owners.setdefault(copy, source)) != source:

@@ -16,7 +16,7 @@ from proxygml.console import console
 from proxygml.data.catalog import BOX_COLUMNS, Catalog
 from proxygml.errors import GalleryError, UserError
 from proxygml.gallery.classify import calibrate
-from proxygml.gallery.folder import Gallery, refuse_place, work_place
+from proxygml.gallery.folder import Gallery, check_place, work_place
 from proxygml.gallery.manifest import Facts
 from proxygml.gallery.neighbors import Kind
 from proxygml.models.embedder import Embedder, fingerprint
@@ -119,7 +119,7 @@ def build_gallery(
     Raises:
         UserError: see embed_images, Gallery.build, VectorFile and Model.
     """
-    refuse_place(out, force)
+    check_place(out, force)
     if not 0 <= false_accept_rate < 1:
         raise UserError(f"--false-accept-rate is {false_accept_rate}, but must be 0 up to below 1")
     facts = Facts(kind, model.fingerprint, str(model.run))
@@ -219,7 +219,7 @@ def _calibrate(gallery: Gallery, validation: Block | None, false_accept_rate: fl
     if validation is not None:
         vectors, items = validation
         try:
-            gallery.calibrated(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
+            gallery.set_threshold(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
         except GalleryError as error:
             reason = str(error)
         else:

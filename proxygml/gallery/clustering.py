@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from proxygml.console import track
-from proxygml.data.archives import whole_folder
+from proxygml.data.archives import atomic_folder
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError, UserError
-from proxygml.files import refuse_overwrite
+from proxygml.files import check_overwrite
 from proxygml.models.embedding import ImageList
 from proxygml.reports import figures
 
@@ -155,11 +155,11 @@ def near_duplicates(vectors: Vectors, least_cosine: float) -> list[Codes]:
     return [np.flatnonzero(group == first) for first in firsts[sizes > 1]]
 
 
-def refuse_clusters(out: Path, force: bool) -> None:
+def check_clusters_folder(out: Path, force: bool) -> None:
     """Raise OverwriteError when clusters may not be put there."""
     if out.exists() and not (out / "clusters.csv").is_file():
         raise OverwriteError(f"{out} holds something that is no result of `proxygml cluster`: choose another name")
-    refuse_overwrite(out, force)
+    check_overwrite(out, force)
 
 
 def write_clusters(
@@ -182,11 +182,11 @@ def write_clusters(
         UserError: see `cluster`.
         OverwriteError: something is at `out`, and `force` is False or it is no earlier result.
     """
-    refuse_clusters(out, force)
+    check_clusters_folder(out, force)
     codes = cluster(vectors, settings)
     duplicates = near_duplicates(vectors, settings.duplicate_cosine)
     closeness = _closeness(vectors, codes)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         table = images.table.assign(cluster=codes, cosine_to_centre=closeness.round(4))
         table.sort_values(["cluster", "cosine_to_centre"], ascending=[True, False]).to_csv(
             folder / "clusters.csv", index=False

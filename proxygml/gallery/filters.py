@@ -53,7 +53,7 @@ def _number(column: str, value: Value) -> float:
         raise GalleryError(f"the column {column!r} holds numbers, but {value!r} is none") from None
 
 
-def refuse_unknown(column: str, columns: Sequence[str]) -> None:
+def check_column(column: str, columns: Sequence[str]) -> None:
     """Raise GalleryError where the item table has no such column."""
     if column not in columns:
         close = get_close_matches(column, columns, n=1)
@@ -67,14 +67,14 @@ def matches(table: pd.DataFrame, column: str, values: Value | Sequence[Value]) -
     Raises:
         GalleryError: there is no such column, or it holds numbers and a value is none.
     """
-    refuse_unknown(column, list(table.columns))
+    check_column(column, list(table.columns))
     wanted, cells = alternatives(values), table[column]
     if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
         return np.asarray(cells.astype("float64").isin(numbers(column, wanted)), dtype=bool)
     return np.asarray(cells.astype("string").isin([str(value) for value in wanted]), dtype=bool)
 
 
-def told(where: Where | None) -> str:
+def describe(where: Where | None) -> str:
     """The filter, for a message that says that nothing has passed it."""
     conditions = [f"{column}={' or '.join(map(str, alternatives(values)))}" for column, values in (where or {}).items()]
     return f": none has {', '.join(conditions)}" if conditions else ""

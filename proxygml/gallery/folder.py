@@ -19,18 +19,18 @@ from torch import Tensor
 
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.files import only_writer, written_whole
-from proxygml.gallery.filters import Where, matches, told
-from proxygml.gallery.items import fitted
+from proxygml.files import atomic_write, exclusive_lock
+from proxygml.gallery.filters import Where, describe, matches
+from proxygml.gallery.items import coerce_items
 from proxygml.gallery.manifest import (
     MANIFEST,
     Facts,
     Threshold,
+    check_gallery_folder,
     clear_up,
     facts_to_replace,
     mapped,
     read_facts,
-    refuse_gallery,
     write_facts,
 )
 from proxygml.gallery.milvus_client import Address, is_milvus
@@ -162,8 +162,8 @@ class Gallery:
 
             return MilvusGallery.build(folder, blocks, facts, force=force, total=total)
         folder = Path(folder)
-        refuse_gallery(folder, force)
-        with only_writer(folder / ".lock"):
+        check_gallery_folder(folder, force)
+        with exclusive_lock(folder / ".lock"):
             name = _begun_vectors(folder)
             try:
                 tables, digest = _copied(blocks, folder / name, total)
@@ -291,7 +291,7 @@ class Gallery:
         k = min(k, available - spare)
         if k < 1:
             found = "no item" if not available else "no other item"
-            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + told(where))
+            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + describe(where))
         wanted = min((max(k, RERANKED) if rerank else k) + spare, available)
         own = np.full(len(queries), -1) if exclude is None else self._rows_or_none(exclude, len(queries))
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -320,7 +320,7 @@ class Gallery:
             GalleryError: shapes that do not fit, a reserved column, or a cell that its column cannot hold.
         """
         vectors = self._checked_queries(embeddings)
-        items = fitted(checked_items(items, len(vectors)), self._shown)
+        items = coerce_items(checked_items(items, len(vectors)), self._shown)
         ids = np.arange(self.facts.next_id, self.facts.next_id + len(items))
         self._vectors.append(vectors)
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
@@ -363,8 +363,8 @@ class Gallery:
             raise GalleryError("all items are removed: a gallery holds at least one")
         new = self.folder is None or target.resolve() != self.folder.resolve()
         if new:
-            refuse_gallery(target, False)
-        with only_writer(target / ".lock"):
+            check_gallery_folder(target, False)
+        with exclusive_lock(target / ".lock"):
             if not new and read_facts(target).generation != self.facts.generation:
                 raise OverwriteError(f"{target} was changed since it was loaded: load it again, and repeat the change")
             if new or _DEAD * (len(self._table) - len(self)) >= len(self._table):
@@ -375,7 +375,7 @@ class Gallery:
                 self._take_in_tail()
             self._publish(target)
 
-    def calibrated(self, threshold: Threshold) -> None:
+    def set_threshold(self, threshold: Threshold) -> None:
         """Keep a threshold (prediction.calibrate) with the gallery, in memory until `save`."""
         self.facts = replace(self.facts, threshold=threshold)
 
@@ -494,11 +494,11 @@ class Gallery:
         """Write items and index under new names, then gallery.json, which makes them the gallery; clear up."""
         items = f"items-{uuid.uuid4().hex[:8]}.parquet"
         index = self.facts.index
-        with written_whole(folder / items) as path:
+        with atomic_write(folder / items) as path:
             self._table.reset_index().to_parquet(path, index=False)
         if self._index is not None and not index:
             index = f"index-{uuid.uuid4().hex[:8]}.faiss"
-            with written_whole(folder / index) as path:
+            with atomic_write(folder / index) as path:
                 self._index.write(path)
         self.facts = replace(self.facts, items=items, index=index, generation=self.facts.generation + 1)
         write_facts(folder, self.facts)
@@ -590,11 +590,11 @@ def work_place(place: str | Path, purpose: str) -> Path:
     return Address.parse(place).work(purpose) if is_milvus(place) else Path(place) / f".{purpose}"
 
 
-def refuse_place(place: str | Path, force: bool) -> None:
+def check_place(place: str | Path, force: bool) -> None:
     """Raise OverwriteError when a gallery may not be put there."""
     if is_milvus(place):
         from proxygml.gallery.milvus import MilvusGallery  # noqa: PLC0415
 
-        MilvusGallery.refuse(Address.parse(place), force)
+        MilvusGallery.check_absent(Address.parse(place), force)
     else:
-        refuse_gallery(Path(place), force)
+        check_gallery_folder(Path(place), force)

@@ -12,7 +12,7 @@ from proxygml.errors import GalleryError
 from proxygml.gallery.filters import numbers
 
 
-def fitted(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def coerce_items(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """The items, n rows, with cells of the kinds that the columns of the table have; those it lacks stay as they are.
 
     Text is read as what the column holds: `3` in a column of numbers is a number, as a form or a CSV file has it. What

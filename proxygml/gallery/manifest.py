@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.gallery.neighbors import Kind, Vectors
 
 FORMAT = 1
@@ -67,7 +67,7 @@ class Facts:
 AnyFacts = TypeVar("AnyFacts", bound=Facts)
 
 
-def refuse_gallery(folder: Path, force: bool) -> None:
+def check_gallery_folder(folder: Path, force: bool) -> None:
     """Raise OverwriteError when a gallery may not be put there."""
     if (folder / MANIFEST).exists():
         if not force:
@@ -143,7 +143,7 @@ def mapped(folder: Path, facts: Facts) -> Vectors:
 
 def write_facts(folder: Path, facts: Facts) -> None:
     """Make the files that `facts` names the gallery, in one step."""
-    with written_whole(folder / MANIFEST) as path:
+    with atomic_write(folder / MANIFEST) as path:
         path.write_text(facts_text(facts), encoding="utf-8")
 
 

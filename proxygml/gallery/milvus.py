@@ -22,8 +22,8 @@ from torch import Tensor
 
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.files import only_writer, written_whole
-from proxygml.gallery.filters import Where, told
+from proxygml.files import atomic_write, exclusive_lock
+from proxygml.gallery.filters import Where, describe
 from proxygml.gallery.folder import (
     RECALL_AT,
     RECALL_SAMPLE,
@@ -46,13 +46,13 @@ from proxygml.gallery.milvus_client import (
     columns_of,
     connect,
     create_collection,
-    explained,
     expression,
     fields_of,
     ids_in,
     rows_of,
     set_index,
     table_of,
+    translating_errors,
 )
 from proxygml.gallery.neighbors import (
     HNSW_BUILD,
@@ -105,12 +105,12 @@ class MilvusGallery(Gallery):
         self._first_own: int | None = None  # the first id that this object took and has not saved
 
     @classmethod
-    def refuse(cls, address: Address, force: bool) -> None:
+    def check_absent(cls, address: Address, force: bool) -> None:
         """Raise OverwriteError when a gallery may not be put there."""
         if force or (address.local is not None and not address.local.exists()):
             return
         client = connect(address)
-        with explained(address):
+        with translating_errors(address):
             if _read_facts(client, address) is not None:
                 raise OverwriteError(
                     f"{address} is a gallery already: add to it with --add, or give --force to replace it"
@@ -122,12 +122,12 @@ class MilvusGallery(Gallery):
     ) -> "MilvusGallery":
         """See Gallery.build. What a stopped build had inserted stays, and the next call begins behind it."""
         address = Address.parse(folder)
-        with only_writer(address.work("building") / ".lock"):
-            cls.refuse(address, force)
+        with exclusive_lock(address.work("building") / ".lock"):
+            cls.check_absent(address, force)
             client = connect(address)
-            with explained(address):
+            with translating_errors(address):
                 before = _read_facts(client, address)
-                _refuse_kind(client, address, facts.kind)
+                _check_kind(client, address, facts.kind)
                 staging = _Staging(client, address, facts.dimension)
                 staging.fill(blocks, total)
                 collection, rows = staging.collection, staging.rows
@@ -157,7 +157,7 @@ class MilvusGallery(Gallery):
         if address.local is not None and not address.local.exists():
             raise GalleryError(f"there is no {address}; `proxygml index` makes it")
         client = connect(address)
-        with explained(address):
+        with translating_errors(address):
             facts = _read_facts(client, address)
             if facts is None:
                 raise GalleryError(f"{address} holds no gallery {address.name!r}; `proxygml index` makes one")
@@ -184,7 +184,7 @@ class MilvusGallery(Gallery):
         """See Gallery.rows."""
         wanted = np.asarray(ids, dtype=np.int64)
         table = table_of(self._rows(wanted, self._column_fields()), self.facts.columns)
-        _refuse_absent(wanted, table.index)
+        _check_present(wanted, table.index)
         return table.loc[wanted]
 
     @property
@@ -196,7 +196,7 @@ class MilvusGallery(Gallery):
         """See Gallery.ids_of."""
         paths = list(dict.fromkeys(str(path) for path in items["path"]))
         found: list[Mapping[str, Any]] = []
-        with explained(self._address):
+        with translating_errors(self._address):
             for start in range(0, len(paths), 200):  # each perhaps with many boxes, and an answer holds so much
                 condition = self._visible({"path": paths[start : start + 200]})
                 fields = ["id", *self._column_fields()]
@@ -207,7 +207,7 @@ class MilvusGallery(Gallery):
         """See Gallery.vectors."""
         wanted = np.asarray(ids, dtype=np.int64)
         found = {row["id"]: row["embedding"] for row in self._rows(wanted, ["embedding"])}
-        _refuse_absent(wanted, found)
+        _check_present(wanted, found)
         return np.array([found[number] for number in wanted.tolist()], np.float32).reshape(-1, self.facts.dimension)
 
     def search(
@@ -236,13 +236,13 @@ class MilvusGallery(Gallery):
             raise GalleryError(
                 f"exclude has the shape {own.shape}, but there are {len(queries)} queries: one id for each"
             )
-        with explained(self._address):
+        with translating_errors(self._address):
             candidates = self._proposed(queries, wanted, self._visible(where))
         available = min((len(ids) for ids, _ in candidates), default=0)
         k = min(k, available - spare)
         if k < 1:
             found = "no item" if not available else "no other item"
-            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + told(where))
+            raise GalleryError(f"{found} of the gallery's {len(self):,} may be found" + describe(where))
         scores, best = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for place, ((ids, vectors), query) in enumerate(zip(candidates, queries, strict=True)):
             values, order = ranked(VectorRows(vectors), query, np.arange(len(ids)), wanted)
@@ -260,7 +260,7 @@ class MilvusGallery(Gallery):
         vectors = self._checked_queries(embeddings)
         items = checked_items(items, len(vectors))
         columns = {**columns_of(items), **self.facts.columns}
-        with explained(self._address):
+        with translating_errors(self._address):
             stored = self._stored()
             if self._first_own is None:
                 self._clear_pending(stored)
@@ -282,7 +282,7 @@ class MilvusGallery(Gallery):
         """See Gallery.remove."""
         wanted = np.unique(np.asarray(ids, dtype=np.int64))
         there = {row["id"] for row in self._rows(wanted, ["id"])}
-        _refuse_absent(wanted, there)
+        _check_present(wanted, there)
         self._removed = np.union1d(self._removed, wanted)
         self.facts = replace(self.facts, rows=self.facts.rows - len(wanted))
 
@@ -296,7 +296,7 @@ class MilvusGallery(Gallery):
             raise GalleryError(f"the gallery is in {self._address} and is saved there: call save without a place")
         if not len(self):
             raise GalleryError("all items are removed: a gallery holds at least one")
-        with explained(self._address):
+        with translating_errors(self._address):
             self._stored()
             lists = (
                 np.array_split(self._removed, -(-len(self._removed) // _REMOVED_IN_A_ROW)) if len(self._removed) else []
@@ -352,7 +352,7 @@ class MilvusGallery(Gallery):
     def _scanned(self, condition: str, output: Sequence[str]) -> list[Mapping[str, Any]]:
         """All rows under a condition, by id; asked for in ranges of ids that fit into an answer."""
         rows: list[Mapping[str, Any]] = []
-        with explained(self._address):
+        with translating_errors(self._address):
             for start in range(0, self.facts.next_id, ANSWER_ROWS):
                 part = f"id >= {start} and id < {start + ANSWER_ROWS} and {condition or self._visible()}"
                 found = self._client.query(self.facts.items, filter=part, output_fields=["id", *output])
@@ -363,7 +363,7 @@ class MilvusGallery(Gallery):
         """The rows of those of the ids that count, in any order."""
         height = min(ANSWER_ROWS, max(1, MESSAGE_BYTES // (4 * self.facts.dimension)))
         rows: list[Mapping[str, Any]] = []
-        with explained(self._address):
+        with translating_errors(self._address):
             for start in range(0, len(ids), height):
                 condition = f"{ids_in(ids[start : start + height])} and {self._visible()}"
                 rows += self._client.query(self.facts.items, filter=condition, output_fields=["id", *output])
@@ -436,7 +436,7 @@ class MilvusGallery(Gallery):
             self.facts = replace(self.facts, recall=recall_against_exact(found, truth))
 
 
-def _refuse_absent(ids: Rows, found: Container[int]) -> None:
+def _check_present(ids: Rows, found: Container[int]) -> None:
     for number in ids.tolist():
         if number not in found:
             raise GalleryError(f"the gallery has no item {number}: it was removed, or never was")
@@ -501,7 +501,7 @@ class _Staging:
 
     def _note(self, done: Sequence[str]) -> None:
         self._inserted = list(done)
-        with written_whole(self._notes) as path:
+        with atomic_write(self._notes) as path:
             path.write_text(json.dumps({"collection": self.collection, "blocks": self._inserted}))
 
     def discard(self) -> None:
@@ -510,7 +510,7 @@ class _Staging:
             self._client.drop_collection(self.collection)
 
 
-def _refuse_kind(client: Any, address: Address, kind: Kind) -> None:
+def _check_kind(client: Any, address: Address, kind: Kind) -> None:
     if kind == "ivfpq" and str(client.get_server_version()).startswith("milvus_lite"):
         raise GalleryError(f"{address} is of milvus-lite, which has no ivfpq: choose exact or hnsw, or a Milvus server")
 

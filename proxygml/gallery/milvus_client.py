@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from proxygml.errors import GalleryError
-from proxygml.gallery.filters import Value, Where, alternatives, numbers, refuse_unknown
+from proxygml.gallery.filters import Value, Where, alternatives, check_column, numbers
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -130,7 +130,7 @@ def _pymilvus() -> Any:
 
 
 @contextmanager
-def explained(address: Address) -> Iterator[None]:
+def translating_errors(address: Address) -> Iterator[None]:
     """Turn what Milvus raises into a GalleryError."""
     try:
         yield
@@ -260,7 +260,7 @@ def expression(where: Where, columns: Columns, fields: Sequence[str]) -> str:
     """
     parts = []
     for column, values in where.items():
-        refuse_unknown(column, list(columns))
+        check_column(column, list(columns))
         literals = _literals(column, alternatives(values), columns[column])
         if not literals:
             parts.append("id < 0")

@@ -17,7 +17,7 @@ import torch
 
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 Vectors = npt.NDArray[np.float32]
@@ -207,7 +207,7 @@ class ApproximateIndex:
                 self.index.add(part)
                 bar.advance(task, len(part))
                 if checkpoint is not None and time.monotonic() - kept > _CHECKPOINT_SECONDS:
-                    with written_whole(checkpoint) as path:
+                    with atomic_write(checkpoint) as path:
                         self.write(path)
                     kept = time.monotonic()
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from proxygml.data.catalog import BOX_COLUMNS
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.folder import Gallery, SearchResult
 from proxygml.gallery.neighbors import Rows
@@ -101,7 +101,7 @@ def answers_table(answers: Answers) -> pd.DataFrame:
 def write_answers(answers: Answers, path: Path) -> None:
     """Write answers_table as CSV or Parquet, by suffix (ANSWER_ENDINGS)."""
     table = answers_table(answers)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.suffix.lower() == ".csv":
             table.to_csv(temporary, index=False)
         else:
@@ -154,7 +154,7 @@ def draw_answers(answers: Answers, path: Path) -> None:
             row.append(figures.Tile(_picture(item), _caption(item), f"{item['score']:.2f}"))
         grid.append(row)
     drawn = figures.png(figures.retrieval_grid(grid))
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(drawn)
 
 

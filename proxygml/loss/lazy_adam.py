@@ -59,10 +59,10 @@ class LazyAdam(Optimizer):
         lr, betas, eps, decay = (
             param_group.get(key, self.defaults[key]) for key in ("lr", "betas", "eps", "weight_decay")
         )
-        _require(0 <= lr < math.inf, "lr", lr, "0 or more")
-        _require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
-        _require(0 < eps < math.inf, "eps", eps, "above 0")
-        _require(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
+        _check(0 <= lr < math.inf, "lr", lr, "0 or more")
+        _check(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+        _check(0 < eps < math.inf, "eps", eps, "above 0")
+        _check(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -178,6 +178,6 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value!r}, but must be {expected}")

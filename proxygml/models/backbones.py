@@ -67,7 +67,7 @@ def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module,
     return backbone, space
 
 
-def require_weights_file(weights: str) -> None:
+def check_weights_file(weights: str) -> None:
     """Raise WeightsError where `embedder.weights` names a file that is not there."""
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
@@ -87,7 +87,7 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module
         raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows{hint}")
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     if pretrained:
-        _require_reachable(name, config)
+        _check_reachable(name, config)
     # Only models built for one input size take a size, and they must be told it.
     size: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     try:
@@ -100,7 +100,7 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module
     return backbone, InputSpace((red[0], green[0], blue[0]), (red[1], green[1], blue[1]))
 
 
-def _require_reachable(name: str, config: "PretrainedCfg") -> None:
+def _check_reachable(name: str, config: "PretrainedCfg") -> None:
     """Fail at once and quietly where there is no network: the hub's own client retries for most of a minute."""
     from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415
 
@@ -142,7 +142,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, nothing unpickled but tensors; a training checkpoint's inner table is found."""
-    require_weights_file(str(path))
+    check_weights_file(str(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

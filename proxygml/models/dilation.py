@@ -50,7 +50,7 @@ class Dilation:
         ]
         if not self._layers:
             raise RecipeError(_refusal(name, output_stride, "has as fine a map already"))
-        _require_positions(finer, name, output_stride)
+        _check_positions(finer, name, output_stride)
 
     def take(self, form: Form) -> None:
         """Put the backbone into a form."""
@@ -71,7 +71,7 @@ def _build(name: str, output_stride: int) -> nn.Module:
         raise RecipeError(_refusal(name, output_stride, "cannot be built so by timm")) from error
 
 
-def _require_positions(finer: nn.Module, name: str, output_stride: int) -> None:
+def _check_positions(finer: nn.Module, name: str, output_stride: int) -> None:
     """Refuse a number that timm takes, but for the next smaller that the network has."""
     side = 256
     with torch.no_grad(), torch.device("meta"):

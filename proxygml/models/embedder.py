@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from proxygml.console import track
 from proxygml.data.images import ImageDataset, ImageSettings, collate, test_transform
 from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.models.backbones import InputSpace, build_backbone
 from proxygml.models.dilation import Dilation
 
@@ -339,9 +339,9 @@ class Embedder(nn.Module):
             "classes": list(self.classes),
         }
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with written_whole(folder / "model.safetensors") as path:
+        with atomic_write(folder / "model.safetensors") as path:
             save_file(tensors, path)
-        with written_whole(folder / "model.json") as path:
+        with atomic_write(folder / "model.json") as path:
             path.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod

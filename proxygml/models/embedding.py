@@ -25,7 +25,7 @@ from proxygml.console import console, progress_bar
 from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.images import ImageDataset, collate
 from proxygml.errors import GalleryError, ImageError
-from proxygml.files import only_writer, refuse_overwrite, written_whole
+from proxygml.files import atomic_write, check_overwrite, exclusive_lock
 from proxygml.models.embedder import Embedder
 
 OnBad = Literal["fail", "drop"]
@@ -149,7 +149,7 @@ def embed_images(
     """
     if len(images) == 0:
         raise ImageError("there are no images to embed")
-    with only_writer(work / ".lock"):
+    with exclusive_lock(work / ".lock"):
         vectors, stamps = _opened(work, _key(model, images), len(images), embedder.embedding_size)
         now = np.array([_stamp(path) for path in images.paths])
         todo = np.flatnonzero((stamps != now) | (now == 0))
@@ -197,7 +197,7 @@ def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any,
     (work / "key").unlink(missing_ok=True)
     vectors = np.lib.format.open_memmap(files[0], "w+", np.float32, (count, size))
     stamps = np.lib.format.open_memmap(files[1], "w+", np.int64, (count,))
-    with written_whole(work / "key") as path:
+    with atomic_write(work / "key") as path:
         path.write_text(key)
     return vectors, stamps
 
@@ -282,8 +282,8 @@ def write_vectors(path: Path, blocks: Iterable[Block], *, model: str, run: str, 
     Raises:
         OverwriteError: something is there, and `force` is False.
     """
-    refuse_overwrite(path, force)
-    with written_whole(path) as temporary:
+    check_overwrite(path, force)
+    with atomic_write(path) as temporary:
         writer = None
         for vectors, table in blocks:
             part = pa.Table.from_pandas(table, preserve_index=False)

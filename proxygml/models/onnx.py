@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from proxygml.errors import UserError, require_extra
-from proxygml.files import refuse_ending, refuse_overwrite, written_whole
+from proxygml.errors import UserError, check_extra
+from proxygml.files import atomic_write, check_ending, check_overwrite
 from proxygml.models.embedder import Embedder, fingerprint
 
 OPSET = 18
@@ -39,8 +39,8 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
         UserError: the extra is not installed, the name does not end in .onnx, a file is there already or is part of the
             run, the network cannot be expressed, or its ONNX form gives other embeddings.
     """
-    require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    refuse_ending(out, ".onnx")
+    check_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    check_ending(out, ".onnx")
     description = out.with_suffix(".json")
     if description.resolve() == (run / "model.json").resolve():
         raise UserError(
@@ -48,11 +48,11 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
             f"another name, such as {out.with_name('exported.onnx')}"
         )
     for path in (out, description):
-        refuse_overwrite(path, force)
+        check_overwrite(path, force)
     embedder = Embedder.load(run)
     program = _program(embedder)
     content = json.dumps(describe(embedder, fingerprint(run)), indent=2) + "\n"
-    with written_whole(out) as temporary, written_whole(description) as beside:
+    with atomic_write(out) as temporary, atomic_write(description) as beside:
         beside.write_text(content, encoding="utf-8")
         program.save(temporary)
         difference = _largest_difference(embedder, temporary)

@@ -23,7 +23,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
 from proxygml.errors import UserError
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.reports import figures
 
 NEIGHBOURS = 7  # shown beside each query
@@ -98,7 +98,7 @@ def write_comparison(folder: Path, title: str, summary: Summary) -> None:
     tables = summary.tables()
     markdown = "\n".join([f"# {title}\n", *(table.markdown() for table in tables)])
     for name, text in (("table.md", markdown), ("table.csv", summary.table().to_csv(index=False))):
-        with written_whole(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     pictures = _comparison_pictures(summary)
     sections = [_Section("Side by side", "", pictures)]
@@ -354,9 +354,9 @@ def _facts_section(facts: Sequence[tuple[str, str]]) -> _Section:
 def _write_page(path: Path, title: str, lead: str, sections: Sequence[_Section]) -> None:
     """The page, and its pictures in figures/ beside it."""
     for picture in (picture for section in sections for picture in section.pictures):
-        with written_whole(path.parent / "figures" / f"{picture.name}.png") as temporary:
+        with atomic_write(path.parent / "figures" / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(_page(title, lead, sections), encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from proxygml.data.catalog import BOX_COLUMNS
 from proxygml.data.images import decode_image, test_transform, thumbnail
 from proxygml.errors import GalleryError, ImageError, OverwriteError, UserError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.folder import Gallery, SearchResult
 from proxygml.models.embedder import Embedder
@@ -177,7 +177,7 @@ class Service:
         """
         if not 1 <= k <= self.limits.max_k:
             raise RequestError(422, f"k is {k}, but must be 1 to {self.limits.max_k}")
-        self._refuse_hidden(where or {})
+        self._check_filter_columns(where or {})
         try:
             return await asyncio.to_thread(self._search, vector, k, where)
         except GalleryError as error:
@@ -292,7 +292,7 @@ class Service:
             prediction = predict(found, None if threshold is None else threshold.score)[0]
         return Answer(_shown(found), prediction)
 
-    def _refuse_hidden(self, where: Mapping[str, Sequence[str]]) -> None:
+    def _check_filter_columns(self, where: Mapping[str, Sequence[str]]) -> None:
         """Paths are the server's own: nobody is to find out by filters which there are."""
         for name in where:
             if name == "path" or name not in self.gallery.columns:
@@ -357,7 +357,7 @@ def _kind(data: bytes) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.evaluation.metrics import Evaluation, evaluate
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
 from proxygml.training.recipe import Recipe
@@ -129,7 +129,7 @@ def _write(path: Path, evaluation: Evaluation, before: Evaluation | None, protoc
     content: dict[str, Any] = evaluation.as_dict() | {"protocol": protocol}
     if before is not None:
         content["before_training"] = before.as_dict()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.models.embedder import Embedder
 
 
@@ -64,7 +64,7 @@ def cached_features(
         return kept
     features = _compute(embedder, embedder.features, catalog, accelerator, workers, batch_size)
     if accelerator.is_local_main_process:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file({"features": features}, temporary)
     return features
 

@@ -32,7 +32,7 @@ def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0)
         RecipeError: D is larger than F, or than n.
     """
     size = linear.out_features
-    require_directions(size, *features.shape)
+    check_directions(size, *features.shape)
     exact = features.double()
     squares, directions = (found.flip(-1)[..., :size] for found in torch.linalg.eigh(exact.T @ exact))
     # A direction's sign is anybody's choice; so it is the same on every machine.
@@ -43,7 +43,7 @@ def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0)
     nn.init.zeros_(linear.bias)
 
 
-def require_directions(size: int, images: int, features: int) -> None:
+def check_directions(size: int, images: int, features: int) -> None:
     """Raise RecipeError where so many images of so many features do not span as many dimensions as an embedding has."""
     most = min(images, features)
     if size > most:

@@ -15,7 +15,7 @@ import yaml
 
 from proxygml.data.images import ImageSettings
 from proxygml.errors import RecipeError
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.models.embedder import EmbedderSettings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class LossSettings:
             ("proxy_dtype", self.proxy_dtype in get_args(ProxyDtype), f"one of {', '.join(get_args(ProxyDtype))}"),
             ("memory_limit", self.memory_limit >= 1, "1 or more"),
         ):
-            _require(holds, f"loss.{key}", getattr(self, key), expected)
+            _check(holds, f"loss.{key}", getattr(self, key), expected)
         if self.sparse and self.proxy_weight:
             raise RecipeError(
                 f"loss.sparse is true and loss.proxy_weight is {self.proxy_weight}, but the regulariser moves every "
@@ -119,7 +119,7 @@ class LossSettings:
                 "loss.proxy_dtype is bfloat16, in which Adam would lose small updates: set loss.sparse to true, whose "
                 "optimiser does not"
             )
-        self._require_of_use()
+        self._check_used()
 
     @property
     def is_ours(self) -> bool:
@@ -130,7 +130,7 @@ class LossSettings:
         others = ("name", *_OF_OTHERS)
         return {key.name: getattr(self, key.name) for key in fields(self) if key.name not in others}
 
-    def _require_of_use(self) -> None:
+    def _check_used(self) -> None:
         """No key that the named loss would pass over in silence."""
         if self.is_ours:
             idle = [key for key in _OF_OTHERS if getattr(self, key)]
@@ -251,17 +251,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
-            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
-        _require(self.seed < 2**32, "seed", self.seed, "below 2**32")
-        _require(all(milestone >= 1 for milestone in self.milestones), "milestones", self.milestones, "1 or more each")
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
+            _check(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _check(self.seed < 2**32, "seed", self.seed, "below 2**32")
+        _check(all(milestone >= 1 for milestone in self.milestones), "milestones", self.milestones, "1 or more each")
+        _check(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         for key in ("backbone_lr", "embedding_lr", "proxy_lr", "weight_decay"):
             value = getattr(self, key)
-            _require(value >= 0 and math.isfinite(value), key, value, "a number of 0 or more")
-        _require(0 < self.eps < math.inf, "eps", self.eps, "above 0")
-        _require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
-        _require(0 <= self.validation_classes < 1, "validation_classes", self.validation_classes, "0 to below 1")
-        _require(0 <= self.label_noise < 1, "label_noise", self.label_noise, "0 to below 1")
+            _check(value >= 0 and math.isfinite(value), key, value, "a number of 0 or more")
+        _check(0 < self.eps < math.inf, "eps", self.eps, "above 0")
+        _check(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
+        _check(0 <= self.validation_classes < 1, "validation_classes", self.validation_classes, "0 to below 1")
+        _check(0 <= self.label_noise < 1, "label_noise", self.label_noise, "0 to below 1")
         for key, choices in (
             ("optimizer", Optimizer),
             ("schedule", Schedule),
@@ -272,13 +272,13 @@ class Recipe:
             ("tracker", Tracker),
         ):
             allowed = get_args(choices)
-            _require(getattr(self, key) in allowed, key, getattr(self, key), f"one of {', '.join(allowed)}")
-        _require(bool(self.recall_at) and min(self.recall_at) >= 1, "recall_at", self.recall_at, "numbers of 1 or more")
+            _check(getattr(self, key) in allowed, key, getattr(self, key), f"one of {', '.join(allowed)}")
+        _check(bool(self.recall_at) and min(self.recall_at) >= 1, "recall_at", self.recall_at, "numbers of 1 or more")
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise RecipeError(
                 f"batch_size is {self.batch_size}, which is no multiple of images_per_class ({self.images_per_class})"
             )
-        _require(0 <= self.whitening <= 1, "whitening", self.whitening, "0 to 1")
+        _check(0 <= self.whitening <= 1, "whitening", self.whitening, "0 to 1")
         if self.whitening and self.embedding_start != "features":
             raise RecipeError(
                 f"whitening is {self.whitening}, but embedding_start is {self.embedding_start}: only a layer that "
@@ -310,7 +310,7 @@ class Recipe:
 
     def write(self, path: Path) -> None:
         """Write the recipe, every key, as YAML."""
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(yaml.safe_dump(self.content(), sort_keys=False), encoding="utf-8")
 
     @classmethod
@@ -412,14 +412,14 @@ def check_content(content: Mapping[str, object], where: str) -> None:
     known = recipe_keys()
     for key in flattened(content):
         if key not in known and not key.startswith(tuple(f"{section}." for section in ARGUMENTS)):
-            refuse_key(key, known, where)
+            check_key(key, known, where)
     for key, value in content.items():
         if value is None or (key in SECTIONS and not isinstance(value, dict)):
             expected = "keys and values of its own" if key in SECTIONS else "a value"
             raise RecipeError(f"{where}: {key} is {value!r}, but must be {expected}; leave it out for the default")
 
 
-def refuse_key(key: str, known: list[str], where: str) -> NoReturn:
+def check_key(key: str, known: list[str], where: str) -> NoReturn:
     """Raise RecipeError for an unknown key, naming the nearest right one."""
     nearest = nearest_key(key, known)
     raise RecipeError(f"{where}: a recipe has no key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
@@ -446,7 +446,7 @@ def flattened(content: Mapping[str, object]) -> dict[str, object]:
     return flat
 
 
-def _require(holds: bool, key: str, found: object, expected: str) -> None:
+def _check(holds: bool, key: str, found: object, expected: str) -> None:
     if not holds:
         raise RecipeError(f"{key} is {found!r}, but must be {expected}")
 

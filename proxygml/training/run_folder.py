@@ -52,7 +52,7 @@ class RunFolder:
         """report.html; its pictures are in figures/ too."""
         return self.path / "report.html"
 
-    def refuse_second_start(self) -> None:
+    def check_first_start(self) -> None:
         """Raise OverwriteError when a run is there already."""
         if self.recipe.exists():
             raise OverwriteError(

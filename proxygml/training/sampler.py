@@ -47,7 +47,7 @@ class Batches(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = -1
-        require_classes(len(np.unique(self.class_numbers)), batch_size, images_per_class)
+        check_batch_classes(len(np.unique(self.class_numbers)), batch_size, images_per_class)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -84,7 +84,7 @@ class Batches(Sampler[list[int]]):
         return len(self.batches)
 
 
-def require_classes(num_classes: int, batch_size: int, images_per_class: int) -> None:
+def check_batch_classes(num_classes: int, batch_size: int, images_per_class: int) -> None:
     """Raise RecipeError where there are fewer classes than a batch needs."""
     if images_per_class and num_classes * images_per_class < batch_size:
         raise RecipeError(

@@ -33,13 +33,13 @@ from proxygml.data.catalog import BOX_COLUMNS, Catalog, check_splits, hold_out_c
 from proxygml.data.images import ImageDataset, collate
 from proxygml.errors import CatalogError, DivergedError, RecipeError, RunError
 from proxygml.evaluation.metrics import score_queries
-from proxygml.files import written_whole
+from proxygml.files import atomic_write
 from proxygml.loss.lazy_adam import LazyAdam
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import cached_features, embed_catalog, embed_features
-from proxygml.training.initialization import require_directions, start_embedding, start_proxies
+from proxygml.training.initialization import check_directions, start_embedding, start_proxies
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import Batches
@@ -77,7 +77,7 @@ class Training:
         classes = self.train_images.classes
         self.embedder = self._start_embedder(classes)
         if recipe.embedding_start == "features":  # now, and not when the run has begun
-            require_directions(self.embedder.embedding_size, len(self.train_images), self.embedder.num_features)
+            check_directions(self.embedder.embedding_size, len(self.train_images), self.embedder.num_features)
         if self.accelerator.num_processes > 1:
             self._share_statistics()
         self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
@@ -172,8 +172,8 @@ class Training:
                 kept.add(embeddings, labels)
         # What follows, validation first, sees the network as it will be saved: without mixed precision around it.
         self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-        self._require_finite(meter.last_loss, epoch, step)
-        self._require_sound(inputs, epoch, step)
+        self._check_finite_loss(meter.last_loss, epoch, step)
+        self._check_finite_inputs(inputs, epoch, step)
         if kept is not None and epoch == self.recipe.epochs and self.accelerator.is_main_process:
             kept.write(self.run.proxies, self.embedder.classes)
         return {"epoch": epoch, **meter.means(), **rates}
@@ -203,7 +203,7 @@ class Training:
     def _share_statistics(self) -> None:
         """Let batch norm see the global batch, as one process would; PyTorch has that for GPUs alone."""
         on_gpus = self.accelerator.device.type == "cuda"
-        require_whole_batches(self.recipe, self.accelerator)
+        check_batch_division(self.recipe, self.accelerator)
         if self.recipe.embedder.feature_norm == "batch":
             self.embedder.head = convert_sync_batchnorm(self.embedder.head)  # type: ignore[no-untyped-call]
         if self.recipe.batch_norm != "trained":
@@ -303,7 +303,7 @@ class Training:
         if embeddings.device.type != "cpu" and not now:
             return
         cosine = float(mean_cosine(embeddings.detach()))
-        self._require_finite(meter.last_loss, epoch, step)
+        self._check_finite_loss(meter.last_loss, epoch, step)
         if not math.isfinite(cosine):
             self._diverged("the embeddings hold NaN or infinite values", epoch, step)
         if now:
@@ -326,12 +326,12 @@ class Training:
             console.print(collapse_message(cosine, epoch, self.recipe), style="yellow", markup=False)
         self.progress.collapse_named = True
 
-    def _require_finite(self, loss: Tensor, epoch: int, step: int) -> None:
+    def _check_finite_loss(self, loss: Tensor, epoch: int, step: int) -> None:
         if not math.isfinite(loss):
             self._diverged(f"the loss became {float(loss)}", epoch, step)
 
     @torch.no_grad()
-    def _require_sound(self, inputs: Tensor, epoch: int, step: int) -> None:
+    def _check_finite_inputs(self, inputs: Tensor, epoch: int, step: int) -> None:
         """The last step's update has not been through a loss yet: see that the network it left still embeds."""
         network = self.embedder.eval().head if self.recipe.cache_features else self.embedder.eval()
         if not torch.isfinite(network(inputs.to(self.accelerator.device))).all():
@@ -372,7 +372,7 @@ class Training:
 
     def _save_checkpoint(self) -> None:
         scaler = self.accelerator.scaler
-        with written_whole(self.run.checkpoint) as temporary:
+        with atomic_write(self.run.checkpoint) as temporary:
             torch.save(
                 {
                     "progress": asdict(self.progress),
@@ -425,7 +425,7 @@ class Training:
         return f"{len(self.train_images)} training images of {len(self.embedder.classes)} classes ({digest})"
 
     def _write_metrics(self) -> None:
-        with written_whole(self.run.metrics) as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(self.run.metrics) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.progress.history[0]))
             writer.writeheader()
             writer.writerows(self.progress.history)
@@ -446,8 +446,8 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
     Raises:
         UserError: see the kinds in errors.py; a run that cannot start leaves no folder behind.
     """
-    run.refuse_second_start()
-    require_learning(recipe)
+    run.check_first_start()
+    check_learning_rates(recipe)
     training = Training(recipe, run)
     if training.accelerator.is_main_process:
         run.start(recipe)
@@ -456,7 +456,7 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
     training.fit()
 
 
-def require_learning(recipe: Recipe) -> None:
+def check_learning_rates(recipe: Recipe) -> None:
     """Raise RecipeError where the proxies alone would learn, and the network stay as it is."""
     settings = recipe.embedder
     head = bool(settings.embedding_size) or (settings.pooling == "gem" and not recipe.cache_features)
@@ -468,7 +468,7 @@ def require_learning(recipe: Recipe) -> None:
         )
 
 
-def require_whole_batches(recipe: Recipe, accelerator: Accelerator) -> None:
+def check_batch_division(recipe: Recipe, accelerator: Accelerator) -> None:
     """Raise RecipeError where features are to be normalised over a batch of which each process sees its share alone."""
     whole = accelerator.num_processes == 1 or accelerator.device.type == "cuda"  # PyTorch joins those of GPUs
     if recipe.embedder.feature_norm == "batch" and not whole:
@@ -524,7 +524,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     Raises:
         RecipeError: a precision or a tracker that this machine does not have.
     """
-    require_available(recipe)
+    check_precision(recipe)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     logs = (
         None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
@@ -543,7 +543,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
         raise RecipeError(f"precision {recipe.precision} cannot be had here: {error}") from error
 
 
-def require_available(recipe: Recipe) -> None:
+def check_precision(recipe: Recipe) -> None:
     """Raise RecipeError for a precision or a tracker that this machine does not have."""
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
@@ -704,7 +704,7 @@ class ProxyCounter:
     def write(self, path: Path, classes: tuple[str, ...]) -> None:
         """Write a row a proxy: its class, its number within the class, how often it was kept."""
         per_class = self.criterion.proxies_per_class
-        with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["label", "proxy", "kept"])
             for row, count in enumerate(self.counts.tolist()):

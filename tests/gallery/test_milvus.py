@@ -149,7 +149,7 @@ def test_additions_and_removals_count_from_save_on_and_stopped_ones_never(tmp_pa
     assert reader.search(vectors[45:46], 1).ids[0, 0] < 40
     writer = Gallery.load(place)
     assert writer.add(vectors[50:], items(10, 50)).tolist() == list(range(50, 60))  # no id is given twice
-    writer.calibrated(Threshold(0.5, 0.01, None, 3, 2))
+    writer.set_threshold(Threshold(0.5, 0.01, None, 3, 2))
     writer.remove([1])
     writer.save()
     with pytest.raises(OverwriteError, match="changed since"):

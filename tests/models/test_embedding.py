@@ -123,8 +123,8 @@ def test_after_sigkill_it_goes_on_where_it_was(run: Path, tmp_path: Path, capsys
 
 
 def test_only_one_process_works_in_a_folder(run: Path, photos: Path, tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from proxygml.files import only_writer\n"
-    code += "with only_writer(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from proxygml.files import exclusive_lock\n"
+    code += "with exclusive_lock(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     lock = tmp_path / "work" / ".lock"
     other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
     try:

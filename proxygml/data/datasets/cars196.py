@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from proxygml.data.catalog import BOX_COLUMNS, Catalog, Count
-from proxygml.data.datasets.layout import find, require
+from proxygml.data.datasets.layout import existing_path, find
 from proxygml.errors import DatasetError
 
 PUBLISHED = {"train": Count(8_054, 98), "test": Count(8_131, 98)}
@@ -31,15 +31,15 @@ def read(root: Path, *, boxes: bool = False) -> Catalog:
         DatasetError: An annotation file is missing, damaged or without class numbers.
     """
     if root.is_dir() and (annotations := find(root, "cars_annos.mat")):
-        rows = _rows(annotations, require(root, "car_ims", "Cars196 with car_ims.tgz beside cars_annos.mat"))
+        rows = _rows(annotations, existing_path(root, "car_ims", "Cars196 with car_ims.tgz beside cars_annos.mat"))
         names = _class_names(annotations)
     else:
         expected = "Cars196, with either car_ims.tgz and cars_annos.mat, or cars_train.tgz, cars_test.tgz, "
         expected += "car_devkit.tgz and cars_test_annos_withlabels.mat"
         rows = []
         for part, lists in (("cars_train", "cars_train_annos.mat"), ("cars_test", "cars_test_annos_withlabels.mat")):
-            annotations = require(root, lists, expected)
-            rows += _rows(annotations, require(root, part, expected))
+            annotations = existing_path(root, lists, expected)
+            rows += _rows(annotations, existing_path(root, part, expected))
         names = _class_names(find(root, "cars_meta.mat"))
     table = pd.DataFrame(rows, columns=["path", "class", *BOX_COLUMNS])
     table["path"] = [path.relative_to(root).as_posix() for path in table["path"]]

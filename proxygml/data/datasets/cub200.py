@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from proxygml.data.catalog import BOX_COLUMNS, Catalog, Count
-from proxygml.data.datasets.layout import read_number, read_numbered, require
+from proxygml.data.datasets.layout import existing_path, read_number, read_numbered
 from proxygml.errors import DatasetError
 
 PUBLISHED = {"train": Count(5_864, 100), "test": Count(5_924, 100)}
@@ -27,9 +27,9 @@ def read(root: Path, *, boxes: bool = False) -> Catalog:
     Raises:
         DatasetError: A list is missing, or the lists contradict each other.
     """
-    folder = require(root, "images.txt", "CUB_200_2011").parent
+    folder = existing_path(root, "images.txt", "CUB_200_2011").parent
     names = read_numbered(folder / "images.txt")
-    labels = require(folder, "image_class_labels.txt", "CUB_200_2011")
+    labels = existing_path(folder, "image_class_labels.txt", "CUB_200_2011")
     classes = read_numbered(labels)
     if names.keys() != classes.keys():
         raise DatasetError(
@@ -52,7 +52,7 @@ def read(root: Path, *, boxes: bool = False) -> Catalog:
 
 def _boxes(folder: Path, images: list[int]) -> list[tuple[int, int, int, int]]:
     """The published left, top, width and height as edges in whole pixels."""
-    boxes = require(folder, "bounding_boxes.txt", "CUB_200_2011")
+    boxes = existing_path(folder, "bounding_boxes.txt", "CUB_200_2011")
     published = read_numbered(boxes, fields=5)
     edges = []
     for image in images:

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.errors import DatasetError
-from proxygml.files import refuse_overwrite
+from proxygml.files import check_overwrite
 
 FACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -88,7 +88,7 @@ def make(out_folder: Path, *, images_per_class: int = 20, size: int = 64, seed: 
             f"glyphs got images_per_class {images_per_class}, size {size}, seed {seed}: expected at least 2, 16 and 0"
         )
     if not (out_folder.is_dir() and not any(out_folder.iterdir())):
-        refuse_overwrite(out_folder, force=False)
+        check_overwrite(out_folder, force=False)
     faces = [Face.load(name) for name in FACES]
     temporary = out_folder.with_name(f".{out_folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from proxygml.data.catalog import Catalog, Count
-from proxygml.data.datasets.layout import read_list, require
+from proxygml.data.datasets.layout import existing_path, read_list
 from proxygml.errors import DatasetError
 
 PUBLISHED = {
@@ -31,8 +31,8 @@ def read(root: Path) -> Catalog:
     Raises:
         DatasetError: The list or the photos are missing, or the list is damaged.
     """
-    partition = require(root, LIST, "In-Shop Clothes Retrieval")
-    folder = require(root, "img", "In-Shop Clothes Retrieval, with img.zip beside its lists").parent
+    partition = existing_path(root, LIST, "In-Shop Clothes Retrieval")
+    folder = existing_path(root, "img", "In-Shop Clothes Retrieval, with img.zip beside its lists").parent
     rows = []
     for path, item, status in read_list(partition, fields=3, header=2):
         if status not in ("train", "query", "gallery"):

@@ -39,7 +39,7 @@ def find(root: Path, name: str) -> Path | None:
     return None
 
 
-def require(root: Path, name: str, dataset: str) -> Path:
+def existing_path(root: Path, name: str, dataset: str) -> Path:
     """The file or folder of that name; DatasetError where there is none."""
     if not root.is_dir():
         raise DatasetError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from proxygml.data.catalog import Catalog, Count
-from proxygml.data.datasets.layout import require
+from proxygml.data.datasets.layout import existing_path
 
 PUBLISHED = {"train": Count(19_280, 964), "test": Count(13_180, 659)}
 ARCHIVES = {"images_background": "images_background", "images_evaluation": "images_evaluation"}
@@ -23,10 +23,10 @@ def read(root: Path) -> Catalog:
     Raises:
         DatasetError: One of the two is missing.
     """
-    folder = require(root, "images_background", "Omniglot").parent
+    folder = existing_path(root, "images_background", "Omniglot").parent
     rows = [
         (path.relative_to(folder).as_posix(), f"{path.parent.parent.name}/{path.parent.name}", split)
         for split, part in (("train", "images_background"), ("test", "images_evaluation"))
-        for path in sorted(require(folder, part, "Omniglot").glob("*/*/*.png"))
+        for path in sorted(existing_path(folder, part, "Omniglot").glob("*/*/*.png"))
     ]
     return Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from proxygml.data.catalog import Catalog, Count
-from proxygml.data.datasets.layout import read_list, require
+from proxygml.data.datasets.layout import existing_path, read_list
 
 PUBLISHED = {"train": Count(59_551, 11_318), "test": Count(60_502, 11_316)}
 ARCHIVES = {"Stanford_Online_Products": "Stanford_Online_Products"}
@@ -23,10 +23,12 @@ def read(root: Path) -> Catalog:
     Raises:
         DatasetError: A list is missing or damaged.
     """
-    folder = require(root, "Ebay_train.txt", "Stanford_Online_Products").parent
+    folder = existing_path(root, "Ebay_train.txt", "Stanford_Online_Products").parent
     rows = []
     for split, name in (("train", "Ebay_train.txt"), ("test", "Ebay_test.txt")):
-        for _, number, _, path in read_list(require(folder, name, "Stanford_Online_Products"), fields=4, header=1):
+        for _, number, _, path in read_list(
+            existing_path(folder, name, "Stanford_Online_Products"), fields=4, header=1
+        ):
             category = path.partition("/")[0].removesuffix("_final")
             rows.append((path, f"{category}/{number.zfill(5)}", split))
     return Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), folder)
