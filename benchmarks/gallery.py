@@ -19,18 +19,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
 from benchmarks.measure import MIB, console, default_device, machine, mebibytes, milliseconds, side_by_side, table
+from proxygml.arrays import Vectors
 from proxygml.data.images import ImageSettings
+from proxygml.data.vector_file import write_vectors
 from proxygml.gallery.folder import Gallery
 from proxygml.gallery.neighbors import Kind, recall_against_exact
 from proxygml.models.embedder import Embedder, EmbedderSettings
-from proxygml.models.embedding import write_vectors
-
-Vectors = npt.NDArray[np.float32]
 
 PER_CLASS, CLASSES_PER_GROUP, SPREAD, QUERIES, K = 10, 30, 0.7, 200, 10
 KINDS: tuple[Kind, ...] = ("hnsw", "ivfpq")

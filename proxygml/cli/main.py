@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from proxygml.data.datasets import Dataset
     from proxygml.gallery.build import Model
-    from proxygml.models.embedding import EmbeddedImages
+    from proxygml.models.embed_images import EmbeddedImages
     from proxygml.training.recipe import Recipe
 
 output = Console()
@@ -295,9 +295,10 @@ def embed(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
     _add_embedding(parser)
     options = parser.parse(arguments)
+    from proxygml.data.vector_file import write_vectors
     from proxygml.files import check_ending, check_overwrite
     from proxygml.gallery.build import Model
-    from proxygml.models.embedding import discard, write_vectors
+    from proxygml.models.embed_images import discard
 
     check_ending(options.out, ".parquet")
     check_overwrite(options.out, options.force)
@@ -311,7 +312,7 @@ def embed(arguments: Sequence[str]) -> None:
 
 def _embedded(model: "Model", work: Path, options: Namespace) -> "EmbeddedImages":
     from proxygml.gallery.build import Source
-    from proxygml.models.embedding import embed_images
+    from proxygml.models.embed_images import embed_images
 
     source = Source(options.catalog, tuple(options.images or ()), None, options.split)
     return embed_images(
@@ -458,12 +459,12 @@ def search(arguments: Sequence[str]) -> None:
     parser.add_argument("--on-bad", type=Literal["fail", "drop"], default="fail", help=bad)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
     options = parser.parse(arguments)
+    from proxygml.data.image_list import ImageList
     from proxygml.files import check_ending
     from proxygml.gallery.build import Model
     from proxygml.gallery.filters import column_values
     from proxygml.gallery.folder import Gallery
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search_images, write_answers
-    from proxygml.models.embedding import ImageList
 
     if options.out is not None:
         check_ending(options.out, *ANSWER_ENDINGS)
@@ -511,8 +512,9 @@ def cluster(arguments: Sequence[str]) -> None:
     parser.add_class_arguments(ClusterSettings, as_group=False)
     _add_embedding(parser)
     options = parser.parse(arguments)
+    from proxygml.data.image_list import ImageList
     from proxygml.gallery.build import Model
-    from proxygml.models.embedding import ImageList, discard
+    from proxygml.models.embed_images import discard
 
     settings = ClusterSettings(**{key.name: options[key.name] for key in fields(ClusterSettings)})
     check_clusters_folder(options.out, options.force)

@@ -12,15 +12,18 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from proxygml.arrays import Block
 from proxygml.console import console
 from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.data.image_list import ImageList
+from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.folder import Gallery, check_place, work_place
 from proxygml.gallery.manifest import Facts
 from proxygml.gallery.neighbors import Kind
+from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder, fingerprint
-from proxygml.models.embedding import Block, EmbeddedImages, ImageList, OnBad, VectorFile, discard, embed_images
 from proxygml.training.run_folder import RunFolder
 
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.arrays import Vectors
 from proxygml.errors import GalleryError
 from proxygml.gallery.folder import Gallery, SearchResult
 from proxygml.gallery.manifest import Threshold
-from proxygml.gallery.neighbors import Vectors
 
 TEMPERATURE = 0.07
 """A neighbour's vote weighs exp(cosine / 0.07), as in Wu et al., CVPR 2018."""

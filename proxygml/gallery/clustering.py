@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from proxygml.arrays import Vectors
 from proxygml.console import track
 from proxygml.data.archives import atomic_folder
+from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError, UserError
 from proxygml.files import check_overwrite
-from proxygml.models.embedding import ImageList
 from proxygml.reports import figures
 
 Method = Literal["kmeans", "hdbscan", "agglomerative"]
 Layout = Literal["table", "links", "copies"]
-Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
 
 MOST_AGGLOMERATIVE = 20_000

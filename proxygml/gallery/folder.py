@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import atomic_write, exclusive_lock
@@ -37,9 +38,7 @@ from proxygml.gallery.milvus_client import Address, is_milvus
 from proxygml.gallery.neighbors import (
     ApproximateIndex,
     Kind,
-    Rows,
     VectorRows,
-    Vectors,
     exact_candidates,
     ranked,
     recall_against_exact,
@@ -53,8 +52,6 @@ RECALL_SAMPLE, RECALL_AT = 500, 10
 
 _TAIL = 1000  # items, or a tenth of all, that may be added before an approximate index takes them in
 _DEAD = 4  # one removed item in so many lets the next save write all files anew, without them
-
-Block = tuple[Vectors, pd.DataFrame]
 
 
 @dataclass(frozen=True)

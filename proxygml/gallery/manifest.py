@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from proxygml.arrays import Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import atomic_write
-from proxygml.gallery.neighbors import Kind, Vectors
+from proxygml.gallery.neighbors import Kind
 
 FORMAT = 1
 MANIFEST = "gallery.json"

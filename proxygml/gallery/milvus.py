@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import atomic_write, exclusive_lock
@@ -28,7 +29,6 @@ from proxygml.gallery.folder import (
     RECALL_AT,
     RECALL_SAMPLE,
     RERANKED,
-    Block,
     Gallery,
     SearchResult,
     checked_items,
@@ -61,9 +61,7 @@ from proxygml.gallery.neighbors import (
     PROBED,
     REFINED,
     Kind,
-    Rows,
     VectorRows,
-    Vectors,
     inverted_lists,
     product_codes,
     ranked,

@@ -17,14 +17,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError
 from proxygml.gallery.filters import Value, Where, alternatives, check_column, numbers
 
-Vectors = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 ColumnKind = Literal["int64", "float64", "bool", "str"]
 Columns = Mapping[str, ColumnKind]
 

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from proxygml.arrays import Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
-Vectors = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 100, 64  # M, efConstruction, efSearch: see benchmarks/gallery.py
 PROBED = 32  # of IVF's lists, for each query

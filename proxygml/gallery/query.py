@@ -11,15 +11,16 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from proxygml.arrays import Rows
 from proxygml.data.catalog import BOX_COLUMNS
+from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.folder import Gallery, SearchResult
-from proxygml.gallery.neighbors import Rows
+from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
-from proxygml.models.embedding import ImageList, OnBad, embed_images
 
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-NEIGHBOURS, EXPANSION, WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
+from proxygml.arrays import Vectors
 
-Vectors = npt.NDArray[np.float32]
+NEIGHBOURS, EXPANSION, WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
 
 
 def reranked(

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from proxygml.data.image_list import ImageList
 from proxygml.errors import OverwriteError, UserError
 from proxygml.gallery.clustering import ClusterSettings, cluster, near_duplicates, write_clusters
-from proxygml.models.embedding import ImageList
 from tests.helpers.pictures import write_picture
 from tests.helpers.vectors import Array
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from proxygml import Embedder, Gallery, evaluate
 from proxygml.data.catalog import Catalog
+from proxygml.data.image_list import ImageList
 from proxygml.errors import UserError
 from proxygml.gallery.build import Model, Source, add_items, build_gallery
 from proxygml.gallery.query import answers_table, search_images
-from proxygml.models.embedding import ImageList
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.models import untrained

@@ -1,4 +1,4 @@
-"""Embedding many files: bad ones named, stopped work continued, vectors written and read."""
+"""Embedding many files: bad ones are named, and work that was stopped is continued."""
 
 import subprocess
 import sys
@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from proxygml.data.catalog import Catalog
+from proxygml.data.image_list import ImageList
 from proxygml.data.images import ImageSettings
-from proxygml.errors import GalleryError, ImageError, OverwriteError, RunError
+from proxygml.errors import ImageError, OverwriteError, RunError
+from proxygml.models.embed_images import embed_images
 from proxygml.models.embedder import Embedder, EmbedderSettings, fingerprint
-from proxygml.models.embedding import ImageList, VectorFile, embed_images, write_vectors
 from tests.helpers.pictures import write_picture
 
 
@@ -33,16 +34,6 @@ def photos(tmp_path: Path) -> Path:
     (tmp_path / "photos" / "notes.txt").write_text("no image")
     write_picture(tmp_path / "photos" / ".hidden" / "x.png", 9)
     return tmp_path / "photos"
-
-
-def test_folders_and_files_are_listed_once(photos: Path) -> None:
-    images = ImageList.from_files([photos, photos / "deep" / "3.png"])
-    assert images.paths == [str((photos / "deep" / f"{n}.png").resolve()) for n in range(6)]
-    with pytest.raises(ImageError, match="there is no"):
-        ImageList.from_files([photos / "none"])
-    with pytest.raises(ImageError, match="no image is in"):
-        (photos / "empty").mkdir()
-        ImageList.from_files([photos / "empty"])
 
 
 def test_a_bad_image_is_named_and_what_was_done_is_kept(
@@ -95,19 +86,20 @@ def test_boxes_are_cut(run: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from proxygml.models import embedding
+from proxygml.data.image_list import ImageList
+from proxygml.models import embed_images
 from proxygml.models.embedder import Embedder
 import os, signal
-embedding.BLOCK = 8
-keep, kept = embedding._keep, []
+embed_images.SAVED_AT_A_TIME = 8
+keep, kept = embed_images._keep, []
 def kill_after_three(*arguments):
     keep(*arguments)
     kept.append(1)
     if len(kept) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-embedding._keep = kill_after_three
-images = embedding.ImageList.from_files([Path(sys.argv[2])])
-embedding.embed_images(Embedder.load(sys.argv[1]), "m", images, Path(sys.argv[3]), workers=0, batch_size=4)
+embed_images._keep = kill_after_three
+images = ImageList.from_files([Path(sys.argv[2])])
+embed_images.embed_images(Embedder.load(sys.argv[1]), "m", images, Path(sys.argv[3]), workers=0, batch_size=4)
 """
 
 
@@ -136,26 +128,6 @@ def test_only_one_process_works_in_a_folder(run: Path, photos: Path, tmp_path: P
         other.kill()
         other.wait()
     embed_images(Embedder.load(run), "m", ImageList.from_files([photos]), tmp_path / "work", workers=0)
-
-
-def test_vectors_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
-    table = pd.DataFrame({"path": [f"{n}.png" for n in range(10)], "label": [None, *"abcdefghi"]})
-    blocks = [(vectors[:6], table[:6]), (vectors[6:], table[6:])]
-    write_vectors(tmp_path / "v.parquet", blocks, model="m", run="r")
-    file = VectorFile(tmp_path / "v.parquet")
-    assert (file.model, file.run, file.dimension) == ("m", "r", 4)
-    read = list(file.blocks())
-    assert np.array_equal(np.concatenate([part for part, _ in read]), vectors)
-    pd.testing.assert_frame_equal(pd.concat([part for _, part in read], ignore_index=True), table)
-    assert list(pd.read_parquet(tmp_path / "v.parquet").columns) == ["path", "label", "embedding"]
-    with pytest.raises(OverwriteError):
-        write_vectors(tmp_path / "v.parquet", blocks, model="m", run="r")
-    table.to_parquet(tmp_path / "t.parquet")
-    (tmp_path / "n.parquet").write_text("no")
-    for name, message in (("t", "no column of vectors"), ("n", "cannot be read"), ("x", "there is no")):
-        with pytest.raises(GalleryError, match=message):
-            VectorFile(tmp_path / f"{name}.parquet")
 
 
 def test_fingerprints_tell_models_apart(run: Path, tmp_path: Path) -> None:

@@ -4,89 +4,30 @@ What `embed`, `index` and `cluster` share. Vectors go to Parquet or on to a gall
 """
 
 import hashlib
-import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from proxygml.arrays import Block, Vectors
 from proxygml.console import console, progress_bar
-from proxygml.data.catalog import Catalog, boxes_of
+from proxygml.data.image_list import ImageList
 from proxygml.data.images import ImageDataset, collate
-from proxygml.errors import GalleryError, ImageError
-from proxygml.files import atomic_write, check_overwrite, exclusive_lock
+from proxygml.data.vector_file import ROWS_AT_A_TIME
+from proxygml.errors import ImageError
+from proxygml.files import atomic_write, exclusive_lock
 from proxygml.models.embedder import Embedder
 
 OnBad = Literal["fail", "drop"]
-Vectors = npt.NDArray[np.float32]
-Block = tuple[Vectors, pd.DataFrame]
 
-BLOCK = 1024
-"""Images between two times that the work is put on disk."""
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """Images to embed and what is known of each.
-
-    Attributes:
-        table: `path` (absolute), then any other columns; box columns as in a catalog.
-    """
-
-    table: pd.DataFrame
-
-    @classmethod
-    def from_catalog(cls, catalog: Catalog) -> "ImageList":
-        """All rows of a catalog, with absolute paths."""
-        return cls(catalog.table.assign(path=[str(path.resolve()) for path in catalog.paths]))
-
-    @classmethod
-    def from_files(cls, places: Sequence[Path]) -> "ImageList":
-        """Image files, and those in folders, by the ending of their names; hidden ones are left out.
-
-        Raises:
-            ImageError: a place that is not there, or no image in any.
-        """
-        files: list[Path] = []
-        for place in places:
-            if not place.exists():
-                raise ImageError(f"there is no {place}: give image files, or folders of them")
-            files += sorted(_images_in(place)) if place.is_dir() else [place]
-        if not files:
-            raise ImageError(f"no image is in {', '.join(map(str, places))}: give image files, or folders of them")
-        return cls(pd.DataFrame({"path": list(dict.fromkeys(str(file.resolve()) for file in files))}))
-
-    @property
-    def paths(self) -> list[str]:
-        """Absolute paths."""
-        return [str(path) for path in self.table["path"]]
-
-    @property
-    def boxes(self) -> npt.NDArray[np.int64] | None:
-        """(n, 4), see Catalog.boxes."""
-        return boxes_of(self.table)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    endings = Image.registered_extensions()
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in endings and not hidden and path.is_file():
-            yield path
+SAVED_AT_A_TIME = 1024
+"""So many images are embedded before their vectors are put on disk."""
 
 
 class EmbeddedImages:
@@ -110,8 +51,8 @@ class EmbeddedImages:
 
     def blocks(self) -> Iterator[Block]:
         """The good images, up to 16,384 at a time: vectors (m, D) and m rows of the table."""
-        for start in range(0, len(self._good), 16 * BLOCK):
-            rows = self._good[start : start + 16 * BLOCK]
+        for start in range(0, len(self._good), ROWS_AT_A_TIME):
+            rows = self._good[start : start + ROWS_AT_A_TIME]
             yield np.array(self._vectors[rows]), self._images.table.iloc[rows].reset_index(drop=True)
 
     def whole(self) -> Block:
@@ -244,7 +185,7 @@ def _embed_rows(
                 squares, rows = collate(good)
                 vectors[rows.numpy()] = _embed(embedder, squares)
                 waiting += rows.tolist()
-            if len(waiting) >= BLOCK:
+            if len(waiting) >= SAVED_AT_A_TIME:
                 _keep(waiting, now, vectors, stamps)
             bar.update(task, advance=len(batch), note=f"{len(problems):,} unreadable" if problems else "")
     _keep(waiting, now, vectors, stamps)
@@ -272,79 +213,3 @@ def _report(problems: Mapping[int, str], images: ImageList, most: int = 10) -> N
         console.print(problems[row], style="yellow", markup=False, soft_wrap=True)
     if len(problems) > most:
         console.print(f"and {len(problems) - most:,} more of {len(images):,} images", style="yellow")
-
-
-def write_vectors(path: Path, blocks: Iterable[Block], *, model: str, run: str, force: bool = False) -> None:
-    """Write items and vectors as Parquet: the columns of the table, and `embedding`, a list of D floats.
-
-    The model's fingerprint and its run folder are in the file's metadata, under `proxygml`.
-
-    Raises:
-        OverwriteError: something is there, and `force` is False.
-    """
-    check_overwrite(path, force)
-    with atomic_write(path) as temporary:
-        writer = None
-        for vectors, table in blocks:
-            part = pa.Table.from_pandas(table, preserve_index=False)
-            flat = pa.array(vectors.reshape(-1), pa.float32())
-            part = part.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
-            if writer is None:
-                facts = {b"proxygml": json.dumps({"model": model, "run": run}).encode()}
-                writer = pq.ParquetWriter(temporary, part.schema.with_metadata((part.schema.metadata or {}) | facts))
-            writer.write_table(part.cast(writer.schema))
-        if writer is not None:
-            writer.close()
-
-
-@dataclass(frozen=True)
-class VectorFile:
-    """A file that `write_vectors` wrote.
-
-    Raises:
-        GalleryError: it is no such file.
-    """
-
-    path: Path
-
-    def __post_init__(self) -> None:
-        try:
-            schema = pq.read_schema(self.path)
-        except FileNotFoundError:
-            raise GalleryError(f"there is no {self.path}; `proxygml embed` makes such files") from None
-        except (OSError, pa.ArrowInvalid) as error:
-            raise GalleryError(f"{self.path} cannot be read as Parquet: {error}") from error
-        if "embedding" not in schema.names or not pa.types.is_fixed_size_list(schema.field("embedding").type):
-            raise GalleryError(f"{self.path} has no column of vectors, `embedding`; `proxygml embed` makes such files")
-
-    @property
-    def dimension(self) -> int:
-        """Size of the vectors."""
-        return int(pq.read_schema(self.path).field("embedding").type.list_size)
-
-    @property
-    def rows(self) -> int:
-        """How many vectors."""
-        return int(pq.read_metadata(self.path).num_rows)
-
-    @property
-    def model(self) -> str:
-        """Fingerprint of the model; empty where the file does not say."""
-        return str(self._facts().get("model", ""))
-
-    @property
-    def run(self) -> str:
-        """The run folder of the model; empty where the file does not say."""
-        return str(self._facts().get("run", ""))
-
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads((pq.read_schema(self.path).metadata or {}).get(b"proxygml", b"{}"))
-        return facts
-
-    def blocks(self) -> Iterator[Block]:
-        """Vectors (m, D) and their m items, a part of the file at a time."""
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(16 * BLOCK):
-                flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
-                table = batch.drop_columns(["embedding"]).to_pandas()
-                yield flat.astype(np.float32).reshape(len(table), -1), table

@@ -1,0 +1,30 @@
+"""Vectors in a Parquet file, and what is no such file."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from proxygml.data.vector_file import VectorFile, write_vectors
+from proxygml.errors import GalleryError, OverwriteError
+
+
+def test_vectors_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    table = pd.DataFrame({"path": [f"{n}.png" for n in range(10)], "label": [None, *"abcdefghi"]})
+    blocks = [(vectors[:6], table[:6]), (vectors[6:], table[6:])]
+    write_vectors(tmp_path / "v.parquet", blocks, model="m", run="r")
+    file = VectorFile(tmp_path / "v.parquet")
+    assert (file.model, file.run, file.dimension) == ("m", "r", 4)
+    read = list(file.blocks())
+    assert np.array_equal(np.concatenate([part for part, _ in read]), vectors)
+    pd.testing.assert_frame_equal(pd.concat([part for _, part in read], ignore_index=True), table)
+    assert list(pd.read_parquet(tmp_path / "v.parquet").columns) == ["path", "label", "embedding"]
+    with pytest.raises(OverwriteError):
+        write_vectors(tmp_path / "v.parquet", blocks, model="m", run="r")
+    table.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "n.parquet").write_text("no")
+    for name, message in (("t", "no column of vectors"), ("n", "cannot be read"), ("x", "there is no")):
+        with pytest.raises(GalleryError, match=message):
+            VectorFile(tmp_path / f"{name}.parquet")
