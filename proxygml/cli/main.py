@@ -232,8 +232,8 @@ def _tabulate(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _write_comparison(rows: "DataFrame", folder: Path, planned: Sequence[tuple[str, int]]) -> None:
+    from proxygml.comparison.report import write_comparison
     from proxygml.comparison.tables import Summary
-    from proxygml.reports.run_report import write_comparison
 
     summary = Summary(rows, planned)
     write_comparison(folder, folder.resolve().name, summary)

@@ -1,8 +1,6 @@
 """The page as a browser would read it: whole in itself, escaped, with a section for whatever there is to say."""
 
-import base64
 import io
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -11,50 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from proxygml.comparison.tables import Summary
 from proxygml.data.catalog import Catalog
 from proxygml.errors import UserError
 from proxygml.evaluation.metrics import Evaluation, evaluate
 from proxygml.reports import run_report as report
-from proxygml.reports.run_report import write_comparison, write_report
-from tests.helpers import comparisons
+from proxygml.reports.run_report import write_report
+from tests.helpers.pages import Page
 
 LABELS = ["<wren> & co", "owl", 'a "tern"']
-
-
-class Page(HTMLParser):
-    """Headings, cells, paragraphs and pictures of a page, and everything that it would fetch."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.found: dict[str, list[str]] = {}
-        self.pictures: list[bytes] = []
-        self.fetched: list[str] = []
-        self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img"):
-            self._open.append(tag)
-        attributes = dict(attrs)
-        if tag in ("script", "link", "iframe"):
-            self.fetched.append(tag)
-        for name in ("src", "href"):
-            value = attributes.get(name, "data:")
-            if not value.startswith("data:"):
-                self.fetched.append(value)
-        if tag == "img":
-            assert attributes["alt"]
-            self.pictures.append(
-                base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"), validate=True)
-            )
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open and data.strip():
-            self.found.setdefault(self._open[-1], []).append(data)
 
 
 @pytest.fixture(scope="module")
@@ -220,23 +182,3 @@ def test_embeddings_of_another_catalog_are_refused(birds, tmp_path):
     with pytest.raises(UserError, match="there are 23 embeddings, but 24 rows"):
         written(tmp_path / "report.html", birds, embeddings=embedded(23))
     assert not (tmp_path / "report.html").exists()
-
-
-def test_comparison_page_holds_tables_and_figures(tmp_path):
-    table = comparisons.rows({"ours <1>": [0.5, 0.6], "theirs": [0.6, 0.65], "wild": [np.nan, np.nan]})
-    table["val_recall_at_1"] = ["0.1 0.2", "0.3 0.4", "0.1 0.5", "0.2 0.3", None, None]
-    write_comparison(tmp_path, "birds & co", Summary(table))
-    page = Page(tmp_path / "comparison.html")
-    assert page.found["h1"] == ["birds & co"]
-    assert page.found["h2"] == ["Side by side", "Figures", "Difference from ours <1>", "Costs and settings"]
-    assert not page.fetched
-    assert len(page.pictures) == 2
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"methods", "convergence"}
-    assert "55.0 (-8.5 \N{EN DASH} 118.5)" in page.found["td"]
-    assert "wild, seeds 0 (diverged), 1 (diverged)" in (tmp_path / "table.md").read_text()
-    assert pd.read_csv(tmp_path / "table.csv")["n"].tolist() == [2] * 10 + [0] * 5
-
-
-def test_comparison_without_a_figure_is_a_page_all_the_same(tmp_path):
-    write_comparison(tmp_path, "birds", Summary(comparisons.rows({"wild": [np.nan]})))
-    assert not Page(tmp_path / "comparison.html").pictures
