@@ -1,0 +1,11 @@
+"""Results on standard output."""
+
+from rich.console import Console
+
+output = Console()
+
+
+def say(*lines: str) -> None:
+    """Results on standard output, as they are."""
+    for line in lines:
+        output.print(line, markup=False, highlight=False, soft_wrap=True)

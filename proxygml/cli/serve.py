@@ -1,0 +1,45 @@
+"""`proxygml serve`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from proxygml.cli.output import say
+from proxygml.cli.parser import Parser
+from proxygml.errors import check_extra
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Answer searches over HTTP, and show a page to search on."""
+    check_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
+    from proxygml.serving.service import Limits, Service
+
+    parser = Parser("serve", str(serve.__doc__))
+    parser.add_argument("gallery", help="the folder of the gallery, NAME.db or the URI of a Milvus server")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--run", type=Path | None, default=None, help="the run folder, if it has moved")
+    parser.add_argument("--page", type=bool, default=True, help="whether there is a page beside the interface")
+    parser.add_class_arguments(Limits, as_group=False)
+    options = parser.parse(arguments)
+    from proxygml.gallery.build import Model
+    from proxygml.gallery.folder import Gallery
+    from proxygml.serving.api import listen, make_app, run_server
+
+    limits = Limits(**{key.name: options[key.name] for key in fields(Limits)})
+    gallery = Gallery.load(options.gallery)
+    service = Service(gallery, Model.of_gallery(gallery, options.run).embedder(), limits)
+    token = os.environ.get("PROXYGML_TOKEN", "")
+    app = make_app(service, token)
+    if options.page:
+        from proxygml.serving.page import add_page
+
+        app = add_page(app, service)
+    with listen(options.host, options.port) as (socket, address):
+        say(
+            f"{len(gallery):,} items: {address}",
+            f"interface: {address}/docs",
+            "changes: with the token of PROXYGML_TOKEN" if token else "changes: none, as PROXYGML_TOKEN is not set",
+        )
+        run_server(app, socket)
