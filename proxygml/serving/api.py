@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, File, Form, Path, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from proxygml import __version__
 from proxygml.errors import UserError
 from proxygml.gallery.filters import column_values
-from proxygml.serving.service import Limits, RequestError, Service, too_many
+from proxygml.serving.service import KINDS, Answer, Limits, RequestError, Service, too_many
 
 log = logging.getLogger("proxygml")
 
@@ -72,6 +72,18 @@ class Added(BaseModel):
     """The id of an item that is now on disk."""
 
     id: int
+
+
+class Description(BaseModel):
+    """What a client has to know before it asks: the items, their columns, the limits."""
+
+    items: int
+    columns: list[str] = Field(description="of an item, to filter by and to give to a new one")
+    kinds: list[str] = Field(description="media types of the images that are taken")
+    max_k: int = Field(description="most neighbors of a search")
+    max_upload_mb: float = Field(description="largest request, in 10**6 bytes")
+    max_pixels: int = Field(description="largest image, width times height")
+    changes: bool = Field(description="whether items can be added and removed, with the token")
 
 
 class Health(BaseModel):
@@ -141,7 +153,7 @@ def make_app(service: Service, token: str = "") -> FastAPI:
     _answer_errors(app)
     _add_questions(app, service)
     _add_changes(app, service, token)
-    _add_state(app, service, metrics)
+    _add_state(app, service, metrics, bool(token))
 
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Measured, metrics=metrics)  # the outer one, which sees what the other refuses
@@ -158,10 +170,17 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """The items most similar to an image."""
         async with service.admitted():
             vector = await service.embed(await image.read())
-            answer = await service.search(vector, k, _pairs(where))
-        voted = answer.prediction
-        guess = None if voted is None else Guess(label=voted.label, share=voted.share)
-        return SearchAnswer(items=[Found(**item) for item in answer.items], prediction=guess)
+            return _search_answer(await service.search(vector, k, _pairs(where)))
+
+    @app.get("/items/{id}/neighbors", responses=_refusals(404, 422, 429, 503))
+    async def neighbors(
+        id: Id,
+        k: Annotated[int, Query(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
+        where: Annotated[list[str], Query(description="column=value; several of a column are alternatives")] = [],  # noqa: B006
+    ) -> SearchAnswer:
+        """The items most similar to one of the gallery, which is not among them."""
+        async with service.admitted():
+            return _search_answer(await service.neighbors(id, k, _pairs(where)))
 
     @app.post("/embed", responses=_IMAGE)
     async def embed(image: Upload) -> Embedding:
@@ -179,6 +198,12 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """A small JPEG of an item."""
         async with service.admitted():
             return Response(await service.picture(id), media_type="image/jpeg")
+
+
+def _search_answer(answer: Answer) -> SearchAnswer:
+    voted = answer.prediction
+    guess = None if voted is None else Guess(label=voted.label, share=voted.share)
+    return SearchAnswer(items=[Found(**item) for item in answer.items], prediction=guess)
 
 
 def _add_changes(app: FastAPI, service: Service, token: str) -> None:
@@ -218,7 +243,21 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
         return Response(status_code=204)
 
 
-def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
+def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool) -> None:
+    @app.get("/gallery")
+    async def gallery() -> Description:
+        """The columns of an item, and what a request may ask for."""
+        limits = service.limits
+        return Description(
+            items=len(service.gallery),
+            columns=service.columns,
+            kinds=[f"image/{kind.lower()}" for kind in KINDS],
+            max_k=limits.max_k,
+            max_upload_mb=limits.max_upload_mb,
+            max_pixels=limits.max_pixels,
+            changes=has_token and service.keeps_images,
+        )
+
     @app.get("/health")
     async def health() -> Health:
         """What is being served."""

@@ -71,7 +71,7 @@ def _blocks(service: Service) -> gr.Blocks:
             raise gr.Error("These results are too old: drop your image again.", print_exception=False)
         item = ids[event.index]
         async with _admitted(service):
-            shown = await _shown(service, await service.neighbours(item, int(k)))
+            shown = await _shown(service, await service.neighbors(item, int(k)))
             picture = Image.open(io.BytesIO(await service.picture(item)))
         return picture, *shown[:2], f"Nearest to item {item}. {shown[2]}", gr.Gallery(selected_index=None)
 

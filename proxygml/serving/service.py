@@ -169,8 +169,20 @@ class Service:
         """The vector of what `square` gave."""
         return await self._model.do(square)
 
-    async def search(self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None = None) -> Answer:
+    async def search(
+        self,
+        vector: Tensor,
+        k: int,
+        where: Mapping[str, Sequence[str]] | None = None,
+        leave_out: int | None = None,
+    ) -> Answer:
         """The k nearest items of those that a filter lets through.
+
+        Args:
+            vector: of the query, float32 (D,).
+            k: how many, 1 to `limits.max_k`.
+            where: see proxygml.gallery.filters.
+            leave_out: the id of an item that is not to be found, nor to vote.
 
         Raises:
             RequestError: 422 for a k or a filter that cannot be.
@@ -179,17 +191,27 @@ class Service:
             raise RequestError(422, f"k is {k}, but must be 1 to {self.limits.max_k}")
         self._check_filter_columns(where or {})
         try:
-            return await asyncio.to_thread(self._search, vector, k, where)
+            return await asyncio.to_thread(self._search, vector, k, where, leave_out)
         except GalleryError as error:
             raise RequestError(422, str(error)) from None
 
-    async def neighbours(self, item: int, k: int) -> Answer:
-        """The k nearest items to one of the gallery's own, itself first.
+    async def neighbors(self, item: int, k: int, where: Mapping[str, Sequence[str]] | None = None) -> Answer:
+        """The k nearest items to one of the gallery's own, which is not among them and has no vote.
 
         Raises:
             RequestError: 404 for one that is not there; see `search`.
         """
-        return await self.search(await asyncio.to_thread(self._vector, item), k)
+        return await self.search(await asyncio.to_thread(self._vector, item), k, where, leave_out=item)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a new item may be given; filters take them too."""
+        return [name for name in self.gallery.columns if name not in {"path", *BOX_COLUMNS}]
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether items can be added: a gallery in Milvus has no folder for their images."""
+        return self._images is not None
 
     def item(self, item: int) -> pd.Series:
         """The columns of an item.
@@ -219,7 +241,7 @@ class Service:
             RequestError: 413, 415 or 422 for the image or a column; 409 where another process changes the gallery.
         """
         images = self._image_folder()
-        known = set(self.gallery.columns) - {"path", *BOX_COLUMNS}
+        known = self.columns
         for name in columns:
             if name not in known:
                 raise RequestError(422, f"there is no column {name!r}; those are {', '.join(sorted(known))}")
@@ -283,9 +305,14 @@ class Service:
     def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:
         return list(self.embedder(torch.stack(list(squares)).to(self.embedder.device)).float().cpu())
 
-    def _search(self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None) -> Answer:
+    def _search(
+        self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None, leave_out: int | None
+    ) -> Answer:
         gallery = self.gallery
-        found = gallery.search(vector[None], k, where)
+        found = gallery.search(vector[None], k if leave_out is None else k + 1, where)
+        if leave_out is not None:
+            kept = np.flatnonzero(found.ids[0] != leave_out)[:k]
+            found = SearchResult(found.scores[:, kept], found.ids[:, kept], found.table)
         threshold = gallery.facts.threshold
         prediction = None
         if is_labelled(found):

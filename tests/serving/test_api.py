@@ -79,6 +79,44 @@ def test_filters_choose_among_the_items(client: "httpx.Client") -> None:
     assert "column=value" in post(client, "/search", picture(), where="red").json()["error"]
 
 
+def test_a_search_goes_on_from_an_item(server: Running, client: "httpx.Client") -> None:
+    """It is not among its own neighbors: it would be the first each time, and vote for its own label."""
+    gallery = server.service.gallery
+    own = gallery.vectors([3])
+    expected = gallery.search(own, 5, exclude=[3])
+    answer = client.get("/items/3/neighbors", params={"k": 5}).json()
+    assert [item["id"] for item in answer["items"]] == expected.ids[0].tolist()
+    assert [item["rank"] for item in answer["items"]] == [1, 2, 3, 4, 5]
+    other = "class 15" if gallery.items.loc[3, "label"] != "class 15" else "class 13"
+    filtered = client.get("/items/3/neighbors", params={"k": 20, "where": f"label={other}"}).json()
+    assert len(filtered["items"]) == 8
+    assert filtered["prediction"] == {"label": other, "share": 1.0}
+    assert client.get("/items/48/neighbors").status_code == 404
+    assert client.get("/items/3/neighbors", params={"k": 21}).status_code == 422
+    assert client.get("/items/3/neighbors", params={"where": "path=x"}).status_code == 422
+
+
+def test_the_only_item_has_no_neighbors(run_folder: Path, tmp_path: Path) -> None:
+    items = pd.DataFrame({"path": ["a"], "label": ["x"]})
+    Gallery.create(np.eye(1, 16, dtype=np.float32), items).save(tmp_path / "gallery")
+    with Running(tmp_path / "gallery", run_folder, Limits()) as running:
+        answer = httpx.get(f"{running.address}/items/0/neighbors", **TIMES).json()
+    assert answer == {"items": [], "prediction": None}
+
+
+def test_a_client_can_read_columns_and_limits(client: "httpx.Client") -> None:
+    answer = client.get("/gallery").json()
+    assert answer == {
+        "items": 48,
+        "columns": ["label", "split"],
+        "kinds": ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"],
+        "max_k": 20,
+        "max_upload_mb": 0.2,
+        "max_pixels": 250_000,
+        "changes": True,
+    }
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_image_that_is_named_is_taken(client: "httpx.Client", server: Running, kind: str) -> None:
     data = picture(1, kind)
