@@ -521,7 +521,8 @@ def test_the_interface_keeps_to_its_description(server: Running) -> None:
             case.call_and_validate(timeout=30, excluded_checks=[positive_data_acceptance])
 
         conforms()
-    assert seen == {"/search", "/embed", "/items", "/items/{id}", "/items/{id}/image", "/health", "/metrics"}
+    of_items = {"/items", "/items/{id}", "/items/{id}/image", "/items/{id}/neighbors"}
+    assert seen == {"/search", "/embed", "/gallery", "/health", "/metrics", *of_items}
 
 
 # Killed ---------------------------------------------------------------------------------------------------------------
