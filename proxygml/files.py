@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where files lie that may be thrown away."""
 
 import os
 import uuid
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from proxygml.errors import OverwriteError, UserError
 
@@ -57,3 +58,8 @@ def exclusive_lock(lock: Path) -> Iterator[None]:
         raise OverwriteError(f"another process is writing {lock.parent}: wait until it has finished") from error
     with held:
         yield
+
+
+def cache_folder(purpose: str) -> Path:
+    """The folder for what can be computed again, within the user's cache (on Linux ~/.cache, or XDG_CACHE_HOME)."""
+    return user_cache_path("proxygml", appauthor=False) / purpose

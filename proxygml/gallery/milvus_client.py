@@ -21,6 +21,7 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError
+from proxygml.files import cache_folder
 from proxygml.gallery.filters import Value, Where, alternatives, check_column, numbers
 
 ColumnKind = Literal["int64", "float64", "bool", "str"]
@@ -89,8 +90,7 @@ class Address:
         """A place on this machine for work in progress: beside the .db, or in the user's cache folder."""
         if self.local is not None:
             return self.local.with_name(f".{self.local.name}.{self.name}.{purpose}")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "proxygml" / "milvus"
-        return cache / f"{hashlib.sha256(str(self).encode()).hexdigest()[:16]}.{purpose}"
+        return cache_folder("milvus") / f"{hashlib.sha256(str(self).encode()).hexdigest()[:16]}.{purpose}"
 
 
 def connect(address: Address) -> Any:

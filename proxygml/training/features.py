@@ -1,7 +1,6 @@
 """Embeddings and features of whole catalogs: over all processes, and kept on disk where the backbone is frozen."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder
 
 
@@ -56,7 +55,7 @@ def cached_features(
     The key covers the backbone's weights, pooling, views, output stride, the test transform and the files (path, box,
     size, time of change).
     """
-    path = cache_folder() / f"{_key(embedder, catalog)}.safetensors"
+    path = cache_folder("features") / f"{_key(embedder, catalog)}.safetensors"
     kept = _read_cache(path)
     # Decided together, since machines may not share the folder: all compute, or none.
     found = int(accelerator.reduce(torch.tensor(int(kept is not None), device=accelerator.device)))
@@ -74,11 +73,6 @@ def _read_cache(path: Path) -> Tensor | None:
         return load_file(path)["features"]
     except (OSError, SafetensorError, KeyError):
         return None  # not there, or damaged: to be computed
-
-
-def cache_folder() -> Path:
-    """Where features are kept: proxygml/features in the user's cache folder (XDG_CACHE_HOME, or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "proxygml" / "features"
 
 
 def _key(embedder: Embedder, catalog: Catalog) -> str:
