@@ -13,7 +13,7 @@ from proxygml.errors import check_extra
 def serve(arguments: Sequence[str]) -> None:
     """Answer searches over HTTP, and show a page to search on."""
     check_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
-    from proxygml.serving.service import Limits, Service
+    from proxygml.serving.limits import Limits
 
     parser = Parser("serve", str(serve.__doc__))
     parser.add_argument("gallery", help="the folder of the gallery, NAME.db or the URI of a Milvus server")
@@ -21,17 +21,27 @@ def serve(arguments: Sequence[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--run", type=Path | None, default=None, help="the run folder, if it has moved")
     parser.add_argument("--page", type=bool, default=True, help="whether there is a page beside the interface")
+    parser.add_argument(
+        "--allowed_host",
+        action="append",
+        default=None,
+        metavar="NAME",
+        help="a further name that clients call this server by (this machine's names are allowed); * allows any",
+    )
     parser.add_class_arguments(Limits, as_group=False)
     options = parser.parse(arguments)
     from proxygml.gallery.build import Model
     from proxygml.gallery.folder import Gallery
-    from proxygml.serving.api import listen, make_app, run_server
+    from proxygml.serving.api import make_app
+    from proxygml.serving.hosts import local_names
+    from proxygml.serving.server import listen, run_server
+    from proxygml.serving.service import Service
 
     limits = Limits(**{key.name: options[key.name] for key in fields(Limits)})
     gallery = Gallery.load(options.gallery)
     service = Service(gallery, Model.of_gallery(gallery, options.run).embedder(), limits)
     token = os.environ.get("PROXYGML_TOKEN", "")
-    app = make_app(service, token)
+    app = make_app(service, token, [*local_names(options.host), *(options.allowed_host or [])])
     if options.page:
         from proxygml.serving.page import add_page
 

@@ -15,9 +15,13 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from PIL import Image
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
-from proxygml.serving.service import KINDS, Answer, RequestError, Service
+from proxygml.serving.limits import RequestError
+from proxygml.serving.service import KINDS, Answer, Service
 
 PATH = "/page"
 _SEEN = 240  # pixels
@@ -51,7 +55,24 @@ def add_page(app: FastAPI, service: Service) -> FastAPI:
         theme=theme,
         css=_CSS,
     )
+    app.user_middleware.append(Middleware(_GradioPolicy))  # the innermost one
     return mounted
+
+
+class _GradioPolicy:
+    """Lets Gradio's page run its inline code, which SECURITY_HEADERS forbid."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["path"].startswith(PATH):
+                policy = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+                MutableHeaders(scope=message)["Content-Security-Policy"] = policy
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
 
 
 def _blocks(service: Service) -> gr.Blocks:

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from proxygml.data.catalog import BOX_COLUMNS
 from proxygml.data.images import decode_image, test_transform, thumbnail
-from proxygml.errors import GalleryError, ImageError, OverwriteError, UserError
+from proxygml.errors import GalleryError, ImageError, OverwriteError
 from proxygml.files import atomic_write
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.folder import Gallery, SearchResult
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
+from proxygml.serving.limits import Limits, RequestError, too_many
 
 KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
@@ -39,49 +40,6 @@ DECODERS = min(4, os.cpu_count() or 1)
 """Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
 _MODEL_BATCH, _WRITE_BATCH = 16, 256
 _SWEPT_AFTER = 3600  # seconds
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for.
-
-    Raises:
-        UserError: a limit that is not positive.
-    """
-
-    max_upload_mb: float = 20.0
-    """Size of a request, in 10**6 bytes."""
-
-    max_pixels: int = 50_000_000
-    """Width times height of an image, which are read before it is decoded."""
-
-    max_k: int = 100
-    """How many neighbours may be asked for."""
-
-    timeout: float = 30.0
-    """Seconds that a request may take to arrive, and as many until it is answered."""
-
-    queue: int = 64
-    """Requests that may be under way, and as many more that arrive; a further one is asked to come again."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise UserError(f"--{name} is {value}, but must be more than 0")
-
-
-class RequestError(Exception):
-    """A request that is refused, with the HTTP status that says why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-def too_many(limits: Limits) -> RequestError:
-    """The refusal of a request that comes while as many as may be are under way, or arriving."""
-    return RequestError(429, f"{limits.queue} requests are under way or arriving already: come again in a second")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from proxygml import Embedder, Gallery
 from proxygml.gallery.build import Model, Source, build_gallery
-from proxygml.serving.service import Limits, Service
+from proxygml.serving.limits import Limits
+from proxygml.serving.service import Service
 
 if TYPE_CHECKING:
     import httpx
@@ -38,7 +39,7 @@ class Running:
     def __init__(self, folder: Path, run: Path, limits: Limits, token: str = TOKEN) -> None:
         self.service = Service(Gallery.load(folder), Embedder.load(run), limits)
         self.app = app.make_app(self.service, token)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error"))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", server_header=False))
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})

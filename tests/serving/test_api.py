@@ -28,14 +28,15 @@ from PIL import Image
 from proxygml import Gallery
 from proxygml.data.catalog import Catalog
 from proxygml.serving import service as serving
-from proxygml.serving.service import DECODERS, KINDS, Limits, Service
+from proxygml.serving.limits import Limits
+from proxygml.serving.service import DECODERS, KINDS, Service
 from tests.helpers.commands import refused
 from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, MULTIPART, TIMES, TOKEN, Running, gallery_at, picture, post
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
-app = pytest.importorskip("proxygml.serving.api", reason="the extra serve is not installed")
+serving_process = pytest.importorskip("proxygml.serving.server", reason="the extra serve is not installed")
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -377,7 +378,7 @@ def half_a_request(running: Running) -> Iterator[socket.socket]:
     """A connection on which a request has begun, and does not go on."""
     with socket.create_connection(("127.0.0.1", running.socket.getsockname()[1]), timeout=30) as half:
         half.sendall(
-            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+            b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
             b"Content-Length: 1000\r\n\r\n--x\r\n"
         )
         yield half
@@ -604,7 +605,7 @@ def test_wrong_options_are_named(
 
 def test_connections_send_every_part_of_an_answer_at_once() -> None:
     """They have it from the socket that the command listens on."""
-    with app.listen("127.0.0.1", 0) as (listening, address):
+    with serving_process.listen("127.0.0.1", 0) as (listening, address):
         port = int(address.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)), listening.accept()[0] as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

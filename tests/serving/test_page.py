@@ -9,7 +9,7 @@ import pytest
 
 from proxygml import Gallery
 from proxygml.data.catalog import Catalog
-from proxygml.serving.service import Limits
+from proxygml.serving.limits import Limits
 from tests.helpers.models import untrained
 from tests.helpers.server import Running, gallery_at
 
