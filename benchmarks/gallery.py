@@ -26,7 +26,7 @@ from benchmarks.measure import MIB, console, default_device, machine, mebibytes,
 from proxygml.arrays import Vectors
 from proxygml.data.images import ImageSettings
 from proxygml.data.vector_file import write_vectors
-from proxygml.gallery.folder import Gallery
+from proxygml.gallery.base import Gallery
 from proxygml.gallery.neighbors import Kind, recall_against_exact
 from proxygml.models.embedder import Embedder, EmbedderSettings
 
@@ -202,7 +202,7 @@ def answer(options: argparse.Namespace) -> None:
         )
         recall = recall_against_exact(gallery.search(queries, K).ids, truth)
         faster = f"{times['exact'] / times[kind]:.1f}"
-        stated = f"{gallery.facts.recall:.3f}"
+        stated = f"{gallery.manifest.recall:.3f}"
         result.add_row(kind, f"{built:,.0f} s", milliseconds(times[kind]), faster, f"{recall:.3f}", stated)
     console.print(result)
 

@@ -9,7 +9,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from proxygml.evaluation.metrics import evaluate as evaluate
-    from proxygml.gallery.folder import Gallery as Gallery
+    from proxygml.gallery.base import Gallery as Gallery
     from proxygml.loss.lazy_adam import LazyAdam as LazyAdam
     from proxygml.loss.proxygml_loss import ProxyGMLLoss as ProxyGMLLoss
     from proxygml.models.embedder import Embedder as Embedder
@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "evaluation.metrics": ["evaluate"],
-        "gallery.folder": ["Gallery"],
+        "gallery.base": ["Gallery"],
         "loss.lazy_adam": ["LazyAdam"],
         "loss.proxygml_loss": ["ProxyGMLLoss"],
         "models.embedder": ["Embedder"],

@@ -58,10 +58,10 @@ def _build(options: Namespace) -> None:
         workers=options.workers,
         batch_size=options.batch_size,
     )
-    say(f"{len(gallery):,} items, {gallery.facts.kind}: {options.out}")
-    if gallery.facts.recall is not None:
-        say(f"recall@10 against exact search: {gallery.facts.recall:.3f} (its own items as queries)")
-    if (threshold := gallery.facts.threshold) is not None:
+    say(f"{len(gallery):,} items, {gallery.manifest.kind}: {options.out}")
+    if gallery.manifest.recall is not None:
+        say(f"recall@10 against exact search: {gallery.manifest.recall:.3f} (its own items as queries)")
+    if (threshold := gallery.manifest.threshold) is not None:
         say(
             f"threshold {threshold.score:.3f}: of {threshold.queries:,} images of {threshold.classes:,} validation "
             f"classes {threshold.false_accept_rate:.1%} are accepted when their class is not in the gallery"
@@ -70,8 +70,8 @@ def _build(options: Namespace) -> None:
 
 
 def _add(options: Namespace) -> None:
+    from proxygml.gallery.base import Gallery
     from proxygml.gallery.build import Model, Source, add_items
-    from proxygml.gallery.folder import Gallery
 
     source = Source(options.catalog, tuple(options.images or ()), options.vectors, options.split)
     gallery = Gallery.load(options.out)
@@ -85,7 +85,7 @@ def _add(options: Namespace) -> None:
     )
     known = f" ({there:,} were in it already)" if there else ""
     say(f"{added:,} items added{known}, {len(gallery):,} now: {options.out}")
-    if added and (threshold := gallery.facts.threshold) is not None:
+    if added and (threshold := gallery.manifest.threshold) is not None:
         say(
             f"threshold {threshold.score:.3f} for none of these stays as it was chosen when it was built: a larger "
             "gallery accepts more of unknown classes; `index` without --add chooses it anew"
@@ -93,8 +93,8 @@ def _add(options: Namespace) -> None:
 
 
 def _remove(options: Namespace) -> None:
+    from proxygml.gallery.base import Gallery
     from proxygml.gallery.filters import column_values
-    from proxygml.gallery.folder import Gallery
 
     if options.add or options.catalog or options.images or options.vectors:
         raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")

@@ -31,9 +31,9 @@ def search(arguments: Sequence[str]) -> None:
     options = parser.parse(arguments)
     from proxygml.data.image_list import ImageList
     from proxygml.files import check_ending
+    from proxygml.gallery.base import Gallery
     from proxygml.gallery.build import Model
     from proxygml.gallery.filters import column_values
-    from proxygml.gallery.folder import Gallery
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search_images, write_answers
 
     if options.out is not None:

@@ -30,8 +30,8 @@ def serve(arguments: Sequence[str]) -> None:
     )
     parser.add_class_arguments(Limits, as_group=False)
     options = parser.parse(arguments)
+    from proxygml.gallery.base import Gallery
     from proxygml.gallery.build import Model
-    from proxygml.gallery.folder import Gallery
     from proxygml.serving.api import make_app
     from proxygml.serving.hosts import local_names
     from proxygml.serving.server import listen, run_server

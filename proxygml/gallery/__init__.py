@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from proxygml.gallery.folder import Gallery as Gallery
-    from proxygml.gallery.folder import SearchResult as SearchResult
+    from proxygml.gallery.base import Gallery as Gallery
+    from proxygml.gallery.base import SearchResult as SearchResult
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"folder": ["Gallery", "SearchResult"]})
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"base": ["Gallery", "SearchResult"]})

@@ -4,7 +4,7 @@ It brings embedder and gallery together; each gallery remembers which model it i
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from proxygml.data.catalog import BOX_COLUMNS, Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
+from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
-from proxygml.gallery.folder import Gallery, check_place, work_place
-from proxygml.gallery.manifest import Facts
 from proxygml.gallery.neighbors import Kind
+from proxygml.gallery.places import check_place, work_place
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder, fingerprint
 from proxygml.training.run_folder import RunFolder
@@ -83,16 +83,16 @@ class Model:
         Raises:
             GalleryError: the run is another model's, or it is not known.
         """
-        if run is None and not gallery.facts.run:
+        if run is None and not gallery.manifest.run:
             raise GalleryError("the gallery does not know its run folder: name it with --run")
-        place = run or Path(gallery.facts.run)
+        place = run or Path(gallery.manifest.run)
         if not place.is_dir():
             raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
         model = cls.of(place)
-        if gallery.facts.model and model.fingerprint != gallery.facts.model:
+        if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
             raise GalleryError(
                 f"{place} is another model (fingerprint {model.fingerprint[:12]}) than the one that the gallery was "
-                f"built with ({gallery.facts.model[:12]}): embeddings of two models cannot be compared. Give that "
+                f"built with ({gallery.manifest.model[:12]}): embeddings of two models cannot be compared. Give that "
                 "model with --run, or build the gallery again"
             )
         return model
@@ -125,11 +125,11 @@ def build_gallery(
     check_place(out, force)
     if not 0 <= false_accept_rate < 1:
         raise UserError(f"--false-accept-rate is {false_accept_rate}, but must be 0 up to below 1")
-    facts = Facts(kind, model.fingerprint, str(model.run))
     if source.vectors is not None:
         file = checked_vectors(source.vectors, model)
-        facts = replace(facts, dimension=file.dimension)
-        gallery = Gallery.build(out, file.blocks(), facts, force=force, total=file.rows)
+        gallery = Gallery.build(
+            out, file.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=file.rows
+        )
         if "label" in gallery.columns:
             _calibrate(gallery, _own_validation(gallery), false_accept_rate)
         return gallery
@@ -138,8 +138,9 @@ def build_gallery(
     embedded = embed_images(
         embedder, model.fingerprint, source.image_list(), work, on_bad=on_bad, workers=workers, batch_size=batch_size
     )
-    facts = replace(facts, dimension=embedded.dimension)
-    gallery = Gallery.build(out, embedded.blocks(), facts, force=force, total=len(embedded))
+    gallery = Gallery.build(
+        out, embedded.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=len(embedded)
+    )
     discard(work)
     if source.catalog is not None:
         validation = _validation(model.run, source.catalog)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from proxygml.arrays import Vectors
 from proxygml.errors import GalleryError
-from proxygml.gallery.folder import Gallery, SearchResult
+from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.manifest import Threshold
 
 TEMPERATURE = 0.07

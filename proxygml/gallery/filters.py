@@ -1,17 +1,17 @@
-"""Which items a filter lets through: `{column: value}` or `{column: [values]}`, as `--where column=value` gives it.
+"""Filters, `{column: value}` or `{column: [values]}`, as `--where column=value` gives them: which items pass.
 
-Numbers are compared as numbers, all else as text. Galleries in folders evaluate a filter here; those in Milvus turn it
-into an expression (milvus.py).
+Numbers are compared as numbers, everything else as text. A filter is parsed once; galleries in folders evaluate its
+conditions here, those in Milvus turn them into an expression (milvus_expressions.py).
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, did_you_mean
 
 Value = str | float | bool
 Where = Mapping[str, Value | Sequence[Value]]
@@ -32,16 +32,35 @@ def column_values(pairs: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def alternatives(values: Value | Sequence[Value]) -> list[Value]:
-    """The values of which an item must have one."""
-    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+@dataclass(frozen=True)
+class Condition:
+    """One column of a filter: an item passes when its cell has one of the values."""
+
+    column: str
+    values: tuple[Value, ...]
+
+
+def parse_where(where: Where, columns: Sequence[str]) -> list[Condition]:
+    """The conditions of a filter on an item table with these columns.
+
+    Raises:
+        GalleryError: there is no such column.
+    """
+    for column in where:
+        if column not in columns:
+            raise GalleryError(f"the item table has no column {column!r}: {did_you_mean(column, columns)}")
+    return [Condition(column, _alternatives(values)) for column, values in where.items()]
+
+
+def _alternatives(values: Value | Sequence[Value]) -> tuple[Value, ...]:
+    return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
 
 
 def numbers(column: str, wanted: Sequence[Value]) -> list[float]:
     """The values as numbers.
 
     Raises:
-        GalleryError: one is none.
+        GalleryError: one is no number.
     """
     return [_number(column, value) for value in wanted]
 
@@ -53,28 +72,21 @@ def _number(column: str, value: Value) -> float:
         raise GalleryError(f"the column {column!r} holds numbers, but {value!r} is none") from None
 
 
-def check_column(column: str, columns: Sequence[str]) -> None:
-    """Raise GalleryError where the item table has no such column."""
-    if column not in columns:
-        close = get_close_matches(column, columns, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {', '.join(columns) or 'none'}"
-        raise GalleryError(f"the item table has no column {column!r}: {hint}")
-
-
-def matches(table: pd.DataFrame, column: str, values: Value | Sequence[Value]) -> npt.NDArray[np.bool_]:
-    """Which rows, bool (n,), have one of the values in the column.
+def matches(table: pd.DataFrame, condition: Condition) -> npt.NDArray[np.bool_]:
+    """Which rows, bool (n,), meet a condition.
 
     Raises:
-        GalleryError: there is no such column, or it holds numbers and a value is none.
+        GalleryError: the column holds numbers and a value is no number.
     """
-    check_column(column, list(table.columns))
-    wanted, cells = alternatives(values), table[column]
+    cells, wanted = table[condition.column], condition.values
     if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
-        return np.asarray(cells.astype("float64").isin(numbers(column, wanted)), dtype=bool)
+        return np.asarray(cells.astype("float64").isin(numbers(condition.column, wanted)), dtype=bool)
     return np.asarray(cells.astype("string").isin([str(value) for value in wanted]), dtype=bool)
 
 
 def describe(where: Where | None) -> str:
-    """The filter, for a message that says that nothing has passed it."""
-    conditions = [f"{column}={' or '.join(map(str, alternatives(values)))}" for column, values in (where or {}).items()]
+    """The filter, for the end of a message that says that nothing passes it."""
+    conditions = [
+        f"{column}={' or '.join(map(str, _alternatives(values)))}" for column, values in (where or {}).items()
+    ]
     return f": none has {', '.join(conditions)}" if conditions else ""

@@ -1,22 +1,47 @@
-"""Items that are to join a table: their cells as its columns hold them, numbers, truth values, dates, times or text."""
+"""Items that are added to a gallery: checks, and cells converted to what the columns hold."""
 
 import contextlib
 import math
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from proxygml.arrays import Rows
 from proxygml.errors import GalleryError
 from proxygml.gallery.filters import numbers
 
+RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
+"""Names of columns that search results and the gallery's own files use."""
+
+
+def check_items(items: pd.DataFrame, count: int) -> None:
+    """Raise GalleryError where an item table does not fit `count` vectors, or has a column with a reserved name."""
+    if len(items) != count:
+        raise GalleryError(f"there are {len(items)} items, but {count} embeddings: give one row for each")
+    taken = [name for name in items.columns if name in RESERVED]
+    if taken:
+        raise GalleryError(f"the items have a column {taken[0]!r}, a name that search results use: rename it")
+
+
+def first_equal_ids(wanted: pd.DataFrame, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
+    """See Backend.ids_of; `items` are by id."""
+    keys = list(columns)
+    known = items.reindex(columns=keys).reset_index().drop_duplicates(keys)
+    given = wanted.reindex(columns=keys)
+    if empty := [key for key in keys if known[key].isna().all() or given[key].isna().all()]:
+        known, given = (part.astype(dict.fromkeys(empty, object)) for part in (known, given))
+    ids: Rows = given.merge(known, "left", on=keys)["id"].fillna(-1).to_numpy(dtype=np.int64)
+    return ids
+
 
 def coerce_items(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The items, n rows, with cells of the kinds that the columns of the table have; those it lacks stay as they are.
+    """The items, n rows, with their cells converted to the types of the table's columns; new columns stay as they are.
 
-    Text is read as what the column holds: `3` in a column of numbers is a number, as a form or a CSV file has it. What
-    no text can be read as, such as a list, must come as what it is.
+    Text is parsed as what the column holds: `3`, from a form or a CSV file, becomes a number in a column of numbers.
+    Values that no text stands for, such as lists, must be given as they are.
 
     Raises:
         GalleryError: a cell that its column cannot hold.
@@ -25,11 +50,11 @@ def coerce_items(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     for name in items.columns.intersection(table.columns):
         present = table[name].dropna()
         if len(present) and (items[name].dtype == object or items[name].dtype != table[name].dtype):
-            cells[name] = _fitted_column(str(name), items[name], present)
+            cells[name] = _coerced_column(str(name), items[name], present)
     return items.assign(**cells)
 
 
-def _fitted_column(name: str, cells: pd.Series, present: pd.Series) -> pd.Series:
+def _coerced_column(name: str, cells: pd.Series, present: pd.Series) -> pd.Series:
     if isinstance(present.dtype, pd.CategoricalDtype):
         present = present.astype(present.dtype.categories.dtype)
     kind = pd.api.types.infer_dtype(present)

@@ -1,7 +1,7 @@
 """Nearest neighbours by inner product: exact, or by a FAISS index that finds most of them faster.
 
-Both only propose candidates. `ranked` computes their similarities anew, in one way for all, so that a score never
-depends on the kind of index, on the batch or on an item's place, and equal scores rank in the order of the gallery.
+Both only propose candidates. `ranked` computes the similarities again, in one way for all candidates, so that a score
+never depends on the kind of index, the batch or the item's row, and equal scores rank in the order of the gallery.
 """
 
 import math
@@ -19,6 +19,7 @@ from proxygml.arrays import Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write
+from proxygml.gallery.vectors import VectorRows
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
 
@@ -31,55 +32,6 @@ _BLOCK_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 256 * 2**20  # of vectors from which an IVF-PQ index learns
 _ADDED_AT_A_TIME = 4096
 _CHECKPOINT_SECONDS = 120
-
-
-class VectorRows:
-    """Vectors that are read where they lie: a file's, mapped into memory, and those that were added since.
-
-    Args:
-        stored: float32 (n, D).
-    """
-
-    def __init__(self, stored: Vectors) -> None:
-        self._stored = stored
-        self._room = np.empty((0, stored.shape[1]), np.float32)  # those beyond `_added` are to grow into
-        self._added = 0
-
-    def __len__(self) -> int:
-        return len(self._stored) + self._added
-
-    @property
-    def size(self) -> int:
-        """D."""
-        return int(self._stored.shape[1])
-
-    def append(self, vectors: Vectors) -> None:
-        """Add vectors (m, D), in memory."""
-        last = self._added + len(vectors)
-        if last > len(self._room):
-            grown = np.empty((max(last, len(self._room) * 3 // 2), self.size), np.float32)
-            grown[: self._added] = self._room[: self._added]
-            self._room = grown
-        self._room[self._added : last] = vectors
-        self._added = last
-
-    def part(self, start: int, end: int) -> Vectors:
-        """The vectors from row `start` to before row `end`; a view, where all of them lie in one place."""
-        border = len(self._stored)
-        if end <= border:
-            return self._stored[start:end]
-        fresh = self._room[max(start - border, 0) : min(end - border, self._added)]
-        return fresh if start >= border else np.concatenate([self._stored[start:], fresh])
-
-    def take(self, rows: Rows) -> Vectors:
-        """The vectors of these rows, a copy."""
-        border = len(self._stored)
-        if not self._added:
-            return np.asarray(self._stored[rows])
-        taken = np.empty((len(rows), self.size), np.float32)
-        taken[rows < border] = self._stored[rows[rows < border]]
-        taken[rows >= border] = self._room[rows[rows >= border] - border]
-        return taken
 
 
 def exact_candidates(
@@ -96,7 +48,7 @@ def exact_candidates(
     """
     rows: Rows | None = None
     if allowed is not None and 4 * np.count_nonzero(allowed[first:]) < len(allowed) - first:
-        rows = first + np.flatnonzero(allowed[first:])  # few: to fetch them costs less than to compare all
+        rows = first + np.flatnonzero(allowed[first:])  # few rows: fetching them costs less than comparing all
     count = len(vectors) - first if rows is None else len(rows)
     height = max(1, _BLOCK_BYTES // (4 * max(count, 1)))
     found: list[Rows] = []
@@ -126,7 +78,7 @@ def _products(vectors: VectorRows, queries: Vectors, rows: Rows | None, first: i
 
 
 def ranked(vectors: VectorRows, query: Vectors, rows: Rows, k: int) -> tuple[Vectors, Rows]:
-    """The k best of the candidate rows and their similarities, best first, equal ones in the order of the rows.
+    """The similarities of the k best candidates, and which they are, best first, equal ones in the order of the rows.
 
     Args:
         vectors: n of them.
@@ -135,11 +87,11 @@ def ranked(vectors: VectorRows, query: Vectors, rows: Rows, k: int) -> tuple[Vec
         k: how many; fewer where there are fewer candidates.
 
     Returns:
-        float32 (k,) in -1..1, int64 (k,).
+        float32 (k,) in -1..1, and int64 (k,), places in `rows`.
     """
     scores = np.concatenate([_similarity(vectors.take(part), query) for part in _parts(rows)])
     order = np.argsort(-scores, kind="stable")[:k]
-    return scores[order], rows[order]
+    return scores[order], order
 
 
 def _parts(rows: Rows) -> Iterator[Rows]:
@@ -179,7 +131,7 @@ class ApproximateIndex:
             kind: hnsw or ivfpq.
             vectors: n of them.
             seed: of the sample and the k-means.
-            checkpoint: where to keep, every two minutes, what is done; what is there already goes on.
+            checkpoint: a file that holds what is done, written every two minutes; a file that is there is continued.
 
         Raises:
             GalleryError: an ivfpq index of too few vectors.
@@ -198,7 +150,7 @@ class ApproximateIndex:
 
     def add(self, vectors: VectorRows, checkpoint: Path | None = None) -> None:
         """Index those of the vectors that follow what is indexed already."""
-        kept = 0.0  # the first block ends with a checkpoint, for what was learnt took long
+        kept = 0.0  # so the first block writes a checkpoint: learning the codewords took long
         with progress_bar(disable=len(vectors) - len(self) < _ADDED_AT_A_TIME) as bar:
             task = bar.add_task("indexing", total=len(vectors), completed=len(self), note="")
             while (start := len(self)) < len(vectors):
@@ -243,6 +195,40 @@ class ApproximateIndex:
             return cls(faiss.read_index(str(path)))
         except RuntimeError as error:
             raise GalleryError(f"{path} cannot be read as a FAISS index: build the gallery again") from error
+
+
+def candidate_rows(
+    vectors: VectorRows,
+    index: ApproximateIndex | None,
+    queries: Vectors,
+    k: int,
+    allowed: npt.NDArray[np.bool_] | None,
+) -> list[Rows]:
+    """For each query rows, rising, among which its k nearest are, or all where fewer may be found.
+
+    Args:
+        vectors: n, of length 1.
+        index: over the first of the vectors; those after them are searched exactly. None searches all of them exactly.
+        queries: (q, D), of length 1.
+        k: 1 or more.
+        allowed: bool (n,), the rows that may be found; None for all.
+    """
+    count = len(vectors) if allowed is None else int(np.count_nonzero(allowed))
+    k = min(k, count)
+    if not count:
+        return [np.empty(0, np.int64)] * len(queries)
+    # Where few items may be found, an approximate index would spend its search on those that may not.
+    if index is None or 20 * count < len(vectors):
+        return exact_candidates(vectors, queries, k, allowed)
+    found, first = index.candidates(queries, k, allowed), len(index)
+    tail = len(vectors) - first if allowed is None else int(np.count_nonzero(allowed[first:]))
+    if tail:
+        newest = exact_candidates(vectors, queries, min(k, tail), allowed, first)
+        found = [np.concatenate([rows, more]) for rows, more in zip(found, newest, strict=True)]
+    for number, rows in enumerate(found):
+        if len(rows) < k:
+            found[number] = exact_candidates(vectors, queries[number : number + 1], k, allowed)[0]
+    return found
 
 
 def _faiss() -> Any:

@@ -17,8 +17,8 @@ from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write
+from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
-from proxygml.gallery.folder import Gallery, SearchResult
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
 
@@ -68,14 +68,14 @@ def search_images(
         GalleryError: see Gallery.search.
     """
     with TemporaryDirectory() as work:
-        model = gallery.facts.model
+        model = gallery.manifest.model
         embedded = embed_images(embedder, model, queries, Path(work), on_bad=on_bad, workers=workers)
         vectors, table = embedded.whole()
     queries = ImageList(table)
     exclude = _own_ids(gallery, queries) if leave_out_itself else None
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
-    if threshold is None and gallery.facts.threshold is not None:
-        threshold = gallery.facts.threshold.score
+    if threshold is None and gallery.manifest.threshold is not None:
+        threshold = gallery.manifest.threshold.score
     return Answers(queries, result, predict(result, threshold) if is_labelled(result) else None)
 
 

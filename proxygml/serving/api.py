@@ -161,7 +161,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """The vector of an image."""
         async with service.admitted():
             vector = await service.embed(await image.read())
-        return Embedding(embedding=vector.tolist(), model=service.gallery.facts.model)
+        return Embedding(embedding=vector.tolist(), model=service.gallery.manifest.model)
 
     @app.get(
         "/items/{id}/image",
@@ -236,7 +236,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool
     async def health() -> Health:
         """What is being served."""
         gallery = service.gallery
-        return Health(status="ok", items=len(gallery), model=gallery.facts.model, version=__version__)
+        return Health(status="ok", items=len(gallery), model=gallery.manifest.model, version=__version__)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def measurements() -> Response:

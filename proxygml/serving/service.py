@@ -27,8 +27,8 @@ from proxygml.data.catalog import BOX_COLUMNS
 from proxygml.data.images import decode_image, test_transform, thumbnail
 from proxygml.errors import GalleryError, ImageError, OverwriteError
 from proxygml.files import atomic_write
+from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
-from proxygml.gallery.folder import Gallery, SearchResult
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.limits import Limits, RequestError, too_many
@@ -80,7 +80,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(DECODERS)
         self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
         self._writer: Batcher[Change, int] = Batcher(self._change, _WRITE_BATCH)
-        self._images = Path(gallery.place) / "images" if gallery.folder is not None else None
+        self._images = gallery.keeps_images
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -271,7 +271,7 @@ class Service:
         if leave_out is not None:
             kept = np.flatnonzero(found.ids[0] != leave_out)[:k]
             found = SearchResult(found.scores[:, kept], found.ids[:, kept], found.table)
-        threshold = gallery.facts.threshold
+        threshold = gallery.manifest.threshold
         prediction = None
         if is_labelled(found):
             prediction = predict(found, None if threshold is None else threshold.score)[0]

@@ -6,8 +6,8 @@ import pytest
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError
+from proxygml.gallery.base import SearchResult
 from proxygml.gallery.classify import calibrate, is_labelled, predict
-from proxygml.gallery.folder import SearchResult
 from tests.helpers.vectors import Array
 
 

@@ -19,7 +19,7 @@ import torch
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.gallery.manifest import Facts
+from proxygml.gallery.folder import FolderGallery
 from proxygml.gallery.neighbors import ApproximateIndex, Kind
 from tests.helpers.vectors import Array, clustered, in_blocks, items
 
@@ -62,8 +62,8 @@ def test_approximate_kinds_state_what_they_lose(kind: Kind) -> None:
     found, exact = gallery.search(asked, 10).ids, sorted_similarities(asked, vectors, 10)[1]
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
     assert recall > 0.9
-    assert gallery.facts.recall is not None
-    assert abs(gallery.facts.recall - recall) < 0.08
+    assert gallery.manifest.recall is not None
+    assert abs(gallery.manifest.recall - recall) < 0.08
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
@@ -100,7 +100,7 @@ def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
     gallery.remove([3, 1105])
     gallery.save()
     loaded = Gallery.load(tmp_path / "g")
-    assert (loaded.facts.model, loaded.facts.run, loaded.facts.kind, len(loaded)) == ("m", "/r", kind, 1498)
+    assert (loaded.manifest.model, loaded.manifest.run, loaded.manifest.kind, len(loaded)) == ("m", "/r", kind, 1498)
     pd.testing.assert_frame_equal(loaded.items, gallery.items)
     assert np.array_equal(loaded.search(asked, 9).ids, gallery.search(asked, 9).ids)
     assert len(list((tmp_path / "g").glob("[!.]*"))) == (3 if kind == "exact" else 4)
@@ -193,7 +193,7 @@ def test_ids_are_never_given_twice_and_survive_compaction(tmp_path: Path) -> Non
     gallery.remove(range(20, 40))
     gallery.save()
     loaded = Gallery.load(tmp_path / "g")
-    assert loaded.facts.rows == 20
+    assert loaded.manifest.rows == 20
     assert loaded.add(vectors[30:31], items(1, 30)).tolist() == [40]
     loaded.save()
     found = Gallery.load(tmp_path / "g").search(vectors[30:31], 1)
@@ -251,7 +251,7 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
             Gallery.load(tmp_path)
     for changed in ('{"format": 1}', "", "no JSON"):  # as the message says, it can be built again
         manifest.write_text(changed)
-        Gallery.build(tmp_path, [(clustered(7), items(7))], Facts(dimension=16), force=True)
+        Gallery.build(tmp_path, [(clustered(7), items(7))], force=True)
         assert len(Gallery.load(tmp_path)) == 7
         assert len(list(tmp_path.glob("vectors-*"))) == 1
 
@@ -268,10 +268,10 @@ def test_vectors_of_a_gallery_that_cannot_be_read_stay_until_another_is_whole(ma
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        Gallery.build(tmp_path, stopping(), Facts(dimension=16), force=True)
+        Gallery.build(tmp_path, stopping(), force=True)
     (left,) = tmp_path.glob("vectors-*.f32")
     assert left.read_bytes() == vectors.tobytes()
-    Gallery.build(tmp_path, [(clustered(7, seed=1), items(7))], Facts(dimension=16), force=True)
+    Gallery.build(tmp_path, [(clustered(7, seed=1), items(7))], force=True)
     assert np.array_equal(served.vectors(range(10)), vectors)
     assert not left.exists()
 
@@ -328,7 +328,7 @@ def test_build_holds_one_block_at_a_time_and_appears_whole(tmp_path: Path) -> No
             part = vectors[start : start + 30]
             yield part, items(len(part), start)
 
-    built = Gallery.build(tmp_path / "g", blocks(), Facts(dimension=16))
+    built = Gallery.build(tmp_path / "g", blocks())
     assert built.items.index.tolist() == list(range(100))
     assert np.array_equal(Gallery.load(tmp_path / "g").search(vectors, 1).ids[:, 0], np.arange(100))
 
@@ -338,7 +338,6 @@ import os, sys
 from pathlib import Path
 from proxygml import Gallery
 from proxygml.gallery import neighbors as nearest_neighbors
-from proxygml.gallery.manifest import Facts
 from tests.helpers.vectors import in_blocks
 folder, kind, stage = sys.argv[1:]
 def stopping():
@@ -355,7 +354,7 @@ nearest_neighbors._CHECKPOINT_SECONDS = -1
 nearest_neighbors._ADDED_AT_A_TIME = 1000
 if stage == "indexing":
     nearest_neighbors.ApproximateIndex.write = write_and_stop
-Gallery.build(folder, stopping(), Facts(kind, "m", "/r", dimension=16))
+Gallery.build(folder, stopping(), kind, model="m", run="/r")
 """
 
 
@@ -366,7 +365,7 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
     kind: Kind, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copied vectors stay as they were written, and items as they were indexed."""
-    folder, facts = tmp_path / "g", Facts(kind, "m", "/r", dimension=16)
+    folder = tmp_path / "g"
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", BUILD, str(folder), kind, stage]
     killed = subprocess.run(command, cwd=root, capture_output=True, check=False)
@@ -395,11 +394,12 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
         add(self, *arguments)
 
     monkeypatch.setattr(ApproximateIndex, "add", noted)
-    built = Gallery.build(folder, watched(), facts)
+    built = Gallery.build(folder, watched(), kind, model="m", run="/r")
+    assert isinstance(built, FolderGallery)
     assert untouched == [True] * kept + [False] * (6 - kept)
-    assert (built.facts.vectors, (folder / begun.name).stat().st_ino) == (begun.name, inside)
+    assert (built.manifest.vectors, (folder / begun.name).stat().st_ino) == (begun.name, inside)
     assert indexed == ([] if kind == "exact" else [5000 if stage == "indexing" else 0])
-    whole = Gallery.build(tmp_path / "whole", in_blocks(6000), facts)
+    whole = Gallery.build(tmp_path / "whole", in_blocks(6000), kind, model="m", run="/r")
     pd.testing.assert_frame_equal(built.items, whole.items)
     found, expected = (gallery.search(clustered(50, seed=1), 5).ids for gallery in (built, whole))
     same = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, expected, strict=True)])
@@ -411,12 +411,13 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
 def test_what_another_build_has_left_is_not_taken_for_this_ones(left: bytes, tmp_path: Path) -> None:
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "vectors-0.f32").write_bytes(clustered(100).tobytes() + left)
-    built = Gallery.build(tmp_path / "g", [(clustered(300)[50:], items(250))], Facts(dimension=16))
+    built = Gallery.build(tmp_path / "g", [(clustered(300)[50:], items(250))])
+    assert isinstance(built, FolderGallery)
     assert np.array_equal(built.vectors(range(250)), clustered(300)[50:])
-    assert (tmp_path / "g" / built.facts.vectors).stat().st_size == 250 * 16 * 4
+    assert (tmp_path / "g" / built.manifest.vectors).stat().st_size == 250 * 16 * 4
 
 
 def test_the_package_offers_the_gallery_without_loading_it() -> None:
-    code = "import sys, proxygml; assert 'Gallery' in proxygml.__all__; print('proxygml.gallery.folder' in sys.modules)"
+    code = "import sys, proxygml; assert 'Gallery' in proxygml.__all__; print('proxygml.gallery.base' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -12,8 +12,9 @@ import pytest
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.gallery.manifest import Facts, Threshold
-from proxygml.gallery.milvus_client import Address, is_milvus
+from proxygml.gallery.manifest import Threshold
+from proxygml.gallery.milvus import MilvusGallery
+from proxygml.gallery.milvus_address import Address, is_milvus
 from proxygml.gallery.neighbors import Kind
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
@@ -30,9 +31,7 @@ HOSTILE += ['x"]) or id >= 0 or label in ["', "' or 1 == 1 or '", "id", "true"]
 
 
 def in_milvus(place: Path, vectors: Array, table: pd.DataFrame, kind: Kind = "exact", **options: bool) -> Gallery:
-    return Gallery.build(
-        f"{place}", blocks(vectors, table), Facts(kind, "m", "/r", dimension=vectors.shape[1]), **options
-    )
+    return Gallery.build(f"{place}", blocks(vectors, table), kind, model="m", run="/r", **options)
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
@@ -69,8 +68,8 @@ def test_the_same_answers_as_from_a_folder(kind: Kind, tmp_path: Path) -> None:
         found, expected = (gallery.search(asked, 9, rerank=True).ids for gallery in (milvus, folder))
         assert np.array_equal(found, expected)
     else:
-        assert milvus.facts.recall is not None
-        assert milvus.facts.recall > 0.9
+        assert milvus.manifest.recall is not None
+        assert milvus.manifest.recall > 0.9
 
 
 def test_columns_and_hostile_values_stay_what_they_are(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_additions_and_removals_count_from_save_on_and_stopped_ones_never(tmp_pa
     for gallery in (writer, Gallery.load(place)):
         assert sorted(gallery.items.index) == [0, *range(2, 40), *range(50, 60)]
         assert gallery.search(vectors[:1], 60).ids.shape == (1, 49)
-        assert gallery.facts.threshold == Threshold(0.5, 0.01, None, 3, 2)
+        assert gallery.manifest.threshold == Threshold(0.5, 0.01, None, 3, 2)
 
 
 BUILD = """
@@ -165,13 +164,12 @@ import os, sys
 from pathlib import Path
 from tests.helpers.vectors import blocks, clustered, items
 from proxygml import Gallery
-from proxygml.gallery.manifest import Facts
 def stopping():
     for number, block in enumerate(blocks(clustered(2000), items(2000))):
         if number == 3:
             os.kill(os.getpid(), 9)
         yield block
-Gallery.build(sys.argv[1], stopping(), Facts("exact", "m", "/r", dimension=16))
+Gallery.build(sys.argv[1], stopping(), "exact", model="m", run="/r")
 """
 
 
@@ -187,7 +185,8 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(tmp_path: Path) -> Non
     assert len(before["blocks"]) == 3
     vectors, table = clustered(2000), items(2000)
     built = in_milvus(place, vectors, table)
-    assert built.facts.items == before["collection"]  # the same collection went on
+    assert isinstance(built, MilvusGallery)
+    assert built.manifest.collection == before["collection"]  # the same collection went on
     whole = Gallery.create(vectors, table)
     pd.testing.assert_frame_equal(built.items, whole.items)
     assert np.array_equal(built.search(vectors[::50], 5).ids, whole.search(vectors[::50], 5).ids)
@@ -205,7 +204,7 @@ def test_a_stopped_build_of_other_items_is_begun_anew_where_they_differ(tmp_path
 
     for first in (0, 400):  # the first block differs, the second one
         with pytest.raises(RuntimeError, match="stopped"):
-            Gallery.build(place, broken(), Facts("exact", "m", "/r", dimension=16), force=True)
+            Gallery.build(place, broken(), "exact", model="m", run="/r", force=True)
         table = items(1200)
         table.loc[first, "label"] = "changed"
         built = in_milvus(place, vectors, table, force=True)

@@ -169,7 +169,7 @@ def test_vectors_of_embed_make_the_same_gallery(
     one, other = Gallery.load(tmp_path / "a"), Gallery.load(tmp_path / "b")
     pd.testing.assert_frame_equal(one.items, other.items)
     assert np.array_equal(one.vectors(one.items.index.to_numpy()), other.vectors(other.items.index.to_numpy()))
-    assert one.facts.model == other.facts.model
+    assert one.manifest.model == other.manifest.model
     assert not list(tmp_path.glob(".*partial*")) + list((tmp_path / "b").glob(".partial"))
 
 
@@ -201,9 +201,9 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
     table.loc[held, "split"] = "val"
     Catalog(table.assign(path=list(map(str, catalog.paths))), tmp_path).write(tmp_path / "c.parquet")
     gallery = gallery_of(run_folder, tmp_path / "c.parquet", tmp_path / "g", false_accept_rate=0.1)
-    threshold = Gallery.load(tmp_path / "g").facts.threshold
+    threshold = Gallery.load(tmp_path / "g").manifest.threshold
     assert threshold is not None
-    assert threshold == gallery.facts.threshold
+    assert threshold == gallery.manifest.threshold
     assert (threshold.queries, threshold.classes) == (48, 6)
     queries = ImageList.from_catalog(Catalog.read(tmp_path / "c.parquet").split("val"))
     answers = search_images(gallery, Embedder.load(run_folder), queries, 5)
@@ -223,7 +223,7 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
     assert "there is no val split" in capsys.readouterr().err
     source = Source(tmp_path / "c.parquet")
     whole = build_gallery(Model.of(run_folder), source, tmp_path / "all", false_accept_rate=0.1, workers=0)
-    assert Gallery.load(tmp_path / "g-c.parquet").facts.threshold == whole.facts.threshold
+    assert Gallery.load(tmp_path / "g-c.parquet").manifest.threshold == whole.manifest.threshold
 
 
 def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:

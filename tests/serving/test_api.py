@@ -125,7 +125,7 @@ def test_every_kind_of_image_that_is_named_is_taken(client: "httpx.Client", serv
     assert answer.status_code == 200
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.allclose(answer.json()["embedding"], server.service.embedder.embed([pixels])[0], atol=0.03)
-    assert answer.json()["model"] == server.service.gallery.facts.model
+    assert answer.json()["model"] == server.service.gallery.manifest.model
 
 
 def test_an_item_is_shown_small_and_its_path_is_not(client: "httpx.Client", server: Running) -> None:

@@ -1,0 +1,167 @@
+"""What a backend of galleries has to implement: the items' storage, and candidates for a query.
+
+A new backend is a subclass of base.Gallery with these methods, in a file of its own, and a line in places.py.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from torch import Tensor
+
+from proxygml.arrays import Block, Rows, Vectors
+from proxygml.gallery.filters import Condition
+from proxygml.gallery.manifest import Manifest
+from proxygml.gallery.vectors import VectorRows
+
+Embeddings = Tensor | npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items among which the nearest to one query are.
+
+    Attributes:
+        ids: int64 (c,), rising.
+        vectors: where their vectors are.
+        rows: int64 (c,), the rows of `vectors` that are theirs, rising.
+    """
+
+    ids: Rows
+    vectors: VectorRows
+    rows: Rows
+
+
+class Backend(ABC):
+    """The storage of a gallery.
+
+    Attributes:
+        manifest: kind, model, threshold and the like.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many items can be found."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the gallery is, as `load` takes it, without a password; empty where it was never saved."""
+
+    @property
+    @abstractmethod
+    def keeps_images(self) -> Path | None:
+        """The folder for images of added items that have no file of their own; None where the gallery keeps none."""
+
+    @property
+    @abstractmethod
+    def items(self) -> pd.DataFrame:
+        """The item table, by id, without removed items. A gallery in Milvus fetches all of it."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """The names of the item table's columns."""
+
+    @abstractmethod
+    def rows(self, ids: Sequence[int] | Rows) -> pd.DataFrame:
+        """The rows of the item table for these items, by id, in the order of the ids.
+
+        Raises:
+            GalleryError: there is no such item.
+        """
+
+    @abstractmethod
+    def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
+        """The vectors, float32 (n, D), of these items.
+
+        Raises:
+            GalleryError: there is no such item.
+        """
+
+    @abstractmethod
+    def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
+        """For each of the n rows the id, int64, of the first item with the same values in these columns; -1 for none.
+
+        Args:
+            items: the rows; a column that they or the gallery lack counts as empty, and empty equals empty.
+            columns: `path` among them.
+        """
+
+    @abstractmethod
+    def add(self, embeddings: Embeddings, items: pd.DataFrame) -> Rows:
+        """Add items: this object finds them at once, others find them after `save`.
+
+        Args:
+            embeddings: (n, D) floats of any length.
+            items: n rows; columns that are new to the gallery are empty in its older rows, and the other way round.
+
+        Returns:
+            int64 (n,): their ids, which no other item of the gallery has, had or will have.
+
+        Raises:
+            GalleryError: shapes that do not fit, a reserved column, or a cell that its column cannot hold.
+        """
+
+    @abstractmethod
+    def remove(self, ids: Sequence[int] | Rows) -> None:
+        """Remove items: this object no longer finds them, others no longer find them after `save`.
+
+        Raises:
+            GalleryError: there is no such item.
+        """
+
+    @abstractmethod
+    def save(self, place: str | Path | None = None) -> None:
+        """Write what has changed, all of it or nothing.
+
+        Args:
+            place: a new folder, for a gallery in memory or a copy of one in a folder; else the gallery's own place.
+
+        Raises:
+            OverwriteError: another process is writing, or has written since this one loaded the gallery; or something
+                else is in the folder.
+            GalleryError: there is nothing to save, or no place is known or this backend cannot save there.
+        """
+
+    @classmethod
+    @abstractmethod
+    def _build(
+        cls, place: str | Path, blocks: Iterable[Block], manifest: Manifest, force: bool, total: int | None
+    ) -> Self:
+        """See Gallery.build; of the manifest kind, model and run are filled in."""
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, place: str | Path) -> Self:
+        """See Gallery.load."""
+
+    @staticmethod
+    @abstractmethod
+    def check_place(place: str | Path, force: bool) -> None:
+        """See places.check_place."""
+
+    @staticmethod
+    @abstractmethod
+    def work_place(place: str | Path, purpose: str) -> Path:
+        """See places.work_place."""
+
+    @abstractmethod
+    def _matching(self, conditions: Sequence[Condition]) -> Rows:
+        """See Gallery.matching."""
+
+    @abstractmethod
+    def _candidates(self, queries: Vectors, wanted: int, conditions: Sequence[Condition]) -> list[Candidates]:
+        """For each query (q, D) items that pass the filter, the `wanted` nearest (or all there are) among them."""
+
+    @abstractmethod
+    def _table_with(self, ids: Rows) -> pd.DataFrame:
+        """A table by id that holds the rows of these items (q, k), and possibly others."""

@@ -1,0 +1,215 @@
+"""The gallery: vectors with a table of what they are, to be searched, added to and removed from.
+
+This module holds what is the same wherever a gallery is kept. folder.py keeps one in a folder, milvus.py in Milvus;
+each implements backend.py. No image is opened here and no network runs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+
+from proxygml.arrays import Block, Rows, Vectors
+from proxygml.errors import GalleryError
+from proxygml.gallery.backend import Backend, Embeddings
+from proxygml.gallery.filters import Where, describe, parse_where
+from proxygml.gallery.manifest import Manifest, Threshold
+from proxygml.gallery.neighbors import Kind, ranked
+from proxygml.gallery.places import backend_of, memory_backend
+from proxygml.gallery.reranking import reranked
+from proxygml.gallery.vectors import unit_vectors
+
+RERANKED = 100
+"""How many of the nearest items are re-ranked."""
+
+RECALL_SAMPLE, RECALL_AT = 500, 10
+"""Items that query their own gallery, and neighbours of each, to measure an approximate index."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The nearest items of each query, best first.
+
+    Attributes:
+        scores: float32 (q, k), cosine similarities, -1..1; falling, unless re-ranked.
+        ids: int64 (q, k).
+        table: rows of the item table by id, those that were found among them.
+    """
+
+    scores: Vectors
+    ids: Rows
+    table: pd.DataFrame
+
+    def rows(self, query: int = 0) -> pd.DataFrame:
+        """The items found for one query: `rank` (from 1), `score`, `id`, then the columns of the item table."""
+        found = self.table.loc[self.ids[query]].reset_index()
+        found.insert(0, "rank", np.arange(1, len(found) + 1))
+        found.insert(1, "score", self.scores[query])
+        return found
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Gallery(Backend):
+    """Vectors of length 1 and a row of the item table for each. Make one with `create`, `build` or `load`."""
+
+    @staticmethod
+    def create(
+        embeddings: Embeddings, items: pd.DataFrame, kind: Kind = "exact", *, model: str = "", run: str = ""
+    ) -> "Gallery":
+        """A gallery in memory; `save` writes it to a folder.
+
+        Args:
+            embeddings: (n, D) floats of any length; normalised here.
+            items: n rows, what is known of each; `path` and `label` are what the commands show.
+            kind: exact; hnsw (fast, as large as the vectors once more); ivfpq (fast, small).
+            model: the fingerprint of the embedder (embedder.fingerprint).
+            run: its run folder.
+
+        Raises:
+            GalleryError: shapes that do not fit, a reserved column, too few items for the kind.
+        """
+        _check_kind(kind)
+        return memory_backend().in_memory(unit_vectors(embeddings), items, Manifest(kind, model, run))
+
+    @staticmethod
+    def build(
+        place: str | Path,
+        blocks: Iterable[Block],
+        kind: Kind = "exact",
+        *,
+        model: str = "",
+        run: str = "",
+        force: bool = False,
+        total: int | None = None,
+    ) -> "Gallery":
+        """A gallery in a folder or in Milvus, from blocks of vectors and items, with one block in memory at a time.
+
+        A build that was stopped and is called again with the same blocks continues where it was.
+
+        Args:
+            place: a folder, or a place in Milvus, see `load`; the gallery appears there, whole, when all is done.
+            blocks: vectors (m, D) and m items each; at least one row in all.
+            kind: see `create`.
+            model: see `create`.
+            run: see `create`.
+            force: replace the gallery that is there.
+            total: the number of rows in all, for the progress bar.
+
+        Raises:
+            OverwriteError: something is there already, or another process is building it.
+            GalleryError: see `create`.
+        """
+        _check_kind(kind)
+        return backend_of(place)._build(place, blocks, Manifest(kind, model, run), force, total)
+
+    @staticmethod
+    def load(place: str | Path) -> "Gallery":
+        """Open a gallery; its vectors stay where they are and are read when they are needed.
+
+        Args:
+            place: a folder; or NAME.db (milvus-lite), or the URI of a Milvus server, each optionally with #GALLERY.
+
+        Raises:
+            GalleryError: there is none, or it is damaged.
+        """
+        return backend_of(place)._load(place)
+
+    def matching(self, where: Where) -> Rows:
+        """The ids, int64, rising, of the items that pass a filter; see `search`.
+
+        Raises:
+            GalleryError: an unknown column, or a value that the column cannot hold.
+        """
+        return self._matching(parse_where(where, self.columns))
+
+    def search(
+        self,
+        embeddings: Embeddings,
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        exclude: Sequence[int] | Rows | None = None,
+        rerank: bool = False,
+    ) -> SearchResult:
+        """The k items nearest to each query by cosine similarity; equal ones in the order in which they were added.
+
+        Args:
+            embeddings: (q, D) floats of any length, of the gallery's model.
+            k: how many, 1 or more; fewer are returned where the gallery has fewer.
+            where: only items whose column has that value, or one of those values; all columns must agree.
+            exclude: for each query the id of an item that it may not find, such as its own; -1 for none.
+            rerank: order the nearest 100 by their k-reciprocal neighbours (see reranking.py).
+
+        Raises:
+            GalleryError: embeddings of another size, an unknown column, no item that may be found, or a k beyond what
+                Milvus returns in one answer (16,384 rows, 32 MiB).
+        """
+        queries = self._normalized(embeddings)
+        if k < 1:
+            raise GalleryError(f"k is {k}, but must be 1 or more")
+        own = _excluded_ids(exclude, len(queries))
+        spare = 0 if exclude is None else 1
+        wanted = (max(k, RERANKED) if rerank else k) + spare
+        candidates = self._candidates(queries, wanted, parse_where(where or {}, self.columns))
+        available = min((len(found.ids) for found in candidates), default=wanted)
+        k = min(k, available - spare)
+        if k < 1:
+            missing = "no item" if not available else "no other item"
+            raise GalleryError(f"{missing} of the gallery's {len(self):,} may be found" + describe(where))
+        scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
+            values, order = ranked(found.vectors, query, found.rows, wanted)
+            kept = found.ids[order] != own[number]
+            values, order = values[kept], order[kept]
+            if rerank:
+                again = reranked(query, found.vectors.take(found.rows[order]))
+                values, order = values[again], order[again]
+            scores[number], ids[number] = values[:k], found.ids[order[:k]]
+        return SearchResult(scores, ids, self._table_with(ids))
+
+    def set_threshold(self, threshold: Threshold) -> None:
+        """Take over a threshold (classify.calibrate), in memory until `save`."""
+        self.manifest = replace(self.manifest, threshold=threshold)
+
+    def _normalized(self, embeddings: Embeddings) -> Vectors:
+        """Float32 (n, D) of length 1, checked to be of the gallery's size."""
+        vectors = unit_vectors(embeddings)
+        if vectors.shape[1] != self.manifest.dimension:
+            raise GalleryError(
+                f"embeddings are of size {vectors.shape[1]}, but the gallery's of {self.manifest.dimension}: "
+                "embed with the gallery's model"
+            )
+        return vectors
+
+    def _check_not_empty(self) -> None:
+        if not len(self):
+            raise GalleryError("all items are removed: a gallery holds at least one")
+
+    def _neighbors_of(self, sample: Rows) -> Rows:
+        """The 10 nearest other items, int64 (q, 10), of each item of a sample; to measure an approximate index."""
+        k = min(RECALL_AT, len(self) - 1)
+        return self.search(self.vectors(sample), k, exclude=sample).ids
+
+
+def recall_sample(ids: Rows) -> Rows:
+    """The items whose neighbours tell how much an approximate index loses; none where there are no neighbours."""
+    return np.random.default_rng(0).permutation(ids)[: RECALL_SAMPLE if len(ids) > 1 else 0]
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in get_args(Kind):
+        raise GalleryError(f"kind is {kind!r}, but must be one of {', '.join(get_args(Kind))}")
+
+
+def _excluded_ids(exclude: Sequence[int] | Rows | None, count: int) -> Rows:
+    if exclude is None:
+        return np.full(count, -1)
+    ids = np.asarray(exclude, dtype=np.int64)
+    if ids.shape != (count,):
+        raise GalleryError(f"exclude has the shape {ids.shape}, but there are {count} queries: one id for each")
+    return ids

@@ -1,0 +1,235 @@
+"""The files of a gallery's folder: how a state of the gallery is written, and how readers and a writer get along.
+
+gallery.json names the files of a state and is replaced in one step. A writer puts new files beside the old ones, or
+appends to the vectors beyond what any reader looks at; then it replaces gallery.json and deletes what is not named
+there any more. What a gallery answers is folder.py's.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from proxygml.arrays import Block, Rows, Vectors
+from proxygml.console import progress_bar
+from proxygml.errors import GalleryError, OverwriteError
+from proxygml.files import atomic_write
+from proxygml.gallery.items import check_items
+from proxygml.gallery.manifest import Manifest, manifest_text, parse_manifest
+from proxygml.gallery.neighbors import ApproximateIndex
+from proxygml.gallery.vectors import VectorRows, check_same_size, unit_vectors
+
+MANIFEST = "gallery.json"
+
+_PATTERNS = ("vectors-*.f32", "items-*.parquet", "index-*.faiss", ".*.faiss", ".*.tmp")
+"""Files of a state, and what a stopped writer may leave: half an index, half a file."""
+
+_WRITTEN_AT_A_TIME = 16_384  # vectors
+
+
+@dataclass(frozen=True)
+class FolderManifest(Manifest):
+    """What gallery.json says; the three names are those of files in the folder."""
+
+    vectors: str = ""
+    items: str = ""
+    index: str = ""
+    """Empty where the gallery has no approximate index."""
+
+
+def check_gallery_folder(folder: Path, force: bool) -> None:
+    """Raise OverwriteError when a gallery may not be put there."""
+    if (folder / MANIFEST).exists():
+        if not force:
+            raise OverwriteError(f"{folder} is a gallery already: add to it with --add, or give --force to replace it")
+        return
+    ours = tuple(pattern.partition("*")[0] for pattern in _PATTERNS)  # of a build that was stopped
+    if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
+        raise OverwriteError(f"{folder} holds something that is no gallery: choose another name")
+
+
+def read_manifest(folder: Path) -> FolderManifest:
+    """What gallery.json says.
+
+    Raises:
+        GalleryError: it is missing, damaged or of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise GalleryError(f"{folder} is no gallery: it holds no {MANIFEST}; `proxygml index` makes one")
+    try:
+        manifest = parse_manifest(path.read_text(encoding="utf-8"), str(path), FolderManifest)
+    except OSError as error:
+        raise GalleryError(f"{path} cannot be read ({error}): build the gallery again") from error
+    names = [Path(name).name == name for name in (manifest.vectors, manifest.items, manifest.index)]
+    if not all(names):
+        raise GalleryError(f"{path} names files outside of its folder: build the gallery again")
+    return manifest
+
+
+def replaced_generation(folder: Path) -> int:
+    """The generation of the gallery that is to be replaced; 0 where there is none, or a damaged one."""
+    try:
+        return read_manifest(folder).generation
+    except GalleryError:
+        return 0
+
+
+def read_state(folder: Path) -> tuple[FolderManifest, Vectors, pd.DataFrame, ApproximateIndex | None]:
+    """The manifest, the vectors (mapped into memory), the item table with ids, and the index, all of one state.
+
+    Raises:
+        GalleryError: there is no gallery, or it is damaged.
+    """
+    for _ in range(10):  # a writer may delete the files between two of our steps, and name others
+        manifest = read_manifest(folder)
+        try:
+            vectors = mapped_vectors(folder, manifest)
+            table = pd.read_parquet(folder / manifest.items).set_index("id")
+            index = ApproximateIndex.read(folder / manifest.index) if manifest.index else None
+        except (FileNotFoundError, GalleryError):
+            if read_manifest(folder).generation != manifest.generation:
+                continue
+            raise GalleryError(f"{folder} lacks a file that its {MANIFEST} names: build it again") from None
+        except (ValueError, OSError, KeyError) as error:
+            raise GalleryError(f"{folder} is damaged ({error}): build it again") from error
+        return manifest, vectors, table, index
+    raise GalleryError(f"{folder} changes faster than it can be read: try again")
+
+
+def mapped_vectors(folder: Path, manifest: FolderManifest) -> Vectors:
+    """The file of vectors as an array that is read where it is touched; the file cannot be changed through it.
+
+    Raises:
+        FileNotFoundError: a writer has replaced it meanwhile.
+        GalleryError: it is too short.
+    """
+    shape = (manifest.rows, manifest.dimension)
+    size = (folder / manifest.vectors).stat().st_size
+    if size < 4 * manifest.rows * manifest.dimension:
+        raise GalleryError(f"{folder / manifest.vectors} has {size} bytes, too few for {shape} vectors: build it again")
+    return np.memmap(folder / manifest.vectors, "<f4", "c", shape=shape).view(np.ndarray)
+
+
+def unfinished_vectors(folder: Path) -> str:
+    """The name of the vector file that a stopped build has left, or of a new one.
+
+    Where gallery.json cannot be read, no file counts as left: a server may still read any of them.
+    """
+    named, left = "", sorted(path.name for path in folder.glob("vectors-*.f32"))
+    if (folder / MANIFEST).exists():
+        try:
+            named = read_manifest(folder).vectors
+        except GalleryError:
+            left = []
+    left = [name for name in left if name != named]
+    return left[0] if left else _new_name("vectors", "f32")
+
+
+def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[pd.DataFrame, int, str]:
+    """Write the vectors of all blocks to a file, except those that it holds already.
+
+    Returns:
+        The item tables as one, the size of the vectors, and a digest of all vectors.
+
+    Raises:
+        GalleryError: there are no rows, or the blocks do not fit together.
+    """
+    tables, dimension, digest, size = [], 0, hashlib.sha256(), 0
+    path.touch()
+    with path.open("r+b") as file, progress_bar(disable=total is not None and total < _WRITTEN_AT_A_TIME) as bar:
+        task = bar.add_task("copying", total=total, note="")
+        for given, items in blocks:
+            vectors = unit_vectors(given)
+            check_items(items, len(vectors))
+            dimension = dimension or vectors.shape[1]
+            check_same_size(vectors, dimension)
+            part = vectors.astype("<f4").tobytes()
+            tables.append(items)
+            if file.read(len(part)) != part:
+                file.seek(size)
+                file.truncate()
+                file.write(part)
+            digest.update(part)
+            size += len(part)
+            bar.advance(task, len(items))
+        file.truncate(size)
+        _flush(file)
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if table.empty:
+        raise GalleryError(f"no items are left to build {path.parent} from")
+    return table, dimension, digest.hexdigest()
+
+
+def append_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows) -> FolderManifest:
+    """Write the vectors that are not in the file yet, beyond what readers look at."""
+    with (folder / manifest.vectors).open("r+b") as file:
+        file.truncate(4 * manifest.rows * manifest.dimension)  # what a stopped writer has left
+        file.seek(0, os.SEEK_END)
+        _write_rows(file, vectors, np.arange(manifest.rows, len(vectors)))
+    return replace(manifest, rows=len(vectors))
+
+
+def rewrite_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows, kept: Rows) -> FolderManifest:
+    """Write the vectors of these rows to a new file."""
+    name = _new_name("vectors", "f32")
+    with (folder / name).open("wb") as file:
+        _write_rows(file, vectors, kept)
+    return replace(manifest, vectors=name, rows=len(kept), index="", generation=replaced_generation(folder))
+
+
+def publish(
+    folder: Path, manifest: FolderManifest, table: pd.DataFrame, index: ApproximateIndex | None
+) -> FolderManifest:
+    """Write items and index under new names, then gallery.json, which makes them the gallery; delete the old files.
+
+    Args:
+        folder: which holds the vectors already.
+        manifest: names the index where it is written already.
+        table: the items by id, with the column `removed`.
+        index: the approximate index, if there is one.
+
+    Returns:
+        The manifest that was written.
+    """
+    items, index_name = _new_name("items", "parquet"), manifest.index
+    with atomic_write(folder / items) as path:
+        table.reset_index().to_parquet(path, index=False)
+    if index is not None and not index_name:
+        index_name = _new_name("index", "faiss")
+        with atomic_write(folder / index_name) as path:
+            index.write(path)
+    manifest = replace(manifest, items=items, index=index_name, generation=manifest.generation + 1)
+    with atomic_write(folder / MANIFEST) as path:
+        path.write_text(manifest_text(manifest), encoding="utf-8")
+    _delete_old(folder, manifest)
+    return manifest
+
+
+def _delete_old(folder: Path, manifest: FolderManifest) -> None:
+    """Delete the files of earlier states, and of stopped writers."""
+    for pattern in _PATTERNS:
+        for file in folder.glob(pattern):
+            if file.name not in (manifest.vectors, manifest.items, manifest.index):
+                file.unlink(missing_ok=True)
+
+
+def _new_name(kind: str, ending: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex[:8]}.{ending}"
+
+
+def _write_rows(file: BinaryIO, vectors: VectorRows, rows: Rows) -> None:
+    for start in range(0, len(rows), _WRITTEN_AT_A_TIME):
+        file.write(vectors.take(rows[start : start + _WRITTEN_AT_A_TIME]).astype("<f4").tobytes())
+    _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,85 @@
+"""The item table of a gallery in memory or in a folder: which row is which item, and which rows may be found."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from proxygml.arrays import Rows
+from proxygml.errors import GalleryError
+from proxygml.gallery.filters import Condition, matches
+
+Mask = npt.NDArray[np.bool_]
+
+
+class ItemTable:
+    """One row for each vector, removed items included. A change makes a new table.
+
+    Everything that a search needs is computed here once, so that searching touches no pandas object.
+
+    Attributes:
+        stored: by id, with the column `removed`; as it is written.
+        shown: the same without that column.
+        ids: int64 (n,), rising.
+        alive: bool (n,), the rows that were not removed.
+    """
+
+    def __init__(self, stored: pd.DataFrame) -> None:
+        self.stored = stored
+        self.shown = stored.drop(columns="removed")
+        self.ids: Rows = stored.index.to_numpy(dtype=np.int64)
+        removed: Mask = stored["removed"].to_numpy(dtype=bool)
+        self.alive: Mask = ~removed
+        self._all_alive = not removed.any()
+
+    @classmethod
+    def of(cls, items: pd.DataFrame) -> "ItemTable":
+        """A new table of n items with the ids 0 to n - 1."""
+        return cls(items.set_axis(pd.RangeIndex(len(items), name="id")).assign(removed=False))
+
+    def __len__(self) -> int:
+        """How many rows, removed ones included."""
+        return len(self.ids)
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """The rows that were not removed, by id."""
+        return self.shown[self.alive]
+
+    def with_items(self, ids: Rows, items: pd.DataFrame) -> "ItemTable":
+        """The table with further rows at its end."""
+        added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
+        return ItemTable(pd.concat([self.stored, added]) if len(self) else added)
+
+    def without(self, rows: Rows) -> "ItemTable":
+        """The table with these rows marked as removed."""
+        removed = ~self.alive
+        removed[rows] = True
+        return ItemTable(self.stored.assign(removed=removed))
+
+    def only_alive(self) -> "ItemTable":
+        """The table without the rows of removed items."""
+        return self if self._all_alive else ItemTable(self.stored[self.alive])
+
+    def rows_of(self, ids: Sequence[int] | Rows) -> Rows:
+        """The rows, int64 (n,), of these items.
+
+        Raises:
+            GalleryError: there is no such item.
+        """
+        wanted = np.asarray(ids, dtype=np.int64)
+        rows = np.asarray(self.stored.index.get_indexer(wanted), dtype=np.int64)
+        gone = (rows < 0) | ~self.alive[rows]
+        if gone.any():
+            raise GalleryError(f"the gallery has no item {wanted[gone][0]}: it was removed, or never was")
+        return rows
+
+    def allowed(self, conditions: Sequence[Condition]) -> Mask | None:
+        """Which rows may be found under these conditions, bool (n,); None for all."""
+        if not conditions:
+            return None if self._all_alive else self.alive
+        allowed = self.alive.copy()
+        for condition in conditions:
+            allowed &= matches(self.shown, condition)
+        return allowed

@@ -1,0 +1,154 @@
+"""Reading items from a collection in Milvus, in answers that are no larger than Milvus allows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proxygml.arrays import Rows, Vectors
+from proxygml.errors import GalleryError
+from proxygml.gallery.milvus_address import Address
+from proxygml.gallery.milvus_collections import MESSAGE_BYTES, translating_errors
+from proxygml.gallery.milvus_expressions import ids_in
+from proxygml.gallery.neighbors import HNSW_SEARCH, PROBED, REFINED, Kind
+
+ANSWER_ROWS = 16_384
+"""Rows that Milvus returns at most in one answer."""
+
+_SPARE = 10  # candidates beyond those wanted, so that ties with the last one are noticed
+
+MilvusRows = list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class CollectionReader:
+    """Reads the items of one collection that meet a condition, an expression of Milvus."""
+
+    client: Any
+    address: Address
+    collection: str
+    dimension: int
+
+    @property
+    def largest_answer(self) -> int:
+        """How many rows with their vectors one answer may hold."""
+        return min(ANSWER_ROWS, 2 * MESSAGE_BYTES // (4 * self.dimension))
+
+    def query(self, condition: str, fields: Sequence[str], **options: int) -> MilvusRows:
+        """The rows under a condition that fit into one answer: `id` and these fields."""
+        with translating_errors(self.address):
+            rows: MilvusRows = self.client.query(
+                self.collection, filter=condition, output_fields=["id", *fields], **options
+            )
+        return rows
+
+    def scan(self, condition: str, last: int, fields: Sequence[str]) -> MilvusRows:
+        """All rows under a condition, ordered by id; `last` is above every id."""
+        rows: MilvusRows = []
+        for start in range(0, last, ANSWER_ROWS):
+            part = f"id >= {start} and id < {start + ANSWER_ROWS} and {condition}"
+            rows += sorted(self.query(part, fields), key=lambda row: int(row["id"]))
+        return rows
+
+    def rows(self, ids: Rows, condition: str, fields: Sequence[str]) -> MilvusRows:
+        """The rows of those of the ids that meet the condition, in any order."""
+        height = min(ANSWER_ROWS, max(1, MESSAGE_BYTES // (4 * self.dimension)))
+        rows: MilvusRows = []
+        for start in range(0, len(ids), height):
+            rows += self.query(f"{ids_in(ids[start : start + height])} and {condition}", fields)
+        return rows
+
+    def vectors(self, ids: Rows, condition: str) -> Vectors:
+        """The vectors, float32 (n, D), of these items.
+
+        Raises:
+            GalleryError: one of them does not meet the condition.
+        """
+        found = {row["id"]: row["embedding"] for row in self.rows(ids, condition, ["embedding"])}
+        check_present(ids, found)
+        return np.array([found[number] for number in ids.tolist()], np.float32).reshape(-1, self.dimension)
+
+    def nearest(
+        self, queries: Vectors, wanted: int, condition: str, kind: Kind, count: int
+    ) -> list[tuple[Rows, Vectors]]:
+        """For each query ids, rising, and vectors, among which its `wanted` nearest are.
+
+        Args:
+            queries: (q, D), of length 1.
+            wanted: how many at least, where there are so many.
+            condition: which items may be found.
+            kind: of the collection's index.
+            count: the number of items in the gallery.
+
+        Raises:
+            GalleryError: one answer cannot hold so many.
+        """
+        if wanted + _SPARE > self.largest_answer:
+            raise GalleryError(
+                f"k needs {wanted:,} candidates, but Milvus gives no more than about {self.largest_answer:,} vectors "
+                "in an answer: choose a smaller k"
+            )
+        limits = {"exact": wanted + _SPARE, "hnsw": 2 * wanted, "ivfpq": max(100, REFINED * wanted)}
+        found = [_by_id([], self.dimension)] * len(queries)
+        todo, limit = np.arange(len(queries)), min(limits[kind], self.largest_answer)
+        while len(todo):
+            again = []
+            answers = self._hits(queries[todo], limit, condition, kind)
+            for number, hits in zip(todo.tolist(), answers, strict=True):
+                found[number] = _by_id(hits, self.dimension)
+                if kind == "exact" and self._cuts_ties(hits, wanted, limit):
+                    again.append(number)
+            # Among equal items the first are returned, so all of them have to be seen.
+            todo, limit = np.array(again, np.int64), min(2 * limit, self.largest_answer)
+        if kind != "exact" and min((len(ids) for ids, _ in found), default=wanted) < min(wanted, count):
+            self._complete(found, wanted, condition)
+        return found
+
+    def _cuts_ties(self, hits: Sequence[Any], wanted: int, limit: int) -> bool:
+        """Whether items may be missing that are as near as the last wanted one, up to rounding."""
+        if len(hits) < limit or limit >= self.largest_answer:
+            return False
+        return bool(hits[-1]["distance"] > hits[wanted - 1]["distance"] - 2.0**-22 * self.dimension)
+
+    def _hits(self, queries: Vectors, limit: int, condition: str, kind: Kind) -> Iterator[Sequence[Any]]:
+        parameters = {"exact": {}, "hnsw": {"ef": max(HNSW_SEARCH, limit)}, "ivfpq": {"nprobe": PROBED}}[kind]
+        height = max(1, MESSAGE_BYTES // (4 * self.dimension * limit))
+        for start in range(0, len(queries), height):
+            with translating_errors(self.address):
+                answers = self.client.search(
+                    self.collection,
+                    queries[start : start + height],
+                    anns_field="embedding",
+                    limit=limit,
+                    filter=condition,
+                    output_fields=["embedding"],
+                    search_params={"metric_type": "IP", "params": parameters},
+                )
+            yield from answers
+
+    def _complete(self, found: list[tuple[Rows, Vectors]], wanted: int, condition: str) -> None:
+        """Where an index found too few items behind a filter, take all that pass it, if one answer can hold them."""
+        rows = self.query(condition, [], limit=ANSWER_ROWS)
+        if len(rows) == ANSWER_ROWS:
+            return
+        ids = np.sort(np.array([row["id"] for row in rows], np.int64))
+        everything = ids, self.vectors(ids, condition)
+        for number, (some, _) in enumerate(found):
+            if len(some) < min(wanted, len(ids)):
+                found[number] = everything
+
+
+def check_present(ids: Rows, found: Mapping[int, Any] | set[int]) -> None:
+    """Raise GalleryError where an item was not found."""
+    for number in ids.tolist():
+        if number not in found:
+            raise GalleryError(f"the gallery has no item {number}: it was removed, or never was")
+
+
+def _by_id(hits: Sequence[Any], dimension: int) -> tuple[Rows, Vectors]:
+    """Ids, rising, and vectors of what a search of Milvus has found."""
+    ids = np.array([hit["id"] for hit in hits], np.int64)
+    vectors = np.array([hit["entity"]["embedding"] for hit in hits], np.float32).reshape(-1, dimension)
+    order = np.argsort(ids)
+    return ids[order], vectors[order]

@@ -1,0 +1,45 @@
+"""Which backend keeps the gallery at a place: the one list of backends."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxygml.gallery.milvus_address import is_milvus
+
+if TYPE_CHECKING:
+    from proxygml.gallery.base import Gallery
+    from proxygml.gallery.folder import FolderGallery
+
+_BACKENDS: tuple[tuple[Callable[[str | Path], bool], str, str], ...] = (
+    (is_milvus, "proxygml.gallery.milvus", "MilvusGallery"),
+    (lambda _: True, "proxygml.gallery.folder", "FolderGallery"),
+)
+"""Whether a place is of this backend, its module and its class. The first one that fits is taken, and imported then."""
+
+
+def backend_of(place: str | Path) -> "type[Gallery]":
+    """The class of the galleries at that place."""
+    backend: type[Gallery] = next(_imported(module, name) for fits, module, name in _BACKENDS if fits(place))
+    return backend
+
+
+def memory_backend() -> "type[FolderGallery]":
+    """The class of the galleries that are made in memory."""
+    _, module, name = _BACKENDS[-1]
+    backend: type[FolderGallery] = _imported(module, name)
+    return backend
+
+
+def _imported(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
+
+
+def check_place(place: str | Path, force: bool) -> None:
+    """Raise OverwriteError when no gallery may be put there; `force` lets it replace another gallery."""
+    backend_of(place).check_place(place, force)
+
+
+def work_place(place: str | Path, purpose: str) -> Path:
+    """The folder on this machine that keeps unfinished work on a gallery, such as vectors not yet indexed."""
+    return backend_of(place).work_place(place, purpose)
