@@ -1,29 +1,148 @@
-"""The site: it builds strictly, and tells of every command."""
+"""The documentation: the site builds, every link and picture of it leads somewhere, and every command is described."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from proxygml.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LOADED = {"img": "src", "script": "src", "source": "src", "link": "href", "iframe": "src"}
+RELATIONS_THAT_LOAD = {"stylesheet", "icon", "preload", "modulepreload", "manifest"}
+README_WORDS = 900
 
 
-def test_the_site_builds_without_a_broken_link_and_asks_no_other_server(tmp_path: Path) -> None:
-    pytest.importorskip("material", reason="the extra docs is not installed")
+class Page(HTMLParser):
+    """The anchors of a page, the addresses that it links to, and those that a browser loads with it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = {"", "__top"}
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        self.anchors.update(found[key] for key in ("id", "name") if key in found)
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        elif tag in LOADED and LOADED[tag] in found:
+            loads = tag != "link" or set(found.get("rel", "").split()) & RELATIONS_THAT_LOAD
+            (self.loads if loads else self.links).append(found[LOADED[tag]])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built strictly from a copy, so that nothing is written into the checkout."""
+    pytest.importorskip("zensical", reason="the extra docs is not installed")
     pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    page = (tmp_path / "site" / "method" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<math") >= 6
-    assert "fonts.googleapis" not in page
-    assert "neighbor_ratio" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    folder = tmp_path_factory.mktemp("documentation")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    built = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder / "site"
+
+
+def test_every_link_and_picture_of_the_site_leads_somewhere(site: Path) -> None:
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}  # whose links start at /
+    assert len(pages) >= len(list((ROOT / "docs").rglob("*.md")))
+    broken = []
+    for path, page in pages.items():
+        for address in [*page.links, *page.loads]:
+            if urlsplit(address).scheme or address.startswith("//"):
+                continue
+            target, _, anchor = address.partition("#")
+            file = (path.parent / unquote(target.partition("?")[0])).resolve() if target else path
+            file = file / "index.html" if file.is_dir() else file
+            if not file.is_file() or (file in pages and unquote(anchor) not in pages[file].anchors):
+                broken.append(f"{path.relative_to(site)}: {address}")
+    assert broken == []
+
+
+def test_the_pages_load_nothing_from_another_server(site: Path) -> None:
+    loaded = {address for path in site.rglob("*.html") for address in Page(path).loads}
+    assert loaded
+    assert {address for address in loaded if urlsplit(address).netloc} == set()
+    styles = [path.read_text(encoding="utf-8") for path in site.rglob("*.css")]
+    fetched = {url for text in styles for url in re.findall(r"(?:url\(|@import )['\"]?([^'\")]+)", text)}
+    assert {url for url in fetched if urlsplit(url).netloc} == set()
+
+
+def test_the_files_that_style_sheets_name_are_there(site: Path) -> None:
+    style = site / "vendor" / "katex" / "katex.min.css"
+    fonts = set(re.findall(r"url\(([^)]+)\)", style.read_text(encoding="utf-8")))
+    assert len(fonts) >= 10
+    assert {font for font in fonts if not (style.parent / font).is_file()} == set()
+
+
+def test_the_api_page_shows_the_arguments_of_what_is_public(site: Path) -> None:
+    assert "neighbor_ratio" in (site / "api" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_renders_the_equations_and_asks_no_other_server(address: str, scheme: str) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(color_scheme=scheme)
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(f"{address}/method/", wait_until="networkidle")
+        assert page.locator(".katex-display math").count() >= 6
+        assert page.locator(".katex-error").count() == 0
+        assert page.locator(".arithmatex").count() == page.locator(".katex").count()
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+        browser.close()
+    assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_the_search_finds_a_word_of_a_page(site: Path) -> None:
+    assert "relation-guided" in (site / "search.json").read_text(encoding="utf-8").lower()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_told_of(command: str) -> None:
+def test_every_command_is_described(command: str) -> None:
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")]
     assert any(f"proxygml {command}" in page for page in pages)
+
+
+def test_the_readme_is_short() -> None:
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split()
+    assert len(words) <= README_WORDS
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
+def test_the_links_of_the_pages_beside_the_package_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not urlsplit(link).scheme}
+    assert {link for link in links if link and not (ROOT / link).exists()} == set()
