@@ -28,7 +28,8 @@ from rich.table import Table
 
 from proxygml import Embedder, Gallery
 from proxygml.data.images import ImageSettings
-from proxygml.models.embedder import EmbedderSettings, fingerprint
+from proxygml.models.embedder import EmbedderSettings
+from proxygml.models.model_files import fingerprint
 
 ITEMS, SIZE = 100_000, 512
 

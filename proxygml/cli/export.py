@@ -14,7 +14,7 @@ def export(arguments: Sequence[str]) -> None:
     parser.add_argument("--onnx", type=Path, required=True, help="the file to write, such as birds.onnx")
     parser.add_argument("--force", action="store_true", help="replace what is there already")
     options = parser.parse(arguments)
-    from proxygml.models.onnx import export_onnx
+    from proxygml.models.onnx_export import export_onnx
 
     difference = export_onnx(options.run, options.onnx, force=options.force)
     say(f"model:         {options.onnx} (differs from PyTorch by at most {difference:.1e})")

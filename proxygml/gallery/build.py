@@ -23,7 +23,8 @@ from proxygml.gallery.classify import calibrate
 from proxygml.gallery.neighbors import Kind
 from proxygml.gallery.places import check_place, work_place
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
-from proxygml.models.embedder import Embedder, fingerprint
+from proxygml.models.embedder import Embedder
+from proxygml.models.model_files import fingerprint
 from proxygml.training.run_folder import RunFolder
 
 

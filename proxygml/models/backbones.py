@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -47,7 +47,14 @@ OWN: dict[str, tuple[Callable[[], nn.Module], InputSpace]] = {
 }
 
 
-def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module, InputSpace]:
+class Backbone(NamedTuple):
+    """A network with `forward_features` and `num_features`, and the input space of its weights."""
+
+    network: nn.Module
+    space: InputSpace
+
+
+def build_backbone(name: str, weights: str, image_size: int) -> Backbone:
     """The network of that name with its weights.
 
     Args:
@@ -64,7 +71,7 @@ def build_backbone(name: str, weights: str, image_size: int) -> tuple[nn.Module,
         _load(backbone, _download(name), name)
     elif weights not in ("pretrained", "none"):
         _load(backbone, _read(Path(weights)), weights)
-    return backbone, space
+    return Backbone(backbone, space)
 
 
 def check_weights_file(weights: str) -> None:
@@ -73,12 +80,12 @@ def check_weights_file(weights: str) -> None:
         raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
 
 
-def _build_own(name: str) -> tuple[nn.Module, InputSpace]:
+def _build_own(name: str) -> Backbone:
     kind, space = OWN[name]
-    return kind(), space
+    return Backbone(kind(), space)
 
 
-def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module, InputSpace]:
+def _build_timm(name: str, pretrained: bool, image_size: int) -> Backbone:
     import timm  # noqa: PLC0415  (loads all of its models; our own need none of it)
 
     if not timm.is_model(name):
@@ -97,7 +104,7 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> tuple[nn.Module
             raise
         raise WeightsError(_how_to_fetch(name, config)) from error
     red, green, blue = zip(config.mean, config.std, strict=True)
-    return backbone, InputSpace((red[0], green[0], blue[0]), (red[1], green[1], blue[1]))
+    return Backbone(backbone, InputSpace((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
 
 
 def _check_reachable(name: str, config: "PretrainedCfg") -> None:

@@ -1,65 +1,63 @@
-"""Finer feature maps from the same weights: the last strides of a backbone taken out, what follows them dilated.
+"""Finer feature maps from the same weights: the backbone's last strides become 1, and the layers behind are dilated.
 
-A layer behind a stride that is gone sees its neighbours at the distance that it was trained for, and the map has a
-position for every pixel in between (Chen et al. 2015, DeepLab; Yu and Koltun 2016). timm builds such networks; here a
-network changes between its own form and the finer one.
+A layer behind a removed stride then sees its neighbours at the distance that it was trained for, and the map has a
+position for every pixel in between (Chen et al. 2015, DeepLab; Yu and Koltun 2016). timm builds such networks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from proxygml.errors import RecipeError
-
-Form = Literal["own", "finer"]
 
 _STEPS = ("kernel_size", "stride", "padding", "dilation")
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer of the backbone, and how it steps over its input in either form."""
-
-    module: nn.Module
-    steps: Mapping[Form, Mapping[str, Any]]
-
-
-class Dilation:
-    """The two forms of a backbone, which share everything that is learned.
+class FinerMap:
+    """A network without weights of its own that computes a finer feature map with the weights of a backbone.
 
     Args:
-        backbone: a convolutional network of timm, in its own form.
+        backbone: a convolutional network of timm.
         name: timm's name for it.
         output_stride: how many pixels, to a side, a position of the finer map stands for.
 
     Raises:
-        RecipeError: timm has no form of this network so fine, or it is no finer than its own.
+        RecipeError: timm has no such form of this network, or it is no finer than the network itself.
     """
 
     def __init__(self, backbone: nn.Module, name: str, output_stride: int) -> None:
         finer = _build(name, output_stride)
         if [type(own) for own in backbone.modules()] != [type(other) for other in finer.modules()]:
             raise RecipeError(_refusal(name, output_stride, "has other layers in so fine a form"))
-        self._layers = [
-            _Layer(own, {"own": _steps(own), "finer": _steps(other)})
-            for own, other in zip(backbone.modules(), finer.modules(), strict=True)
-            if not any(own.children()) and _steps(own) != _steps(other)
-        ]
-        if not self._layers:
+        pairs = zip(backbone.modules(), finer.modules(), strict=True)
+        if all(_steps(own) == _steps(other) for own, other in pairs if not any(own.children())):
             raise RecipeError(_refusal(name, output_stride, "has as fine a map already"))
         _check_positions(finer, name, output_stride)
+        self._network = _FeatureMap(finer).eval()
 
-    def take(self, form: Form) -> None:
-        """Put the backbone into a form."""
-        for layer in self._layers:
-            for key, value in layer.steps[form].items():
-                setattr(layer.module, key, value)
+    def __call__(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """The finer feature map of normalised images, by the backbone's present weights and running statistics."""
+        tensors = [*backbone.named_parameters(remove_duplicate=False), *backbone.named_buffers(remove_duplicate=False)]
+        features: Tensor = functional_call(self._network, {f"finer.{name}": found for name, found in tensors}, images)
+        return features
+
+
+class _FeatureMap(nn.Module):
+    """Calls forward_features, since functional_call calls a module's forward alone."""
+
+    def __init__(self, finer: nn.Module) -> None:
+        super().__init__()
+        self.finer = finer
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.finer.forward_features(images)  # type: ignore[operator]
+        return features
 
 
 def _build(name: str, output_stride: int) -> nn.Module:
+    """The network on the meta device: its layers, without memory for weights."""
     import timm  # noqa: PLC0415  (loads all of its models)
 
     if not timm.is_model(name):
@@ -72,7 +70,7 @@ def _build(name: str, output_stride: int) -> nn.Module:
 
 
 def _check_positions(finer: nn.Module, name: str, output_stride: int) -> None:
-    """Refuse a number that timm takes, but for the next smaller that the network has."""
+    """Raise RecipeError for a stride that timm accepts, but replaces by the next smaller one that the network has."""
     side = 256
     with torch.no_grad(), torch.device("meta"):
         features = finer.eval().forward_features(torch.zeros(1, 3, side, side))  # type: ignore[operator]
@@ -82,6 +80,7 @@ def _check_positions(finer: nn.Module, name: str, output_stride: int) -> None:
 
 
 def _steps(layer: nn.Module) -> dict[str, Any]:
+    """How a layer steps over its input."""
     return {key: getattr(layer, key) for key in _STEPS if hasattr(layer, key)}
 
 

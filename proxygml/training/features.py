@@ -1,7 +1,8 @@
 """Embeddings and features of whole catalogs: over all processes, and kept on disk where the backbone is frozen."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
 from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder
+from proxygml.models.views import ONE_VIEW, View
 
 
 def embed_catalog(
@@ -48,20 +50,33 @@ def embed_features(embedder: Embedder, features: Tensor) -> Tensor:
 
 
 def cached_features(
-    embedder: Embedder, catalog: Catalog, accelerator: Accelerator, *, workers: int, batch_size: int = 64
+    embedder: Embedder,
+    catalog: Catalog,
+    accelerator: Accelerator,
+    *,
+    workers: int,
+    batch_size: int = 64,
+    as_trained: bool = False,
 ) -> Tensor:
     """Pooled features, float32 (n, F) on the CPU, from the cache on disk or computed and put there.
 
     The key covers the backbone's weights, pooling, views, output stride, the test transform and the files (path, box,
     size, time of change).
+
+    Args:
+        embedder, catalog, accelerator, workers, batch_size: see embed_catalog.
+        as_trained: features of one view and the backbone's own map, as training on images sees them.
     """
-    path = cache_folder("features") / f"{_key(embedder, catalog)}.safetensors"
+    views = ONE_VIEW if as_trained else embedder.settings.views
+    stride = 0 if as_trained else embedder.settings.output_stride
+    path = cache_folder("features") / f"{_key(embedder, catalog, views, stride)}.safetensors"
     kept = _read_cache(path)
     # Decided together, since machines may not share the folder: all compute, or none.
     found = int(accelerator.reduce(torch.tensor(int(kept is not None), device=accelerator.device)))
     if kept is not None and found == accelerator.num_processes:
         return kept
-    features = _compute(embedder, embedder.features, catalog, accelerator, workers, batch_size)
+    compute = partial(embedder.features, views=views, finer=bool(stride))
+    features = _compute(embedder, compute, catalog, accelerator, workers, batch_size)
     if accelerator.is_local_main_process:
         with atomic_write(path) as temporary:
             save_file({"features": features}, temporary)
@@ -75,11 +90,10 @@ def _read_cache(path: Path) -> Tensor | None:
         return None  # not there, or damaged: to be computed
 
 
-def _key(embedder: Embedder, catalog: Catalog) -> str:
+def _key(embedder: Embedder, catalog: Catalog, views: Sequence[View], output_stride: int) -> str:
     digest = hashlib.sha256()
     images = embedder.images
-    settings = embedder.settings
-    form = (settings.backbone, settings.pooling, settings.views, settings.output_stride)
+    form = (embedder.settings.backbone, embedder.settings.pooling, list(map(tuple, views)), output_stride)
     digest.update(repr((*form, embedder.space)).encode())
     digest.update(repr((images.size, images.resize, images.interpolation)).encode())
     for name, tensor in embedder.backbone.state_dict().items():
@@ -108,7 +122,14 @@ def _compute(
     mine = [min(row, len(catalog) - 1) for row in range(rank, share * world, world)]
     dataset = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False)
     on_gpu = accelerator.device.type == "cuda"
-    loader = DataLoader(Subset(dataset, mine), batch_size, num_workers=workers, collate_fn=collate, pin_memory=on_gpu)
+    loader = DataLoader(
+        Subset(dataset, mine),
+        batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=on_gpu,
+        generator=torch.Generator(),  # of its own: a loader draws a number, and no other draw may depend on it
+    )
     embedder.eval()
     batches = track(loader, "embedding", disable=not accelerator.is_main_process)
     computed = torch.cat([function(images.to(accelerator.device, non_blocking=True)).float() for images, _ in batches])

@@ -10,8 +10,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -36,6 +35,7 @@ from proxygml.evaluation.metrics import score_queries
 from proxygml.files import atomic_write
 from proxygml.loss.lazy_adam import LazyAdam
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
+from proxygml.models.backbones import build_backbone
 from proxygml.models.embedder import Embedder
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import cached_features, embed_catalog, embed_features
@@ -101,11 +101,10 @@ class Training:
 
     def _start_embedder(self, classes: list[str]) -> Embedder:
         """The network with the weights that it starts from, or without any where a checkpoint holds them all."""
-        settings = self.recipe.embedder
-        if self.run.checkpoint.exists():
-            settings = replace(settings, weights="none")
-        embedder = Embedder(settings, self.recipe.images, classes)
-        embedder.settings = self.recipe.embedder
+        settings, images = self.recipe.embedder, self.recipe.images
+        restored = self.run.checkpoint.exists()
+        backbone = build_backbone(settings.backbone, "none", images.size) if restored else None
+        embedder = Embedder(settings, images, classes, backbone=backbone)
         return embedder.to(self.accelerator.device)
 
     # The method, from top to bottom -----------------------------------------------------------------------------------
@@ -514,8 +513,8 @@ def start_embedder(embedder: Embedder, images: Catalog, accelerator: Accelerator
 
 def start_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:
     """The features, as training will see them: those that are cached, or of one view and the backbone's own map."""
-    with nullcontext() if recipe.cache_features else embedder.plain():
-        return cached_features(embedder, images, accelerator, workers=recipe.workers)
+    as_trained = not recipe.cache_features
+    return cached_features(embedder, images, accelerator, workers=recipe.workers, as_trained=as_trained)
 
 
 def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:

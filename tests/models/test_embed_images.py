@@ -14,7 +14,8 @@ from proxygml.data.image_list import ImageList
 from proxygml.data.images import ImageSettings
 from proxygml.errors import ImageError, OverwriteError, RunError
 from proxygml.models.embed_images import embed_images
-from proxygml.models.embedder import Embedder, EmbedderSettings, fingerprint
+from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.models.model_files import fingerprint
 from tests.helpers.pictures import write_picture
 
 

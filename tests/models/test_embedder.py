@@ -19,7 +19,8 @@ from proxygml import Embedder
 from proxygml.data.images import ImageSettings
 from proxygml.errors import ImageError, RecipeError, RunError, UserError, WeightsError
 from proxygml.models.bn_inception import BNInception
-from proxygml.models.embedder import EmbedderSettings, Head, Pool
+from proxygml.models.embedder import EmbedderSettings
+from proxygml.models.head import Head, Pool
 from tests.helpers.shared import shared_file
 
 SMALL = ImageSettings(size=32, resize=36)

@@ -14,7 +14,7 @@ from proxygml import Embedder
 from proxygml.data.images import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder import EmbedderSettings
-from proxygml.models.onnx import export_onnx
+from proxygml.models.onnx_export import export_onnx
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.shared import shared_file
@@ -130,7 +130,7 @@ def test_both_files_are_written_or_none(fault: str, tmp_path: Path, monkeypatch:
     out = tmp_path / "birds.onnx"
     out.write_text("an earlier one")
     if fault == "other embeddings":
-        monkeypatch.setattr("proxygml.models.onnx.TOLERANCE", -1.0)
+        monkeypatch.setattr("proxygml.models.onnx_export.TOLERANCE", -1.0)
     else:
         out.with_suffix(".json").mkdir()
     with pytest.raises((UserError, IsADirectoryError)):

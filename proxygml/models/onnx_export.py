@@ -15,7 +15,8 @@ from torch import Tensor
 
 from proxygml.errors import UserError, check_extra
 from proxygml.files import atomic_write, check_ending, check_overwrite
-from proxygml.models.embedder import Embedder, fingerprint
+from proxygml.models.embedder import Embedder
+from proxygml.models.model_files import fingerprint
 
 OPSET = 18
 TOLERANCE = 1e-4  # greatest difference of a component from PyTorch's

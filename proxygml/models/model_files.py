@@ -1,0 +1,80 @@
+"""The two files of a saved model: model.safetensors (the tensors) and model.json (what they mean).
+
+They need nothing else: neither the recipe nor the weights that training started from.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from proxygml.errors import RunError
+from proxygml.files import atomic_write
+
+FORMAT = 1
+DESCRIPTION, TENSORS = "model.json", "model.safetensors"
+
+
+def write_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write both files, each whole or not at all."""
+    with atomic_write(folder / TENSORS) as path:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    content = {"format": FORMAT} | dict(description)
+    with atomic_write(folder / DESCRIPTION) as path:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of model.json.
+
+    Raises:
+        RunError: the file is missing, unreadable or of another format.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise RunError(f"{folder} holds no model.json: give a run folder in which training has finished")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise RunError(f"{path} has format {found!r}, but this version of proxygml reads format {FORMAT}")
+    return dict(description)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of model.safetensors, on the CPU.
+
+    Raises:
+        RunError: the file is missing or unreadable.
+    """
+    try:
+        return load_file(folder / TENSORS)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{folder / TENSORS} cannot be read: {error}") from error
+
+
+def fingerprint(run_folder: str | Path) -> str:
+    """What identifies a model: 64 hexadecimal digits, SHA-256 of model.json and model.safetensors.
+
+    Embeddings can be compared where their models' fingerprints are the same.
+
+    Raises:
+        RunError: a file is missing or of another format.
+    """
+    folder = Path(run_folder)
+    read_description(folder)
+    digest = hashlib.sha256()
+    for name in (DESCRIPTION, TENSORS):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise RunError(f"{folder / name} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
