@@ -12,7 +12,7 @@ from proxygml.errors import check_extra
 
 def serve(arguments: Sequence[str]) -> None:
     """Answer searches over HTTP, and show a page to search on."""
-    check_extra("serve", "fastapi", "gradio", "python_multipart", "prometheus_client", "uvicorn")
+    check_extra("serve", "fastapi", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving.limits import Limits
 
     parser = Parser("serve", str(serve.__doc__))
@@ -45,7 +45,7 @@ def serve(arguments: Sequence[str]) -> None:
     if options.page:
         from proxygml.serving.page import add_page
 
-        app = add_page(app, service)
+        app = add_page(app)
     with listen(options.host, options.port) as (socket, address):
         say(
             f"{len(gallery):,} items: {address}",

@@ -1,115 +1,585 @@
-"""The page as a person uses it, in headless Chromium."""
+"""The page as a person uses it, in headless Chromium, against a real server."""
 
+import base64
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from proxygml import Gallery
+from proxygml import Embedder, Gallery
 from proxygml.data.catalog import Catalog
 from proxygml.serving.limits import Limits
 from tests.helpers.models import untrained
-from tests.helpers.server import Running, gallery_at
+from tests.helpers.server import TOKEN, Running, gallery_at, picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-page_room = pytest.importorskip("proxygml.serving.page", reason="the extra serve is not installed")
+serving_page = pytest.importorskip("proxygml.serving.page", reason="the extra serve is not installed")
 
-pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")]
+expect = playwright.expect
+pytestmark = pytest.mark.xdist_group("serve")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+HOSTILE = "<img src=x onerror=alert(1)> **bold** [link](javascript:alert(1))"
+TELEPHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+DROP = """([data, kind]) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+    const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true });
+    document.body.dispatchEvent(event);
+}"""
 
 
-@pytest.fixture
-def page() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(30_000)
-        yield page
+        yield browser
         browser.close()
 
 
+class Visit:
+    """A browser's page, what it asked for, and what it complained of."""
+
+    def __init__(self, browser: Any, address: str, **settings: Any) -> None:
+        self.address = address
+        self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        self.page.set_default_timeout(30_000)
+        self.requests: list[Any] = []
+        self.complaints: list[str] = []
+        self.page.on("request", self.note)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        # That an answer was a refusal is written to the console whatever a page does about it.
+        self.page.on(
+            "console",
+            lambda said: self.complaints.append(said.text) if "Failed to load resource" not in said.text else None,
+        )
+        self.page.goto(address)
+        self.page.locator("#size").filter(has_text="item").wait_for()
+
+    def note(self, request: Any) -> None:
+        self.requests.append(request)
+
+    def choose(self, path: Path) -> None:
+        self.page.locator("#file").set_input_files(path)
+
+    def results(self, query: str = "your image") -> list[int]:
+        """The ids of the items that are shown, once they are of that query."""
+        self.page.locator("#title").filter(has_text=f"nearest to {query}").wait_for()
+        self.page.locator("#results[aria-busy=false]").wait_for()
+        return [int(tile.get_attribute("data-item")) for tile in self.page.locator(".tile").all()]
+
+    def error(self) -> str:
+        self.page.locator("#error b").wait_for()
+        return str(self.page.locator("#error").inner_text())
+
+    def text(self, selector: str) -> str:
+        return str(self.page.locator(selector).inner_text())
+
+    def open_changes(self, token: str = TOKEN) -> None:
+        self.page.get_by_text("Change the gallery").click()
+        self.page.get_by_label("Token of the operator").fill(token)
+
+    def check(self) -> None:
+        """No request has left the machine, nothing was complained of, and no address has held the token."""
+        urls = [request.url for request in self.requests]
+        assert all(url.startswith((self.address, f"blob:{self.address}")) for url in urls), urls
+        assert not self.complaints
+        assert not [url for url in [*urls, self.page.url] if "secret" in url]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def server(run_folder: Path, small_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = gallery_at(tmp_path_factory.mktemp("served") / "gallery", run_folder, small_catalog)
+    yield from running(folder, run_folder, Limits(max_pixels=250_000, max_upload_mb=2))
+
+
+def running(folder: Path, run: Path, limits: Limits, token: str = TOKEN) -> Iterator[Running]:
+    server = Running(folder, run, limits, token)
+    serving_page.add_page(server.app)
+    with server:
+        yield server
+
+
 @pytest.fixture
-def server(small_catalog: Path, tmp_path: Path) -> Iterator[Running]:
-    run = untrained(tmp_path / "run")
-    folder = gallery_at(tmp_path / "gallery", run, small_catalog)
-    running = Running(folder, run, Limits(max_pixels=250_000))
-    page_room.add_page(running.app, running.service)
-    with running:
-        yield running
+def changing(run_folder: Path, small_catalog: Path, tmp_path: Path) -> Iterator[Running]:
+    """A server whose gallery the test changes."""
+    yield from running(gallery_at(tmp_path / "gallery", run_folder, small_catalog), run_folder, Limits())
 
 
-def captions(page: Any) -> list[str]:
-    return [text.strip() for text in page.locator(".caption-label").all_inner_texts()]
+@pytest.fixture
+def visit(server: Running, browser: Any) -> Iterator[Visit]:
+    visit = Visit(browser, server.address)
+    yield visit
+    visit.check()
+    visit.page.close()
 
 
-def test_an_image_is_dropped_and_a_result_searched_on_from(
-    server: Running, page: Any, small_catalog: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def photo(small_catalog: Path) -> Path:
+    """An image that is in the gallery."""
+    return Catalog.read(small_catalog).split("test").paths[3]
+
+
+def nearest(server: Running, photo: Path, k: int) -> list[int]:
+    found = server.service.gallery.search(server.service.embedder.embed([photo]), k)
+    return [int(item) for item in found.ids[0]]
+
+
+# Searching ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["choose", "drop", "paste"])
+def test_an_image_is_searched_with(server: Running, visit: Visit, photo: Path, way: str) -> None:
+    if way == "choose":
+        visit.choose(photo)
+    else:
+        visit.page.evaluate(DROP, [base64.b64encode(photo.read_bytes()).decode(), way])
+    assert visit.results() == nearest(server, photo, 24)
+    label = server.service.gallery.items.loc[visit.results()[0], "label"]
+    assert visit.text(".tile >> nth=0").split("\n")[0] == label
+    assert "1.000" in visit.text(".tile >> nth=0")
+    assert "% of the neighbors' votes" in visit.text("#verdict")
+    preview = visit.page.locator("#preview")
+    assert preview.get_attribute("src").startswith("blob:") and preview.is_visible()
+    assert visit.text("#query-name") == (photo.name if way == "choose" else "dropped.png")
+
+
+def test_a_text_that_is_dropped_or_pasted_is_no_image(visit: Visit) -> None:
+    visit.page.evaluate(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.setData("text/plain", "https://example.org/a.png");
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+        }"""
+    )
+    assert "Give an image file" in visit.error()
+
+
+def test_a_click_searches_on_and_back_leads_back(server: Running, visit: Visit, photo: Path) -> None:
+    visit.choose(photo)
+    first = visit.results()
+    visit.page.locator(".tile").nth(2).click()
+    found = server.service.gallery.search(server.service.gallery.vectors([first[2]]), 24, exclude=[first[2]])
+    assert visit.results(f"item {first[2]}") == found.ids[0].tolist()
+    assert visit.page.locator("#preview").get_attribute("src") == f"items/{first[2]}/image"
+    assert visit.text("#query-name") == server.service.gallery.items.loc[first[2], "label"]
+    expect(visit.page.locator("#title")).to_be_focused()
+    assert f"item={first[2]}" in visit.page.url
+    visit.page.go_back()
+    assert visit.results() == first
+    expect(visit.page.locator(f".tile[data-item='{first[2]}']")).to_be_focused()
+    visit.page.go_forward()
+    assert visit.results(f"item {first[2]}") == found.ids[0].tolist()
+    visit.page.reload()
+    assert visit.results(f"item {first[2]}") == found.ids[0].tolist()
+    visit.page.go_back()  # the image is gone with the page that held it
+    visit.page.locator("#seen").wait_for(state="hidden")
+
+
+def test_how_many_and_filters(server: Running, visit: Visit, photo: Path) -> None:
+    visit.choose(photo)
+    visit.results()
+    visit.page.get_by_label("Results", exact=True).fill("5")
+    visit.page.keyboard.press("Tab")
+    expect(visit.page.locator(".tile")).to_have_count(5)
+    assert visit.results() == nearest(server, photo, 5)
+    visit.page.get_by_label("Results", exact=True).fill("9999")
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".tile")).to_have_count(48)
+    assert visit.page.get_by_label("Results", exact=True).input_value() == "100"
+    suggested = visit.page.locator("#columns option").evaluate_all("all => all.map((one) => one.value)")
+    assert suggested == ["label=", "split="]
+    for label in ("class 13", "class 15"):
+        visit.page.get_by_label("Filter", exact=True).fill(f"label={label}")
+        visit.page.keyboard.press("Enter")
+    visit.results("your image, where label=class 13, label=class 15")
+    labels = {server.service.gallery.items.loc[item, "label"] for item in visit.results()}
+    assert labels == {"class 13", "class 15"} and len(visit.results()) == 16
+    visit.page.get_by_role("button", name="Remove the filter label=class 13").click()
+    expect(visit.page.locator(".tile")).to_have_count(8)
+    visit.page.locator(".tile").first.click()  # filters stay for what is searched on from
+    visit.page.locator("#title").filter(has_text="nearest to item").wait_for()
+    assert visit.text("#title").endswith("where label=class 15")
+
+
+def test_a_filter_that_cannot_be_is_named_and_can_be_removed(visit: Visit, photo: Path) -> None:
+    visit.page.get_by_label("Filter", exact=True).fill("colour=red")
+    visit.page.keyboard.press("Enter")
+    visit.choose(photo)
+    assert "no column 'colour'" in visit.error()
+    assert visit.page.locator(".tile").count() == 0
+    visit.page.get_by_role("button", name="Remove the filter colour=red").click()
+    assert len(visit.results()) == 24
+    assert visit.page.locator("#error").inner_text() == ""
+
+
+def test_no_label_is_no_rejection(run_folder: Path, browser: Any, small_catalog: Path, tmp_path: Path) -> None:
+    """Without labels there is no verdict; below the threshold there is one."""
+    paths = Catalog.read(small_catalog).split("test").paths[:2]
+    vectors = Embedder.load(run_folder).embed(paths)
+    Gallery.create(vectors, pd.DataFrame({"path": [str(path) for path in paths]})).save(tmp_path / "plain")
+    for server in running(tmp_path / "plain", run_folder, Limits()):
+        visit = Visit(browser, server.address)
+        visit.choose(paths[0])
+        assert visit.results() == [0, 1]
+        assert visit.page.locator("#verdict").is_hidden()
+        assert visit.text(".tile >> nth=0").startswith("Item 0")
+        visit.check()
+        visit.page.close()
+
+
+def test_a_query_of_no_known_class(changing: Running, browser: Any, photo: Path) -> None:
+    visit = Visit(browser, changing.address)
+    answer = '{"items": [], "prediction": {"label": null, "share": 0.4}}'
+    visit.page.route("**/search", lambda route: route.fulfill(body=answer, content_type="application/json"))
+    visit.choose(photo)
+    visit.page.locator("#verdict").wait_for()
+    assert visit.text("#verdict").strip() == "None of the known classes"
+    visit.page.close()
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_images_that_are_refused_are_explained(visit: Visit, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(900, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    Image.new("RGB", (900, 900)).save(tmp_path / "wide.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture at all")
+    (tmp_path / "text.png").write_text("no picture at all")
+    for name, said in {
+        "large.png": "at most 2 MB are taken",
+        "wide.png": "at most 250,000",
+        "broken.png": "no PNG file that can be read",
+        "text.png": "JPEG, PNG, WEBP, GIF, BMP",
+    }.items():
+        visit.choose(tmp_path / name)
+        visit.page.locator("#error").filter(has_text=said).wait_for()
+        assert visit.page.locator(".tile").count() == 0
+
+
+@pytest.mark.parametrize(("status", "title"), [(429, "The server is busy"), (503, "too slow"), (500, "server failed")])
+def test_a_server_that_cannot_answer_now_can_be_tried_again(visit: Visit, photo: Path, status: int, title: str) -> None:
+    refusals = []
+
+    def refuse(route: Any) -> None:
+        refusals.append(status)
+        route.fulfill(status=status, json={"error": "come again"}, headers={"Retry-After": "1"})
+
+    visit.page.route("**/search", refuse)
+    visit.choose(photo)
+    assert title in visit.error() and "Come again" in visit.error()
+    assert len(refusals) == (3 if status == 429 else 1)  # a busy one is asked again before that is said
+    visit.page.unroute("**/search")
+    visit.page.get_by_role("button", name="Try again").click()
+    assert len(visit.results()) == 24
+
+
+def test_a_server_that_has_gone_is_named(visit: Visit, photo: Path) -> None:
+    visit.page.route("**/search", lambda route: route.abort())
+    visit.choose(photo)
+    assert "does not answer" in visit.error()
+    visit.page.unroute("**/search")
+    visit.page.get_by_role("button", name="Try again").click()
+    assert len(visit.results()) == 24
+
+
+def test_an_answer_that_is_not_the_interface_s_is_explained(visit: Visit, photo: Path) -> None:
+    """As of a proxy that answers with a page of its own."""
+    visit.page.route("**/search", lambda route: route.fulfill(status=502, body="<b>Bad gateway</b>"))
+    visit.choose(photo)
+    assert "status 502" in visit.error()
+
+
+def test_an_item_that_is_gone_is_named(server: Running, visit: Visit) -> None:
+    visit.page.goto(f"{server.address}/#item=4711")
+    assert "There is no item 4711" in visit.error()
+
+
+# Changing -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_added_and_removed(changing: Running, browser: Any, tmp_path: Path) -> None:
+    visit = Visit(browser, changing.address)
+    (tmp_path / "new.png").write_bytes(picture(7))
+    visit.open_changes()
+    assert visit.page.get_by_role("button", name="Add the query image").is_disabled()
+    visit.choose(tmp_path / "new.png")
+    visit.results()
+    visit.page.get_by_label("label", exact=True).fill(HOSTILE)
+    visit.page.get_by_role("button", name="Add the query image").click()
+    visit.page.get_by_text("The image was added as item 48.").wait_for()
+    assert visit.results()[0] == 48 and visit.text("#size") == "49 items"
+    assert visit.text(".tile >> nth=0").split("\n")[0] == HOSTILE  # a label stays a text
+    assert visit.page.locator("#items img[src=x], #items a").count() == 0
+    assert Gallery.load(changing.service.gallery.place).items.loc[48, "label"] == HOSTILE
+
+    remove = visit.page.get_by_role("button", name="Remove item 48")
+    remove.click()
+    assert HOSTILE in visit.text("#question")
+    visit.page.keyboard.press("Enter")  # keeping it is what comes first
+    remove.click()
+    visit.page.keyboard.press("Escape")
+    assert len(changing.service.gallery) == 49
+    remove.click()
+    visit.page.get_by_role("button", name="Remove", exact=True).last.click()
+    visit.page.get_by_text("Item 48 was removed.").wait_for()
+    assert 48 not in visit.results() and visit.text("#size") == "48 items"
+    assert len(Gallery.load(changing.service.gallery.place)) == 48
+    stored = visit.page.evaluate(
+        "JSON.stringify([{...localStorage}, {...sessionStorage}, history.state, document.cookie])"
+    )
+    assert "secret" not in stored
+    visit.check()
+    visit.page.close()
+
+
+def test_a_wrong_token_changes_nothing(changing: Running, browser: Any, photo: Path) -> None:
+    visit = Visit(browser, changing.address)
+    visit.choose(photo)
+    visit.results()
+    for token in ("", "another", "jeton à €"):
+        visit.open_changes(token)
+        visit.page.get_by_role("button", name="Add the query image").click()
+        assert "The token is missing or wrong" in visit.error()
+        assert visit.page.evaluate("document.activeElement.id") == "token"
+        visit.page.get_by_text("Change the gallery").click()
+    assert len(changing.service.gallery) == 48 and len(visit.results()) == 24
+    visit.check()
+    visit.page.close()
+
+
+def test_a_server_without_a_token_offers_no_changes(
+    run_folder: Path, browser: Any, small_catalog: Path, tmp_path: Path
 ) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(server.address)
-    page.get_by_text("Search 48 images").wait_for()
-    catalog = Catalog.read(small_catalog).split("test")
-    page.locator("input[type=file]").first.set_input_files(catalog.paths[3])
-    page.locator(".caption-label").first.wait_for()
-    first = captions(page)
-    assert len(first) == 12
-    assert first[0].startswith("1.000") and catalog.labels[3] in first[0]
-    found = Gallery.load(server.service.gallery.place).search(server.service.embedder.embed([catalog.paths[3]]), 3)
-    page.locator(".caption-label").nth(2).click()
-    item = int(found.ids[0, 2])
-    page.get_by_text(f"Nearest to item {item}.").wait_for()
-    page.wait_for_function("old => document.querySelector('.caption-label').innerText.trim() !== old", arg=first[0])
-    assert captions(page)[0].startswith("1.000")
-    page.screenshot(path=tmp_path / "page.png")
-    # It works on a machine without any other network.
-    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {server.address.split("/")[2]}
+    folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
+    for server in running(folder, run_folder, Limits(), token=""):
+        visit = Visit(browser, server.address)
+        assert visit.page.locator("#change").is_hidden()
+        visit.page.close()
 
 
-def test_what_is_no_image_is_said_on_the_page(server: Running, page: Any, tmp_path: Path) -> None:
-    page.goto(server.address)
-    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"no picture at all")
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "photo.png")
-    page.get_by_text("no PNG file that can be read").wait_for()
+# Everyone -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_click_on_results_that_are_forgotten_is_answered(server: Running) -> None:
-    """As of a person who comes back after a while: the server knows the session no more."""
+def test_by_keyboard_alone(server: Running, visit: Visit, photo: Path) -> None:
+    def tab_to(name: str, key: str = "Tab") -> None:
+        for _ in range(60):
+            visit.page.keyboard.press(key)
+            focused = visit.page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.innerText ?? ''")
+            if name in focused or visit.page.evaluate("document.activeElement.id") == name:
+                outline = visit.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                assert outline == "solid", f"{name} is not seen to have the focus"
+                return
+        raise AssertionError(f"no way to {name} by the keyboard")
+
+    tab_to("Choose an image")
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.keyboard.press("Enter")
+    chooser.value.set_files(photo)
+    first = visit.results()
+    tab_to("filter")
+    visit.page.keyboard.type("label=class 13")
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".tile")).to_have_count(8)
+    tab_to("Remove the filter label=class 13")
+    visit.page.keyboard.press("Space")
+    expect(visit.page.locator(".tile")).to_have_count(24)
+    assert visit.page.evaluate("document.activeElement.id") == "filter"
+    tab_to("Dark", "Shift+Tab")
+    visit.page.keyboard.press("Enter")
+    assert visit.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    tab_to("Skip to the results", "Shift+Tab")
+    visit.page.keyboard.press("Enter")
+    assert visit.page.evaluate("document.activeElement.id") == "results"
+    assert visit.results() == first
+    tab_to("1.000")
+    visit.page.keyboard.press("Enter")
+    visit.results(f"item {first[0]}")
+
+
+def test_controls_and_landmarks_have_names(visit: Visit, photo: Path) -> None:
+    """What a screen reader is given."""
+    visit.choose(photo)
+    visit.results()
+    visit.page.get_by_text("Change the gallery").click()
+    tree = visit.page.locator("body").aria_snapshot()
+    for expected in (
+        "banner",
+        'heading "Search by image" [level=1]',
+        "main",
+        'region "Query"',
+        'region "24 nearest to your image"',
+        'heading "24 nearest to your image" [level=2]',
+        'img "The query image"',
+        'button "Choose an image"',
+        'button "Dark"',
+        'spinbutton "Results"',
+        'combobox "Filter"',
+        'button "Add the filter"',
+        'textbox "Token of the operator"',
+        'textbox "label"',
+        "status",
+        "alert",
+    ):
+        assert expected in tree, f"{expected} is not in\n{tree}"
+    assert re.search(r'button "Item \d+ class \d+ 1\.000"', tree)
+    assert not re.search(r"(button|textbox|spinbutton|combobox|link|img|region)(:| *$)", tree, re.MULTILINE), tree
+    assert "24 nearest to your image" in visit.text("#status")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_dark_and_light(server: Running, browser: Any, scheme: str) -> None:
+    visit = Visit(browser, server.address, color_scheme=scheme)
+
+    def is_dark() -> bool:
+        colour = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(int(part) for part in re.findall(r"\d+", colour)) < 3 * 128
+
+    switch = visit.page.get_by_role("button", name="Dark")
+    assert is_dark() == (scheme == "dark") == (switch.get_attribute("aria-pressed") == "true")
+    switch.click()
+    assert is_dark() == (scheme == "light") == (switch.get_attribute("aria-pressed") == "true")
+    visit.page.reload()  # a choice lasts
+    assert is_dark() == (scheme == "light")
+    visit.check()
+    visit.page.close()
+
+
+def test_text_has_contrast(server: Running, browser: Any, photo: Path) -> None:
+    """At least 4.5 to 1, WCAG 2.2 AA, in both themes."""
+    for scheme in ("light", "dark"):
+        visit = Visit(browser, server.address, color_scheme=scheme)
+        visit.choose(photo)
+        visit.results()
+        visit.page.get_by_text("Change the gallery").click()
+        low = visit.page.evaluate(
+            """() => {
+                const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+                const light = (colour) => parts(colour).slice(0, 3).map((part) => part / 255)
+                    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+                    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+                const ground = (element) => {
+                    const colour = getComputedStyle(element).backgroundColor;
+                    return (parts(colour)[3] ?? 1) === 0 ? ground(element.parentElement) : colour;
+                };
+                const low = [];
+                for (const element of document.querySelectorAll("body *")) {
+                    const words = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+                    if (!words || !element.checkVisibility() || element.disabled) continue;
+                    const both = [light(getComputedStyle(element).color), light(ground(element))];
+                    const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+                    if (ratio < 4.5) low.push([element.outerHTML.slice(0, 80), ratio]);
+                }
+                return low;
+            }"""
+        )
+        assert low == [], scheme
+        visit.page.close()
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_every_result_is_seen_at_every_width(changing: Running, browser: Any, photo: Path, width: int) -> None:
+    """No scrolling sideways, no result hidden, no caption on a picture, with a label of 2,000 letters."""
+    settings = TELEPHONE if width < 1280 else {}
+    settings = {**settings, "viewport": {"width": width, "height": 844}}
+    visit = Visit(browser, changing.address, **settings)
+    if width < 1280:
+        visit.page.get_by_text("Options").click()
+    visit.page.get_by_label("Results", exact=True).fill("48")
+    visit.choose(photo)
+    visit.results()
+    visit.open_changes()
+    visit.page.get_by_label("label", exact=True).fill("W" * 2000)
+    visit.page.get_by_role("button", name="Add the query image").click()
+    visit.page.get_by_text("was added as item 48").wait_for()
+    assert len(visit.results()) == 48
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = visit.page.evaluate(
+        """() => [...document.querySelectorAll(".tile")].map((tile) => {
+            const box = (element) => element.getBoundingClientRect();
+            const { left, right, width, height, bottom } = box(tile.querySelector("img"));
+            const label = box(tile.querySelector(".label"));
+            return [left, right, width, height, bottom, label.top, label.height];
+        })"""
+    )
+    for left, right, wide, high, bottom, caption, label_height in boxes:
+        assert 0 <= left < right <= width and wide > 90 and abs(wide - high) < 1
+        assert caption >= bottom and label_height < 100
+    for tile in visit.page.locator(".tile").all():  # pictures are loaded as they come into sight
+        tile.scroll_into_view_if_needed()
+        expect(tile.locator("img")).to_have_js_property("complete", True)
+        assert tile.locator("img").evaluate("image => image.naturalWidth") > 0
+    visit.check()
+    visit.page.close()
+
+
+# What the server sends ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_may_load_nothing_from_elsewhere(server: Running) -> None:
     httpx = pytest.importorskip("httpx")
-    with httpx.Client(base_url=f"{server.address}/page", trust_env=False, timeout=60) as client:
-        functions = client.get("/config").json()["dependencies"]
-        clicked = next(one["id"] for one in functions if any(event == "select" for _, event in one["targets"]))
-        question = {
-            "fn_index": clicked,
-            "session_hash": "anew",
-            "data": [None, 12],
-            "event_data": {"index": 2, "value": None},
-        }
-        assert client.post("/gradio_api/queue/join", json=question).status_code == 200
-        told = client.get("/gradio_api/queue/data", params={"session_hash": "anew"}).text
-    assert "These results are too old" in told
+    for path in ("/", "/static/page.js", "/static/theme.js", "/static/page.css", "/static/icon.svg"):
+        answer = httpx.get(server.address + path, trust_env=False)
+        assert answer.status_code == 200, path
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == policy["form-action"] == policy["frame-ancestors"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        # Kept, but checked for a newer one: a page of an older version would speak to a newer interface.
+        assert answer.headers["cache-control"] == "no-cache"
+        again = httpx.get(server.address + path, headers={"If-None-Match": answer.headers["etag"]}, trust_env=False)
+        assert (again.status_code, again.content) == (304, b"")
+        head = httpx.head(server.address + path, trust_env=False)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == answer.headers["content-type"]
 
 
-def test_what_the_page_is_sent_has_the_limit_of_all(server: Running) -> None:
+def test_inline_scripts_and_frames_are_blocked(server: Running, browser: Any) -> None:
+    visit = Visit(browser, server.address)
+    visit.page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.append("window.ran = true");
+            document.body.append(script);
+        }"""
+    )
+    assert visit.page.evaluate("window.ran") is None
+    assert visit.complaints
+    visit.page.close()
+    foreign = browser.new_page()
+    foreign.set_content(f'<iframe src="{server.address}"></iframe>')
+    foreign.wait_for_timeout(500)
+    assert all("Search by image" not in frame.content() for frame in foreign.frames)
+    foreign.close()
+
+
+@pytest.mark.parametrize("path", ["../page.py", "..%2fpage.py", "%2e%2e/page.py", "/etc/passwd", "%2fetc%2fpasswd", ""])
+def test_the_page_leads_to_no_other_file(server: Running, path: str) -> None:
     httpx = pytest.importorskip("httpx")
-    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    chunks = [head, *[bytes(10**6)] * 30]
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    address = f"{server.address}/page/gradio_api/upload"
-    answer = httpx.post(address, content=iter(chunks), headers=headers, trust_env=False, timeout=60)
-    assert (answer.status_code, set(answer.json())) == (413, {"error"})
+    answer = httpx.get(f"{server.address}/static/{path}", trust_env=False)
+    assert answer.status_code == 404 and set(answer.json()) == {"error"}
 
 
-@pytest.mark.parametrize("route", ["file=/etc/passwd", "file=../../etc/passwd", "file=..%2f..%2fetc%2fpasswd"])
-def test_the_page_leads_to_no_file_of_the_server(server: Running, route: str) -> None:
-    httpx = pytest.importorskip("httpx")
-    place = Path(server.service.gallery.place)
-    for base in ("/page/gradio_api/", "/page/", "/gradio_api/"):
-        for wanted in (route, f"file={place / 'gallery.json'}"):
-            answer = httpx.get(server.address + base + wanted, trust_env=False)
-            assert answer.status_code in (403, 404), (base, wanted)
+def test_the_page_is_small_and_builds_no_markup_from_text() -> None:
+    files = {path.name: path.read_text() for path in serving_page.FOLDER.iterdir()}
+    assert sum(text.count("\n") for text in files.values()) < 500
+    for name, text in files.items():
+        for risky in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "style=", "onclick"):
+            assert risky not in text, (name, risky)
+        assert not [url for url in re.findall(r"https?://[^\"' ]+", text) if "www.w3.org/2000/svg" not in url], name
