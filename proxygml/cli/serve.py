@@ -52,4 +52,4 @@ def serve(arguments: Sequence[str]) -> None:
             f"interface: {address}/docs",
             "changes: with the token of PROXYGML_TOKEN" if token else "changes: none, as PROXYGML_TOKEN is not set",
         )
-        run_server(app, socket)
+        run_server(app, socket, limits)

@@ -4,7 +4,6 @@ Every refusal is JSON, {"error": "..."}, and its status says why: see refusals.p
 """
 
 import hmac
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -21,14 +20,13 @@ from proxygml import __version__
 from proxygml.errors import UserError
 from proxygml.gallery.filters import column_values
 from proxygml.serving.body_limit import BodyLimit
+from proxygml.serving.failures import Failures
 from proxygml.serving.headers import SecurityHeaders
 from proxygml.serving.hosts import HostCheck, host_name, local_names
 from proxygml.serving.limits import RequestError
 from proxygml.serving.metrics import Measured, Metrics
 from proxygml.serving.refusals import describe_refusals, refuse
 from proxygml.serving.service import KINDS, Answer, Service
-
-log = logging.getLogger("proxygml")
 
 
 class Found(BaseModel, extra="allow"):
@@ -128,6 +126,7 @@ def make_app(service: Service, token: str = "", allowed_hosts: Sequence[str] | N
     _add_state(app, service, metrics, bool(token))
 
     app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(Failures)
     app.add_middleware(HostCheck, allowed=hosts)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Measured, metrics=metrics)  # the outermost, which counts what the others refuse
@@ -268,14 +267,9 @@ def _answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse({"error": "the server failed; its log says why"}, 500)
-
     for kind, handler in (
         (RequestError, refused),
         (StarletteHTTPException, http),
         (RequestValidationError, invalid),
-        (Exception, failed),
     ):
         app.add_exception_handler(kind, handler)

@@ -1,15 +1,28 @@
 """The process that listens and answers: its socket, its connections, its end."""
 
+import asyncio
+import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from proxygml.errors import UserError
+from proxygml.serving.connections import Connections, protocol_class
+from proxygml.serving.limits import Limits
+from proxygml.serving.repeated_lines import RepeatedLines
+
+GRACE = 8
+"""Seconds in which requests under way are finished when the server is stopped: container managers kill after ten."""
+
+BACKLOG = 128
+"""Connections that the system accepts before the server has seen them; all may be taken over at a time."""
 
 
 @contextmanager
@@ -21,7 +34,7 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=128)
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port} cannot be listened on: {reason}") from None
@@ -33,10 +46,56 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         yield listening, f"http://{name}:{listening.getsockname()[1]}"
 
 
-def run_server(app: ASGIApp, listening: socket.socket) -> None:
-    """Answer requests until Ctrl-C or a termination signal; those under way are finished."""
-    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
+class Server(uvicorn.Server):
+    """Uvicorn within limits on connections, which ends at once on a second signal.
+
+    Args:
+        app: what answers the requests.
+        limits: see there.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.connections = Connections(limits)
+        config = uvicorn.Config(
+            app,
+            loop="asyncio",
+            http=protocol_class(self.connections),
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # connections are counted by the address that they come from
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=GRACE,
+        )
+        super().__init__(config)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._watching = asyncio.create_task(self.connections.watch())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Finish the requests under way on the first signal, and end at once on the second.
+
+        Additions and removals are saved in one step, so that ending at once loses none that was answered.
+        """
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self.should_exit = True
+
+
+def run_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> None:
+    """Answer requests until Ctrl-C or a termination signal.
+
+    Those under way are then finished; what takes longer than GRACE seconds gets status 503.
+    """
+    server = Server(app, limits)
+    for name in ("uvicorn.error", "asyncio", "proxygml"):
+        logging.getLogger(name).addFilter(RepeatedLines())
     # Searches run side by side, and the threads of one wait busily for its next product: on two cores, two of them took
     # twice the processor time for the same answer.
     with threadpool_limits(max(1, (os.cpu_count() or 1) // 4), user_api="blas"):
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])

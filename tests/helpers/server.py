@@ -19,7 +19,7 @@ from proxygml.serving.service import Service
 if TYPE_CHECKING:
     import httpx
 
-uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+listening = pytest.importorskip("proxygml.serving.server", reason="the extra serve is not installed")
 app = pytest.importorskip("proxygml.serving.api", reason="the extra serve is not installed")
 
 TOKEN = "a secret of the operator"
@@ -39,8 +39,9 @@ class Running:
     def __init__(self, folder: Path, run: Path, limits: Limits, token: str = TOKEN) -> None:
         self.service = Service(Gallery.load(folder), Embedder.load(run), limits)
         self.app = app.make_app(self.service, token)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", server_header=False))
+        self.server = listening.Server(self.app, limits)
         self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
 
