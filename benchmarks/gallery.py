@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.measure import MIB, console, default_device, machine, mebibytes, milliseconds, side_by_side, table
 from proxygml.arrays import Vectors
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.data.vector_file import write_vectors
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.neighbors import Kind, recall_against_exact

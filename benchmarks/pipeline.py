@@ -25,16 +25,9 @@ from torchvision.transforms import v2
 from benchmarks.measure import Work, console, default_device, machine, milliseconds, side_by_side, synchronize, table
 from proxygml import ProxyGMLLoss
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import (
-    ImageDataset,
-    ImageSettings,
-    collate,
-    decode_image,
-    decode_part,
-    random_crop,
-    train_transform,
-)
+from proxygml.data.images import ImageDataset, collate, decode_image, decode_part
 from proxygml.data.resize import Size, copy_smaller
+from proxygml.data.transforms import ImageSettings, random_crop, train_transform
 from proxygml.models.embedder import Embedder, EmbedderSettings
 from proxygml.training.recipe import Recipe
 from proxygml.training.sampler import Batches

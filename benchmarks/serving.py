@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxygml import Embedder, Gallery
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.models.embedder import EmbedderSettings
 from proxygml.models.model_files import fingerprint
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.models.embedder import EmbedderSettings
 from proxygml.training.recipe import LossSettings, Recipe
 

@@ -31,7 +31,7 @@ from proxygml.comparison.plan import Comparison, Method, Values, described, diff
 from proxygml.comparison.tables import fingerprints, read_rows
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.errors import DivergedError, RecipeError, RunError, UserError
 from proxygml.files import atomic_write
 from proxygml.models.backbones import check_weights_file

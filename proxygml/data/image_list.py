@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
 from proxygml.data.catalog import Catalog, boxes_of
+from proxygml.data.decode import image_endings
 from proxygml.errors import ImageError
 
 
@@ -59,7 +59,7 @@ class ImageList:
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    endings = Image.registered_extensions()
+    endings = image_endings()
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.suffix.lower() in endings and not hidden and path.is_file():

@@ -15,7 +15,8 @@ from PIL import Image
 
 from proxygml.console import console, track
 from proxygml.data.catalog import BOX_COLUMNS, Catalog
-from proxygml.data.images import decode_image, scale_down, scaled_size
+from proxygml.data.images import decode_image
+from proxygml.data.transforms import scale_down, scaled_size
 from proxygml.errors import DatasetError
 from proxygml.files import atomic_write
 

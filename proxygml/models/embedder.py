@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from proxygml.console import track
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
 from proxygml.models.backbones import Backbone, InputSpace, build_backbone
 from proxygml.models.dilation import FinerMap

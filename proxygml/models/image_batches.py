@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from proxygml.data.images import ImageDataset, ImageSettings, collate, test_transform
+from proxygml.data.images import ImageDataset, collate
+from proxygml.data.transforms import ImageSettings, test_transform
 from proxygml.errors import ImageError
 
 ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image

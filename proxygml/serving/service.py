@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from proxygml.data.catalog import BOX_COLUMNS
-from proxygml.data.images import decode_image, test_transform, thumbnail
+from proxygml.data.images import decode_image, thumbnail
+from proxygml.data.transforms import test_transform
 from proxygml.errors import GalleryError, ImageError, OverwriteError
 from proxygml.files import atomic_write
 from proxygml.gallery.base import Gallery, SearchResult

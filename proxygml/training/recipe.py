@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import yaml
 
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.errors import RecipeError
 from proxygml.files import atomic_write
 from proxygml.models.embedder import EmbedderSettings

@@ -14,9 +14,10 @@ from torchvision.transforms import v2
 from proxygml.console import console
 from proxygml.data.catalog import BOX_COLUMNS, Catalog
 from proxygml.data.datasets import Dataset, folder, table
-from proxygml.data.images import cut_box, decode_image
+from proxygml.data.images import decode_image
 from proxygml.data.prepare import prepare
 from proxygml.data.resize import Size, copy_smaller
+from proxygml.data.transforms import cut_box
 from proxygml.errors import DatasetError
 from tests.helpers.pictures import write_picture
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from proxygml import Embedder
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.models.embedder import EmbedderSettings
 
 

@@ -1,8 +1,10 @@
 """Small image files for the tests."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -12,3 +14,22 @@ def write_picture(path: Path, seed: int, size: tuple[int, int] = (24, 16)) -> Pa
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def gradient(height: int = 30, width: int = 40) -> Image.Image:
+    """Colours that tell up from down and left from right."""
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack([255 * x / width, 255 * y / height, 255 - 128 * x / width], axis=-1)
+    return Image.fromarray(rgb.astype(np.uint8))
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    """The bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

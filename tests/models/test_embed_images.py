@@ -11,7 +11,7 @@ import torch
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.errors import ImageError, OverwriteError, RunError
 from proxygml.models.embed_images import embed_images
 from proxygml.models.embedder import Embedder, EmbedderSettings

@@ -23,7 +23,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 
 from proxygml import Embedder
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageSettings
+from proxygml.data.transforms import ImageSettings
 from proxygml.errors import CatalogError, DivergedError, OverwriteError, RecipeError, RunError
 from proxygml.evaluation.metrics import score_queries
 from proxygml.models.backbones import build_backbone

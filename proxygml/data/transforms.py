@@ -1,0 +1,214 @@
+"""From a decoded image to the square that the network sees: settings, crops, scaling, random distortions.
+
+Everything here stays 8-bit RGB on the CPU; the embedder turns it into the network's own input space.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from proxygml.errors import ImageError, RecipeError
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Region(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images are cut and scaled for the network: the `images` section of a recipe.
+
+    Raises:
+        RecipeError: a value is impossible; the message names the key.
+    """
+
+    size: int = 224
+    """Side of the square that the network sees, in pixels."""
+
+    resize: int = 256
+    """Shorter side, in pixels, that a test image is scaled to before its centre is cut out; at least `size`."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest area of a random training crop, as fractions of the image's area."""
+
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width of a random training crop divided by its height."""
+
+    horizontal_flip: bool = True
+    """Whether every second training image, at random, is mirrored left to right. Turn it off for characters."""
+
+    rotation: float = 0.0
+    """Training images are turned by a random angle of at most so many degrees to either side, before the crop."""
+
+    fill: int = 255
+    """Grey level, 0 (black) to 255 (white), of the corners that a turned image leaves empty."""
+
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How pixels are interpolated when an image is scaled; always with antialiasing."""
+
+    def __post_init__(self) -> None:
+        least_scale, greatest_scale = _pair("crop_scale", self.crop_scale)
+        least_ratio, greatest_ratio = _pair("crop_ratio", self.crop_ratio)
+        _check(self.size >= 1, "size", self.size, "1 or more")
+        _check(self.resize >= self.size, "resize", self.resize, f"images.size ({self.size}) or more")
+        _check(
+            0 < least_scale <= greatest_scale <= 1,
+            "crop_scale",
+            self.crop_scale,
+            "a least and a greatest fraction, above 0 and up to 1",
+        )
+        _check(
+            0 < least_ratio <= greatest_ratio < math.inf,
+            "crop_ratio",
+            self.crop_ratio,
+            "a least and a greatest ratio, above 0",
+        )
+        _check(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
+        _check(0 <= self.fill <= 255, "fill", self.fill, "between 0 and 255")
+        _check(
+            self.interpolation in ("bilinear", "bicubic"), "interpolation", self.interpolation, "bilinear or bicubic"
+        )
+
+
+def _check(holds: bool, key: str, found: object, expected: str) -> None:
+    if not holds:
+        raise RecipeError(f"images.{key} is {found!r}, but must be {expected}")
+
+
+def _pair(key: str, values: Sequence[float]) -> tuple[float, float]:
+    _check(len(values) == 2, key, values, "two numbers, the least and the greatest")
+    return values[0], values[1]
+
+
+def test_transform(settings: ImageSettings) -> Transform:
+    """The transform of images that are judged, indexed or searched: scale the shorter side, cut out the centre.
+
+    Returns:
+        A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, size, size).
+    """
+
+    def transform(image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        # No more than this can reach the centre crop; scaling a strip of 1 x 60,000 pixels as it is would fill memory.
+        longest = 3 * min(height, width)
+        image = F.center_crop(image, [min(height, longest), min(width, longest)])
+        height, width = image.shape[-2:]
+        least = min(height, width)
+        image = scaled(
+            image, settings.resize * height // least, settings.resize * width // least, settings.interpolation
+        )
+        square: Tensor = F.center_crop(image, [settings.size, settings.size])
+        return square
+
+    return transform
+
+
+def train_transform(settings: ImageSettings, generator: np.random.Generator) -> Transform:
+    """The transform of training images: turn, cut out a random part, scale it, perhaps mirror it.
+
+    The crop has the distribution of torchvision's RandomResizedCrop: area uniform, ratio log-uniform. Every call draws
+    from `generator`, and from nothing else.
+
+    Returns:
+        A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, size, size).
+    """
+
+    def transform(image: Tensor) -> Tensor:
+        if settings.rotation:
+            angle = generator.uniform(-settings.rotation, settings.rotation)
+            image = F.rotate(image, angle, InterpolationMode.BILINEAR, fill=[float(settings.fill)] * 3)
+        top, left, height, width = random_crop(image.shape[-2], image.shape[-1], settings, generator)
+        return finish_crop(image[:, top : top + height, left : left + width], settings, generator)
+
+    return transform
+
+
+def finish_crop(crop: Tensor, settings: ImageSettings, generator: np.random.Generator) -> Tensor:
+    """Scale a training crop, perhaps mirror it."""
+    square = scaled(crop, settings.size, settings.size, settings.interpolation)
+    return square.flip(-1) if settings.horizontal_flip and generator.random() < 0.5 else square
+
+
+def scale_down(image: Tensor, shorter_side: int) -> Tensor:
+    """Scale uint8 (3, H, W) until its shorter side has so many pixels; one that has no more is returned as it is."""
+    return scaled(image, *scaled_size(image.shape[-2], image.shape[-1], shorter_side), "bicubic")
+
+
+def scaled_size(height: int, width: int, shorter_side: int) -> tuple[int, int]:
+    """The height and width that scale_down leaves."""
+    least = min(height, width)
+    if least <= shorter_side:
+        return height, width
+    return height * shorter_side // least, width * shorter_side // least
+
+
+def scaled(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """Scale uint8 (3, H, W) to that height and width, with antialiasing."""
+    # As a batch of one whose strides say that the channels come last: PyTorch then neither unpacks nor packs them.
+    # Its own function, because torchvision's in front of it packs the result another way, which `collate` would undo.
+    batch = image.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
+    return interpolate(batch, (height, width), mode=interpolation, antialias=True, align_corners=False)[0]
+
+
+def random_crop(height: int, width: int, settings: ImageSettings, generator: np.random.Generator) -> Region:
+    """Draw a training crop inside an image of that height and width.
+
+    The rules of torchvision's RandomResizedCrop: of ten draws the first that fits, or else the largest centred part
+    whose ratio is allowed.
+    """
+    least_ratio, greatest_ratio = settings.crop_ratio
+    for _ in range(10):
+        area = height * width * generator.uniform(*settings.crop_scale)
+        ratio = math.exp(generator.uniform(math.log(least_ratio), math.log(greatest_ratio)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(generator.integers(height - crop_height, endpoint=True))
+            left = int(generator.integers(width - crop_width, endpoint=True))
+            return Region(top, left, crop_height, crop_width)
+    crop_height = max(1, min(height, round(width / least_ratio)))
+    crop_width = max(1, min(width, round(height * greatest_ratio)))
+    return Region((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def cut_box(image: Tensor, box: Sequence[int], name: str) -> Tensor:
+    """Cut a box out of an upright image.
+
+    Args:
+        image: (3, H, W), as decode_image returns it: the box is in pixels of the image after its orientation tag was
+            applied.
+        box: x_1, y_1, x_2, y_2 with x_1 <= x < x_2 and y_1 <= y < y_2 inside; what lies outside the image is clipped.
+            (0, 0, 0, 0) is the whole image.
+        name: what the message calls the image.
+
+    Raises:
+        ImageError: nothing of the box lies inside the image.
+    """
+    top, left, height, width = box_region(box, image.shape[-2], image.shape[-1], name)
+    return image[:, top : top + height, left : left + width]
+
+
+def box_region(box: Sequence[int], height: int, width: int, name: str) -> Region:
+    """The part of an image that a box cuts out; see cut_box."""
+    if not any(box):
+        return Region(0, 0, height, width)
+    left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
+    if left >= right or top >= bottom:
+        found = ", ".join(map(str, box))
+        raise ImageError(
+            f"{name} is {width} x {height} pixels, and its box x_1, y_1, x_2, y_2 = {found} cuts out nothing"
+        )
+    return Region(top, left, bottom - top, right - left)
