@@ -14,6 +14,7 @@ from PIL import Image
 
 from proxygml import Embedder, Gallery
 from proxygml.data.catalog import Catalog
+from proxygml.gallery.manifest import Threshold
 from proxygml.serving.limits import Limits
 from tests.helpers.models import untrained
 from tests.helpers.server import TOKEN, Running, gallery_at, picture
@@ -191,6 +192,25 @@ def test_a_click_searches_on_and_back_leads_back(server: Running, visit: Visit, 
     visit.page.locator("#seen").wait_for(state="hidden")
 
 
+def test_the_page_works_below_a_prefix(server: Running, browser: Any) -> None:
+    """As behind a proxy that serves it at /gallery/: no address of the page starts at the root."""
+    page = browser.new_page()
+
+    def forward(route: Any) -> None:
+        path = route.request.url.removeprefix("http://proxy.test")
+        inside = path.startswith("/gallery/")
+        route.fulfill(
+            response=route.fetch(url=server.address + path.removeprefix("/gallery"))
+        ) if inside else route.abort()
+
+    page.route("http://proxy.test/**", forward)
+    page.goto("http://proxy.test/gallery/#item=3")
+    expect(page.locator(".tile")).to_have_count(24)
+    expect(page.locator("#size")).to_have_text("48 items")
+    expect(page.locator(".tile img").first).to_have_js_property("naturalWidth", 320)
+    page.close()
+
+
 def test_how_many_and_filters(server: Running, visit: Visit, photo: Path) -> None:
     visit.choose(photo)
     visit.results()
@@ -229,28 +249,28 @@ def test_a_filter_that_cannot_be_is_named_and_can_be_removed(visit: Visit, photo
 
 
 def test_no_label_is_no_rejection(run_folder: Path, browser: Any, small_catalog: Path, tmp_path: Path) -> None:
-    """Without labels there is no verdict; below the threshold there is one."""
-    paths = Catalog.read(small_catalog).split("test").paths[:2]
-    vectors = Embedder.load(run_folder).embed(paths)
-    Gallery.create(vectors, pd.DataFrame({"path": [str(path) for path in paths]})).save(tmp_path / "plain")
+    """Of items without labels there is no verdict; where the nearest is not near enough, there is one."""
+    paths = Catalog.read(small_catalog).split("test").paths[:3]
+    vectors = Embedder.load(run_folder).embed(paths[:2])
+    items = pd.DataFrame({"path": [str(path) for path in paths[:2]]})
+    Gallery.create(vectors, items).save(tmp_path / "plain")
+    labelled = Gallery.create(vectors, items.assign(label=["x", "y"]))
+    labelled.set_threshold(Threshold(0.9999999, 0.0, 1.0, 10, 5))
+    labelled.save(tmp_path / "labelled")
     for server in running(tmp_path / "plain", run_folder, Limits()):
         visit = Visit(browser, server.address)
-        visit.choose(paths[0])
-        assert visit.results() == [0, 1]
+        visit.choose(paths[2])
+        assert sorted(visit.results()) == [0, 1]
         assert visit.page.locator("#verdict").is_hidden()
-        assert visit.text(".tile >> nth=0").startswith("Item 0")
+        assert visit.text(".tile >> nth=0").startswith("Item ")
         visit.check()
         visit.page.close()
-
-
-def test_a_query_of_no_known_class(changing: Running, browser: Any, photo: Path) -> None:
-    visit = Visit(browser, changing.address)
-    answer = '{"items": [], "prediction": {"label": null, "share": 0.4}}'
-    visit.page.route("**/search", lambda route: route.fulfill(body=answer, content_type="application/json"))
-    visit.choose(photo)
-    visit.page.locator("#verdict").wait_for()
-    assert visit.text("#verdict").strip() == "None of the known classes"
-    visit.page.close()
+    for server in running(tmp_path / "labelled", run_folder, Limits()):
+        visit = Visit(browser, server.address)
+        visit.choose(paths[2])
+        visit.results()
+        assert visit.text("#verdict").strip() == "None of the known classes"
+        visit.page.close()
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -309,6 +329,44 @@ def test_an_answer_that_is_not_the_interface_s_is_explained(visit: Visit, photo:
 def test_an_item_that_is_gone_is_named(server: Running, visit: Visit) -> None:
     visit.page.goto(f"{server.address}/#item=4711")
     assert "There is no item 4711" in visit.error()
+
+
+def test_hostile_names_and_messages_stay_text(visit: Visit, photo: Path, tmp_path: Path) -> None:
+    """Of files, columns, filters and the server's own messages."""
+    hostile = tmp_path / "<img src=x onerror=alert(1)>.png"
+    hostile.write_bytes(photo.read_bytes())
+    described = {
+        "items": 1,
+        "columns": [HOSTILE],
+        "kinds": ["image/png"],
+        "max_k": 9,
+        "max_upload_mb": 9,
+        "changes": True,
+    }
+    visit.page.route("**/gallery", lambda route: route.fulfill(json=described))
+    visit.page.route("**/search", lambda route: route.fulfill(status=422, json={"error": HOSTILE}))
+    visit.page.reload()
+    visit.page.get_by_label("Filter", exact=True).fill(HOSTILE)
+    visit.page.keyboard.press("Enter")
+    visit.choose(hostile)
+    assert HOSTILE in visit.error()
+    visit.page.get_by_text("Change the gallery").click()
+    assert visit.text("#query-name") == hostile.name
+    assert visit.text("#filters button") == HOSTILE
+    assert visit.text("#values label") == HOSTILE
+    answer = {
+        "items": [{"rank": 1, "score": 1, "id": 0, "label": HOSTILE}],
+        "prediction": {"label": HOSTILE, "share": 1},
+    }
+    visit.page.unroute("**/search")
+    visit.page.route("**/search", lambda route: route.fulfill(json=answer))
+    visit.choose(hostile)
+    visit.results()
+    assert visit.text("#verdict-label") == HOSTILE
+    assert (
+        visit.page.locator("img:not([src^='items/0/'], [src^='blob:']), a:not(#skip), script:not([src])").count() == 0
+    )
+    assert visit.page.locator("[onerror]").count() == 0
 
 
 # Changing -------------------------------------------------------------------------------------------------------------
