@@ -11,7 +11,8 @@ from proxygml.cli.parser import Parser
 
 def cluster(arguments: Sequence[str]) -> None:
     """Sort images into clusters, report near-duplicates, draw a contact sheet of each cluster."""
-    from proxygml.gallery.clustering import ClusterSettings, Layout, check_clusters_folder, summary, write_clusters
+    from proxygml.gallery.cluster_folder import Layout, check_clusters_folder, summary, write_clusters
+    from proxygml.gallery.clustering import ClusterSettings
 
     parser = Parser("cluster", str(cluster.__doc__))
     parser.add_argument("run", type=Path, help="the run folder")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from proxygml.errors import UserError
 from proxygml.evaluation import ranking as retrieval
+from proxygml.evaluation.kmeans import kmeans
 from proxygml.evaluation.ranking import Array, Precision, QueryScores, Retrieval
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, 
     whole = len(task.evaluated) == len(task.unit)
     vectors = (task.unit if whole else task.unit[task.tensor(task.evaluated)]).cpu().numpy()
     with _timed("k-means", seconds):
-        clusters = _kmeans(vectors, int(classes.max()) + 1, seed, progress)
+        clusters = kmeans(vectors, int(classes.max()) + 1, seed, progress=progress)
     with _timed("NMI", seconds):
         value = float(normalized_mutual_info_score(classes, clusters))
     with _timed("bootstrap", seconds):
@@ -284,31 +285,6 @@ def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, 
             return Estimate(value, value, value)
         low, high = _bootstrap_interval(information[:, None], entropy[:, None], bootstrap, seed)
     return Estimate(value, float(low[0]), float(high[0]))
-
-
-def _kmeans(vectors: Array, num_clusters: int, seed: int, progress: bool) -> Array:
-    """The cluster of each vector (n, D), int64; every vector takes part in every iteration."""
-    import faiss  # noqa: PLC0415
-
-    from proxygml.console import console  # noqa: PLC0415
-
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        num_clusters,
-        niter=25,
-        nredo=1,
-        seed=seed % 2**31,  # all that FAISS takes
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(vectors),
-    )
-    if not progress:
-        kmeans.train(vectors)
-    else:
-        with console.status(f"Clustering {len(vectors):,} embeddings into {num_clusters:,} clusters"):
-            kmeans.train(vectors)
-    clusters: Array = kmeans.assign(vectors)[1]
-    return clusters
 
 
 def _information_by_class(classes: Array, clusters: Array) -> tuple[Array, Array]:

@@ -155,7 +155,8 @@ class Gallery(Backend):
         own = _excluded_ids(exclude, len(queries))
         spare = 0 if exclude is None else 1
         wanted = (max(k, RERANKED) if rerank else k) + spare
-        candidates = self._candidates(queries, wanted, parse_where(where or {}, self.columns))
+        conditions = parse_where(where, self.columns) if where else []
+        candidates = self._candidates(queries, wanted, conditions)
         available = min((len(found.ids) for found in candidates), default=wanted)
         k = min(k, available - spare)
         if k < 1:

@@ -8,7 +8,9 @@ import pytest
 
 from proxygml.data.image_list import ImageList
 from proxygml.errors import OverwriteError, UserError
-from proxygml.gallery.clustering import ClusterSettings, cluster, near_duplicates, write_clusters
+from proxygml.gallery.cluster_folder import write_clusters
+from proxygml.gallery.clustering import ClusterSettings, cluster
+from proxygml.gallery.duplicates import near_duplicates
 from tests.helpers.pictures import write_picture
 from tests.helpers.vectors import Array
 
@@ -69,7 +71,7 @@ def test_near_duplicates_hang_together_in_chains(monkeypatch: pytest.MonkeyPatch
     least = float(np.cos(0.15))
     expected = [[0, 2, 4], [3, 5]]
     assert [group.tolist() for group in near_duplicates(vectors, least)] == expected
-    monkeypatch.setattr("proxygml.gallery.clustering._PAIRS_AT_A_TIME", 12)  # two rows at a time
+    monkeypatch.setattr("proxygml.gallery.duplicates._PAIRS_AT_A_TIME", 12)  # two rows at a time
     assert [group.tolist() for group in near_duplicates(vectors, least)] == expected
 
 
