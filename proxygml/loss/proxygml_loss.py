@@ -4,14 +4,23 @@ It needs nothing else of this package: `from proxygml import ProxyGMLLoss` fits 
 """
 
 import math
+import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxygml.loss import graph
+from proxygml.loss.sharded import Shard
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_DRAWN_AT_A_TIME = 2**22  # numbers: bounds what drawing the proxies of other processes takes
 
 
 class ProxyGMLLoss(nn.Module):
@@ -40,12 +49,23 @@ class ProxyGMLLoss(nn.Module):
             sample's own class is kept with all N proxies, others mostly with fewer, so a sum favours it by count. N is
             no inverse temperature then, and `scale` has to take that part: try 16.
         memory_limit: bytes that the regulariser's logits may take at a time (one row of them at least).
+        process_group: the processes that the classes are divided over, `torch.distributed.group.WORLD` for all; None
+            for one process that owns them all. See below.
         device, dtype: of the proxies, as for the layers of torch.nn. In bfloat16 they take half the memory; the loss
             still computes in float32.
 
     Attributes:
-        proxies: Parameter (num_classes * proxies_per_class, embedding_size), class-major. Give it a learning rate of
-            its own: published values are 0.03 (CUB, Cars) and 0.3 (SOP) beside 1e-4 for the network.
+        proxies: Parameter (len(owned_classes) * proxies_per_class, embedding_size), class-major. Give it a learning
+            rate of its own: published values are 0.03 (CUB, Cars) and 0.3 (SOP) beside 1e-4 for the network.
+        owned_classes: the classes, consecutive, whose proxies this process holds; all of them without a group.
+
+    With a process group each process holds the proxies, and so the gradient and the optimiser's state, of its own
+    classes alone; do not wrap the loss in DistributedDataParallel. `forward` takes this process's samples, with labels
+    of all classes, and returns the loss of the samples of all processes, to each of them. `backward` leaves in the
+    proxies their gradient, and in the embeddings W times that of this loss, W being the number of processes: data
+    parallelism divides by W, so that the network gets the gradient of one process with all samples. Every process has
+    to call the loss and its backward equally often, with embeddings of one precision; a batch may be smaller on some,
+    or empty. The proxies are drawn as one process would draw them on a CPU; seed all processes alike.
 
     Raises:
         ValueError: an argument that is out of its range.
@@ -70,17 +90,18 @@ class ProxyGMLLoss(nn.Module):
         mask_softmax: bool = True,
         degree_normalized: bool = False,
         memory_limit: int = 32 * 2**20,
+        process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_count("num_classes", num_classes)
-        _check_count("embedding_size", embedding_size)
-        _check_count("proxies_per_class", proxies_per_class)
+        num_classes = _count("num_classes", num_classes)
+        embedding_size = _count("embedding_size", embedding_size)
+        proxies_per_class = _count("proxies_per_class", proxies_per_class)
         _check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
         _check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
         _check_number("scale", scale, "more than 0", lambda factor: factor > 0)
-        _check_count("memory_limit", memory_limit)
+        memory_limit = _count("memory_limit", memory_limit)
         if sparse and proxy_weight > 0:
             raise ValueError(
                 f"sparse is True and proxy_weight is {proxy_weight}, but the regulariser moves every proxy, so that no "
@@ -101,9 +122,10 @@ class ProxyGMLLoss(nn.Module):
         self._sample_size = _sample_size(proxy_sample, num_classes * proxies_per_class)
         self.neighbors = graph.neighbor_count(num_classes, proxies_per_class, neighbor_ratio)
         self._warn_if_raised()
-        self.proxies = nn.Parameter(
-            torch.empty(num_classes * proxies_per_class, embedding_size, device=device, dtype=dtype)
-        )
+        self._shard = None if process_group is None else Shard(num_classes, proxies_per_class, process_group)
+        self.owned_classes = range(num_classes) if self._shard is None else self._shard.classes
+        rows = len(self.owned_classes) * proxies_per_class
+        self.proxies = nn.Parameter(torch.empty(rows, embedding_size, device=device, dtype=dtype))
         self.reset_parameters()
 
     def _warn_if_raised(self) -> None:
@@ -122,9 +144,28 @@ class ProxyGMLLoss(nn.Module):
         The published tensor lies the other way, (D, C*N), so that its fan-in is C*N and the bound 1 / sqrt(C*N). The
         direction of a proxy does not depend on it, but how far the first optimiser steps turn it does.
         """
-        nn.init.kaiming_uniform_(self.proxies.T, a=math.sqrt(5))
+        if self._shard is None:
+            nn.init.kaiming_uniform_(self.proxies.T, a=math.sqrt(5))
+        else:
+            self._draw_own()
 
-    def forward(self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None) -> Tensor:
+    @torch.no_grad()
+    def _draw_own(self) -> None:
+        """Draw the proxies of all processes in turn, a block at a time, and keep this process's."""
+        per_class, size = self.proxies_per_class, self.embedding_size
+        total, first, last = (per_class * classes for classes in (self.num_classes, *_ends(self.owned_classes)))
+        bound = math.sqrt(3) * (nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(total))
+        step = max(1, _DRAWN_AT_A_TIME // size)
+        for start in range(0, total, step):
+            stop = min(start + step, total)
+            drawn = torch.empty(stop - start, size, dtype=self.proxies.dtype).uniform_(-bound, bound)
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                self.proxies[low - first : high - first] = drawn[low - start : high - start].to(self.proxies.device)
+
+    def forward(
+        self, embeddings: Tensor, labels: "Tensor | np.ndarray[Any, Any] | Sequence[int]", indices_tuple: None = None
+    ) -> Tensor:
         """The loss of a batch, L_s + proxy_weight * L_p.
 
         Values are checked on the CPU only: on an accelerator reading them back would stall its queue; there a NaN
@@ -132,7 +173,7 @@ class ProxyGMLLoss(nn.Module):
 
         Args:
             embeddings: (M, embedding_size) of any floating precision; normalised here.
-            labels: (M,) integers in 0..num_classes - 1.
+            labels: (M,) integers in 0..num_classes - 1, as a tensor, an array or a list.
             indices_tuple: ignored; trainers of pytorch-metric-learning pass it.
 
         Returns:
@@ -141,26 +182,64 @@ class ProxyGMLLoss(nn.Module):
         Raises:
             ValueError: a wrong shape or dtype, a label out of range, a NaN or infinite embedding.
         """
-        self._check(embeddings, labels)
-        labels = labels.to(embeddings.device, torch.int64)
+        labels = self._checked(embeddings, labels)
+        sizes = None if self._shard is None else self._shard.sizes(len(labels))
         with torch.autocast(embeddings.device.type, enabled=False):
             samples = self._samples(embeddings)
-            if len(labels) == 0:
+            if sum(sizes or [len(labels)]) == 0:
                 no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
                 return samples.sum() + no_proxies.sum(dtype=samples.dtype)
-            return graph.proxy_graph_loss(samples, self.proxies, labels, self._terms(), self._sampled())
+            return graph.proxy_graph_loss(
+                samples, self.proxies, labels, self._terms(), self._sampled(), self._shard, sizes
+            )
 
     @torch.no_grad()
-    def select(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The sub-graph of each sample: (M, k) int64 indices of the proxies it keeps, its own class's first.
+    def select(self, embeddings: Tensor, labels: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
+        """The sub-graph of each sample: (M, k) int64 numbers of the proxies it keeps, its own class's first.
 
-        (Without `positive_mask` in no order.)
+        (Without `positive_mask` in no order.) With a process group: for the samples of all processes, in their order,
+        those proxies that this process holds, numbered among all processes'; -1 in places that are left.
         """
-        self._check(embeddings, labels)
-        labels = labels.to(embeddings.device, torch.int64)
+        edges, _ = self._edges(embeddings, self._checked(embeddings, labels))
+        numbers = edges.neighbors + self.owned_classes.start * self.proxies_per_class
+        return numbers if edges.kept is None else torch.where(edges.kept, numbers, -1)
+
+    @torch.no_grad()
+    def kept_by_others(self, embeddings: Tensor, labels: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
+        """How many samples of other classes, of all processes, keep each of this process's proxies: int64."""
+        labels = self._checked(embeddings, labels)
+        edges, labels = self._edges(embeddings, labels)
+        classes = edges.neighbors // self.proxies_per_class + self.owned_classes.start
+        others = classes != labels[:, None]
+        if edges.kept is not None:
+            others &= edges.kept
+        counts = torch.zeros(len(self.proxies), dtype=torch.int64, device=self.proxies.device)
+        return counts.index_add_(0, edges.neighbors.flatten(), others.flatten().to(counts.dtype))
+
+    def _edges(self, embeddings: Tensor, labels: Tensor) -> tuple[graph.Edges, Tensor]:
+        """The edges of the samples of all processes to this process's proxies, and those samples' labels."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            similarity, _ = graph.cosine_similarity(self._samples(embeddings), self.proxies)
-        return graph.select_neighbors(similarity, labels, self.proxies_per_class, self.neighbors, self.positive_mask)[1]
+            samples = self._samples(embeddings)
+            if self._shard is not None:
+                sizes = self._shard.sizes(len(labels))
+                samples, labels = self._shard.gathered(samples, sizes), self._shard.gathered(labels, sizes)
+            similarity, _ = graph.cosine_similarity(samples, self.proxies)
+        return graph.select_neighbors(similarity, labels, self._terms(), self._shard), labels
+
+    def get_extra_state(self) -> Tensor:
+        """What the rows of the proxies stand for: C, N, and the classes that this process owns."""
+        owned = self.owned_classes
+        return torch.tensor([self.num_classes, self.proxies_per_class, owned.start, owned.stop])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raise ValueError where loaded proxies are those of other classes, though their number may be the same."""
+        if state.tolist() != self.get_extra_state().tolist():
+            classes, number, first, last = state.tolist()
+            raise ValueError(
+                f"the state is that of {number} proxies of each of the classes {first}..{last - 1} of {classes}, but "
+                f"the loss was built for {self.proxies_per_class} of each of {self.owned_classes.start}.."
+                f"{self.owned_classes.stop - 1} of {self.num_classes}: build it with the same numbers"
+            )
 
     def _samples(self, embeddings: Tensor) -> Tensor:
         """The embeddings, normalised, in the precision of the computation.
@@ -168,7 +247,9 @@ class ProxyGMLLoss(nn.Module):
         Half-precision inputs are computed in float32 throughout, autocast or not: sums of hundreds of terms need it.
         """
         dtype = torch.promote_types(torch.promote_types(embeddings.dtype, self.proxies.dtype), torch.float32)
-        return _directions(embeddings.to(dtype), least=max(1e-12, torch.finfo(embeddings.dtype).tiny))
+        # Shorter vectors would get gradients beyond what the precision holds.
+        least = max(torch.finfo(embeddings.dtype).tiny, torch.finfo(dtype).tiny * 2**20)
+        return _directions(embeddings.to(dtype), least)
 
     def _terms(self) -> graph.Terms:
         return graph.Terms(
@@ -181,13 +262,22 @@ class ProxyGMLLoss(nn.Module):
             self.positive_mask,
             self.mask_softmax,
             self.degree_normalized,
+            whole=self.neighbors == self.num_classes * self.proxies_per_class,
         )
 
     def _sampled(self) -> Tensor | None:
         """The proxies that the regulariser looks at in this step; None for all."""
-        if self._sample_size == len(self.proxies) or self.proxy_weight == 0:
+        total = self.num_classes * self.proxies_per_class
+        if self._sample_size == total or self.proxy_weight == 0:
             return None
-        return torch.randperm(len(self.proxies), device=self.proxies.device)[: self._sample_size]
+        sampled = torch.randperm(total, device=self.proxies.device)[: self._sample_size]
+        return sampled if self._shard is None else self._shard.first_(sampled)
+
+    def _checked(self, embeddings: Tensor, labels: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
+        """The labels as int64 on the embeddings' device; ValueError where a batch is not as `forward` says."""
+        labels = torch.as_tensor(labels)
+        self._check(embeddings, labels)
+        return labels.to(embeddings.device, torch.int64)
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if not embeddings.is_floating_point():
@@ -225,15 +315,30 @@ class ProxyGMLLoss(nn.Module):
         )
 
 
+def _ends(numbers: range) -> tuple[int, int]:
+    return numbers.start, numbers.stop
+
+
 def _directions(vectors: Tensor, least: float) -> Tensor:
-    """L2-normalise the rows; one shorter than `least` has no direction to turn: it becomes 0 and gets no gradient."""
-    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return torch.where(length > least, vectors / length.clamp_min(least), 0)
+    """L2-normalise the rows; one with no number above `least` has no direction: it becomes 0 and gets no gradient.
+
+    Each row is scaled by its largest number first, so that squares neither overflow nor vanish.
+    """
+    largest = torch.linalg.vector_norm(vectors.detach(), math.inf, dim=1, keepdim=True)
+    scaled = vectors / largest.clamp_min(least)
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return torch.where(largest > least, scaled / length.clamp_min(0.5), 0)
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _count(name: str, value: int) -> int:
+    """A whole number of at least 1, NumPy's too."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
         raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+    return number
 
 
 def _sample_size(proxy_sample: int | float | None, total: int) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from proxygml import ProxyGMLLoss
-from proxygml.loss import graph
+from proxygml.loss import gradients, graph
 from tests.helpers.dense import dense_loss
 
 
@@ -258,7 +258,7 @@ def test_a_sparse_gradient_is_the_same(C: int, N: int, r: float) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 def test_bfloat16_proxies_are_computed_in_float32(weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "CPU_BLOCK_BYTES", 1000)  # several blocks
+    monkeypatch.setattr(gradients, "CPU_BLOCK_BYTES", 1000)  # several blocks
     torch.manual_seed(0)
     low = ProxyGMLLoss(40, 16, 3, 0.1, weight, dtype=torch.bfloat16)
     high = ProxyGMLLoss(40, 16, 3, 0.1, weight)
@@ -358,7 +358,7 @@ def test_empty_batch_is_zero_with_a_graph() -> None:
 def test_proxies_reach_optimiser_checkpoint_and_device() -> None:
     loss = make_loss(5, 4, 2, 0.5)
     assert [name for name, _ in loss.named_parameters()] == ["proxies"]
-    assert list(loss.state_dict()) == ["proxies"]
+    assert list(loss.state_dict()) == ["proxies", "_extra_state"]
     assert loss.to("meta").proxies.device.type == "meta"
 
 

@@ -1,0 +1,36 @@
+"""Functions run by several real processes that talk over gloo."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+
+def in_processes(count: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+    """What `function(*arguments)` returns in each of `count` processes of one group, in their order.
+
+    Args:
+        count: how many processes.
+        function: of a module, so that a new process can import it.
+        folder: where the processes meet and leave their results.
+        arguments: the same for all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Forked, as torch's own loaders are: starting anew would load torch again in each. One thread each makes it safe.
+    multiprocessing.start_processes(_joined, (count, function, folder, arguments), nprocs=count, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]  # made just above
+
+
+def _joined(rank: int, count: int, function: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
+    try:
+        torch.save(function(*arguments), folder / f"{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
