@@ -1,16 +1,19 @@
 """The mistakes a user can make, one type for each kind.
 
-Every message names the thing, what was found, what was expected and the mend. Commands print it without a traceback
-and exit with 2; anything else that escapes is a bug.
+Every message names the thing, what was found, what was expected and how to fix it. Commands print it without a
+traceback and exit with 2; anything else that escapes is a bug.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.util import find_spec
 
+MOST_NAMED = 20
+"""Known names that a message still lists."""
+
 
 class UserError(ValueError):
-    """The base of all: something in the input is wrong, and the message says what and how to mend it."""
+    """The base of all: something in the input is wrong, and the message says what it is and how to fix it."""
 
 
 class CatalogError(UserError):
@@ -38,7 +41,7 @@ class RunError(UserError):
 
 
 class OverwriteError(UserError):
-    """Something is already there, and nobody said that it may go."""
+    """Something is already there, and `--force` was not given."""
 
 
 class DivergedError(UserError):
@@ -46,7 +49,7 @@ class DivergedError(UserError):
 
 
 class GalleryError(UserError):
-    """A gallery that is missing, damaged or of another model; or a question that it cannot answer."""
+    """A gallery that is missing, damaged or of another model; or a query that it cannot answer."""
 
 
 def check_extra(extra: str, *packages: str) -> None:
@@ -57,7 +60,7 @@ def check_extra(extra: str, *packages: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
-    """The end of a message about an unknown name: the known names that are spelt most like it, or all of them.
+    """The end of a message about an unknown name: the known names that are spelt most like it; or all, if they are few.
 
     Args:
         name: what was given.
@@ -65,7 +68,12 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
         most: how many names to suggest.
     """
     known = list(known)
-    close = get_close_matches(name, known, n=most)
+    if not known:
+        return "there are none"
+    same_ending = [other for other in known if "." in other and other.rpartition(".")[2] == name.strip("-")]
+    close = list(dict.fromkeys((*get_close_matches(name, known, n=most), *same_ending)))[:most]
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"choose one of {', '.join(known)}" if known else "there are none"
+    if len(known) > MOST_NAMED:
+        return f"none of the {len(known)} known names is spelt like it"
+    return f"choose one of {', '.join(known)}"

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and where files lie that may be thrown away."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,25 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from proxygml.errors import OverwriteError, UserError
+
+PathLike = str | os.PathLike[str]
+"""What functions take for a path: text or a pathlib.Path."""
+
+ADVICE = {
+    errno.ENOSPC: "make room on the disk, or choose another folder, and repeat the command",
+    errno.EDQUOT: "make room within your quota, or choose another folder, and repeat the command",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose another place, or ask for the right to use this one",
+    errno.EPERM: "choose another place, or ask for the right to use this one",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path, and make the folders it needs",
+    errno.ENOTDIR: "a part of this path is a file: choose another place",
+    errno.EISDIR: "it is a folder, but a file is needed: choose another name",
+    errno.EEXIST: "choose another name",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers",
+    errno.ENOMEM: "use smaller batches or fewer workers",
+}
+"""What to do about an error of the operating system."""
 
 
 @contextmanager
@@ -30,6 +50,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def translating_os_errors() -> Iterator[None]:
+    """Turn an error of the operating system on a file or disk into a UserError: the path, what is wrong, what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise  # of the network or of another program: its own message says more
+        place = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None) or "a file"
+        raise UserError(f"{place}: {error.strerror}: {ADVICE[error.errno]}") from error
+    except ValueError as error:
+        if str(error) != "embedded null byte":  # of open(), os.stat() and others, all with this message
+            raise
+        raise UserError(
+            "a path holds a NUL character, which no file name can: check the paths that were given"
+        ) from error
 
 
 def check_overwrite(path: Path, force: bool) -> None:

@@ -1,1 +1,1 @@
-"""The commands. Each reads its options, calls the function of the same name, and says where the result lies."""
+"""The commands, one file each: it reads its options, calls the function of that name, says where the result lies."""

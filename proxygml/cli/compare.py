@@ -3,99 +3,65 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
+from proxygml.cli.options import recipe_with
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
-from proxygml.cli.train import recipe_of
 from proxygml.errors import UserError
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+OWN = ("recipe", "run", "part", "from", "out")
 
 
-def compare(arguments: Sequence[str]) -> None:
-    """Train and judge many losses with many seeds under one protocol, and make one table; goes on where it stopped."""
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Run a comparison, or make a table of rows that are there."""
     from proxygml.training.recipe import Recipe
 
-    parser = Parser("compare", str(compare.__doc__))
-    parser.add_argument("--recipe", default="", help="a comparison's YAML file, or the name of one of ours")
+    parser.usage = "%(prog)s --recipe RECIPE --catalog CATALOG --run FOLDER [options]"
+    words = "the YAML file of a comparison, or the name of one that comes with proxygml, such as glyphs"
+    parser.add_argument("--recipe", default="", help=words)
     parser.add_argument("--run", type=Path | None, default=None, help="the folder of the comparison")
-    parser.add_argument("--part", default="1/1", help="2/8: the second of eight parts, on machines that share --run")
-    parser.add_argument(
-        "--from",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="rows of cells.csv files: with --recipe they are not trained again, with --out they alone make the table",
-    )
-    parser.add_argument("--out", type=Path | None, default=None, help="the folder for a table of --from alone")
+    words = "2/8 runs the second of eight parts, for machines that share the folder (default: 1/1)"
+    parser.add_argument("--part", default="", help=words)
+    words = "cells.csv files of other machines or days: with --recipe, their rows are not trained again; with --out, "
+    parser.add_argument("--from", type=Path, nargs="+", default=[], help=words + "the table is made of them alone")
+    words = "the folder for a table of the rows of --from alone"
+    parser.add_argument("--out", type=Path | None, default=None, help=words)
     parser.add_class_arguments(Recipe, as_group=False)
-    options = parser.parse(arguments)
-    if options.out is not None:
-        if not options["from"] or options.recipe or options.run:
-            raise UserError("--out is the folder for a table of --from alone, without --recipe and --run")
-        _check_idle_options(parser, options, ("from", "out"))
-        _tabulate(options["from"], options.out)
-    elif not options.recipe or options.run is None:
-        alone = "; or, for a table of rows alone, --from and --out" if options["from"] else ""
+    options = parser.parse(arguments, only_given=True)
+    rows = options.get("from", [])
+    if "out" in options:
+        _check_table_options(options)
+        from proxygml.comparison.compare import tabulate
+
+        tabulate(rows, options.out)
+        _print_table(options.out)
+        return
+    if not options.get("recipe") or "run" not in options:
+        alone = "; or, for a table of rows alone, --from and --out" if rows else ""
         raise UserError(f"a comparison needs its recipe, --recipe, and its folder, --run{alone}")
-    else:
-        _compare(parser, arguments, options.recipe, options.run, options.part, options["from"])
-
-
-def _check_idle_options(parser: Parser, options: Namespace, used: Sequence[str]) -> None:
-    """Name an option that was given, but changes nothing beside those that are used."""
-    given, defaults = options.as_flat(), parser.get_defaults().as_flat()
-    for name, value in vars(given).items():
-        if name not in used and value != getattr(defaults, name, None):
-            raise UserError(f"--{name} changes nothing beside --{' and --'.join(used)}: leave it out")
-
-
-def _compare(
-    parser: Parser, arguments: Sequence[str], name: str, folder: Path, part: str, known: Sequence[Path]
-) -> None:
-    from accelerate import PartialState
-
+    from proxygml.comparison.compare import compare
     from proxygml.comparison.plan import Comparison
-    from proxygml.comparison.runner import Cells, Part
-    from proxygml.comparison.tables import read_rows
-    from proxygml.training.recipe import SECTIONS, find_recipe, flattened, recipe_keys
+    from proxygml.training.recipe import find_recipe
 
-    comparison = Comparison.read(find_recipe(name, "compare"))
-    shared = flattened(comparison.shared.content())
-    # Options win over what all methods share.
-    parser.set_defaults({key: shared[key] for key in recipe_keys() if key in shared and key not in SECTIONS})
-    comparison = replace(comparison, shared=recipe_of(parser.instantiate(parser.parse(arguments))))
-    share, cells = Part.read(part), Cells(comparison, folder, read_rows(known) if known else None)
-    cells.run(share)
-    if not PartialState().is_main_process:
-        return
-    from proxygml.files import atomic_write
-
-    rows = cells.gather()
-    if rows.empty:
-        say("no cell is finished yet, and this part has none to train: there is no table")
-        return
-    with atomic_write(cells.rows_file) as temporary:
-        rows.to_csv(temporary, index=False)
-    say(f"cells:  {cells.rows_file}")
-    _write_comparison(rows, folder, cells.planned())
+    path = find_recipe(options.recipe, "compare")
+    comparison = Comparison.read(path)
+    shared = recipe_with(comparison.shared.content(), options, OWN, str(path))
+    if compare(replace(comparison, shared=shared), options.run, part=options.get("part", "1/1"), rows=rows) is not None:
+        say(f"cells:  {options.run / 'cells.csv'}")
+        _print_table(options.run)
 
 
-def _tabulate(paths: Sequence[Path], folder: Path) -> None:
-    from proxygml.comparison.tables import read_rows
+def _check_table_options(options: Namespace) -> None:
+    """Raise UserError where options beside --from and --out were given, which would change nothing."""
+    if "from" not in options or "recipe" in options or "run" in options:
+        raise UserError("--out is the folder for a table of --from alone, without --recipe and --run")
+    for name in vars(options):
+        if name not in ("from", "out"):
+            raise UserError(f"--{name} changes nothing beside --from and --out: leave it out")
 
-    _write_comparison(read_rows(paths), folder, ())
 
-
-def _write_comparison(rows: "DataFrame", folder: Path, planned: Sequence[tuple[str, int]]) -> None:
-    from proxygml.comparison.report import write_comparison
-    from proxygml.comparison.tables import Summary
-
-    summary = Summary(rows, planned)
-    write_comparison(folder, folder.resolve().name, summary)
+def _print_table(folder: Path) -> None:
     say((folder / "table.md").read_text(encoding="utf-8"))
     say(f"table:  {folder / 'table.md'}", f"report: {folder / 'comparison.html'}")

@@ -2,27 +2,32 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import Parser
 
+if TYPE_CHECKING:
+    from proxygml.evaluation.metrics import Evaluation
+    from proxygml.training.run_folder import RunFolder
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """Evaluate a run on the test split of its catalog, or of another one."""
-    parser = Parser("evaluate", str(evaluate.__doc__))
+
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Evaluate a run."""
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--catalog", type=Path | None, default=None, help="a table whose test split is taken instead")
-    parser.add_argument("--before", action="store_true", help="evaluate the network as it was before training too")
+    words = "a table whose test split is used in place of the run's own"
+    parser.add_argument("--catalog", type=Path | None, default=None, help=words)
+    words = "also evaluate the network as it was before training"
+    parser.add_argument("--before", action="store_true", help=words)
     options = parser.parse(arguments)
-    evaluate_and_print(options.run, options.catalog, options.before)
-
-
-def evaluate_and_print(folder: Path, catalog: Path | None, before: bool) -> None:
     from proxygml.training.evaluate_run import evaluate_run
     from proxygml.training.run_folder import RunFolder
 
-    run = RunFolder(folder)
-    evaluation = evaluate_run(run, catalog, before=before)
+    print_evaluation(RunFolder(options.run), evaluate_run(options.run, options.catalog, before=options.before))
+
+
+def print_evaluation(folder: "RunFolder", evaluation: "Evaluation | None") -> None:
+    """Print the figures and where they lie; nothing on all but the main process, which alone has them."""
     if evaluation is not None:
         output.print(evaluation.table())
-        say(f"figures: {run.evaluation}", f"report:  {run.report}")
+        say(f"figures: {folder.evaluation}", f"report:  {folder.report}")

@@ -2,38 +2,37 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
 
-from proxygml.cli.options import GALLERY_HELP, add_embedding_options, add_source_options
+from proxygml.cli.options import EMBEDDING, GALLERY_HELP, SOURCE, add_embedding, add_source, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
 
+if TYPE_CHECKING:
+    from proxygml.gallery.manifest import Threshold
 
-def index(arguments: Sequence[str]) -> None:
-    """Build a gallery to be searched; add items to it, or remove some."""
-    parser = Parser("index", str(index.__doc__))
-    parser.add_argument(
-        "run", type=Path | None, nargs="?", default=None, help="the run folder; a gallery knows its own"
-    )
-    add_source_options(parser)
+
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Build a gallery, add to it, or remove from it."""
+    parser.usage = "%(prog)s [RUN] (--catalog TABLE | --images PATH ... | --vectors FILE) --out GALLERY [options]"
+    words = "the run folder; not needed with --add and --remove, because a gallery remembers it"
+    parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
+    add_source(parser)
     parser.add_argument("--vectors", type=Path | None, default=None, help="a file that `proxygml embed` wrote")
     parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}")
-    parser.add_argument(
-        "--kind",
-        type=Literal["exact", "hnsw", "ivfpq"],
-        default="exact",
-        help="exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index",
-    )
+    words = "exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index"
+    parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
     parser.add_argument("--add", action="store_true", help="add what the gallery does not hold yet")
-    parser.add_argument("--remove", nargs="+", default=None, help="remove items by column=value (id=7, label=x)")
-    rate = "queries of no class of the gallery that may be given one, as a share; sets the threshold for none of these"
-    parser.add_argument("--false-accept-rate", type=float, default=0.01, help=rate)
-    add_embedding_options(parser)
+    words = "remove the items with COLUMN=VALUE, such as id=7 or label=sparrow"
+    parser.add_argument("--remove", nargs="+", default=[], help=words)
+    words = "share of queries of unknown classes that may be given a class; sets the threshold for `none of these`"
+    parser.add_argument("--false_accept_rate", type=float, default=0.01, help=words)
+    add_embedding(parser)
     options = parser.parse(arguments)
-    if options.remove is not None:
+    if options.remove:
         _remove(options)
     elif options.add:
         _add(options)
@@ -42,72 +41,55 @@ def index(arguments: Sequence[str]) -> None:
 
 
 def _build(options: Namespace) -> None:
-    from proxygml.gallery.build import Model, Source, build_gallery
+    from proxygml.gallery.build import index
 
     if options.run is None:
         raise UserError("no run folder is given: proxygml index RUN --out GALLERY ...")
-    source = Source(options.catalog, tuple(options.images or ()), options.vectors, options.split)
-    gallery = build_gallery(
-        Model.of(options.run),
-        source,
-        options.out,
-        kind=options.kind,
-        false_accept_rate=options.false_accept_rate,
-        on_bad=options.on_bad,
-        force=options.force,
-        workers=options.workers,
-        batch_size=options.batch_size,
-    )
+    settings = chosen(options, *SOURCE, "vectors", "kind", "false_accept_rate", *EMBEDDING)
+    gallery = index(options.run, options.out, **settings)
     say(f"{len(gallery):,} items, {gallery.manifest.kind}: {options.out}")
     if gallery.manifest.recall is not None:
         say(f"recall@10 against exact search: {gallery.manifest.recall:.3f} (its own items as queries)")
-    if (threshold := gallery.manifest.threshold) is not None:
-        say(
-            f"threshold {threshold.score:.3f}: of {threshold.queries:,} images of {threshold.classes:,} validation "
-            f"classes {threshold.false_accept_rate:.1%} are accepted when their class is not in the gallery"
-            + ("" if threshold.true_accept_rate is None else f", {threshold.true_accept_rate:.1%} when it is")
-        )
+    if gallery.manifest.threshold is not None:
+        _print_threshold(gallery.manifest.threshold)
+
+
+def _print_threshold(threshold: "Threshold") -> None:
+    known = "" if threshold.true_accept_rate is None else f", {threshold.true_accept_rate:.1%} when it is"
+    say(
+        f"threshold {threshold.score:.3f}: of {threshold.queries:,} images of {threshold.classes:,} validation classes "
+        f"{threshold.false_accept_rate:.1%} are accepted when their class is not in the gallery{known}"
+    )
 
 
 def _add(options: Namespace) -> None:
     from proxygml.gallery.base import Gallery
     from proxygml.gallery.build import Model, Source, add_items
 
-    source = Source(options.catalog, tuple(options.images or ()), options.vectors, options.split)
     gallery = Gallery.load(options.out)
     added, there = add_items(
         gallery,
         Model.of_gallery(gallery, options.run),
-        source,
-        on_bad=options.on_bad,
-        workers=options.workers,
-        batch_size=options.batch_size,
+        Source.of(**chosen(options, *SOURCE, "vectors")),
+        **chosen(options, "on_bad", "workers", "batch_size"),
     )
     known = f" ({there:,} were in it already)" if there else ""
     say(f"{added:,} items added{known}, {len(gallery):,} now: {options.out}")
     if added and (threshold := gallery.manifest.threshold) is not None:
         say(
-            f"threshold {threshold.score:.3f} for none of these stays as it was chosen when it was built: a larger "
-            "gallery accepts more of unknown classes; `index` without --add chooses it anew"
+            f"the threshold for `none of these`, {threshold.score:.3f}, stays as it was chosen when the gallery was "
+            "built: the larger the gallery, the more queries of unknown classes it accepts; `index` without --add "
+            "chooses it again"
         )
 
 
 def _remove(options: Namespace) -> None:
     from proxygml.gallery.base import Gallery
+    from proxygml.gallery.build import remove_items
     from proxygml.gallery.filters import column_values
 
     if options.add or options.catalog or options.images or options.vectors:
         raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")
     gallery = Gallery.load(options.out)
-    where = column_values(options.remove)
-    chosen = set(gallery.matching({name: values for name, values in where.items() if name != "id"}).tolist())
-    if "id" in where:
-        try:
-            chosen &= {int(number) for number in where["id"]}
-        except ValueError:
-            raise UserError(f"--remove id={where['id'][0]}: an id is a whole number") from None
-    if not chosen:
-        raise UserError(f"no item of {options.out} has {' '.join(options.remove)}")
-    gallery.remove(sorted(chosen))
-    gallery.save()
-    say(f"{len(chosen):,} items removed, {len(gallery):,} now: {options.out}")
+    removed = remove_items(gallery, column_values(options.remove))
+    say(f"{removed:,} items removed, {len(gallery):,} now: {options.out}")

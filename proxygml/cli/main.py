@@ -1,57 +1,46 @@
-"""The command line: runs the command that is named first.
+"""The command line: finds the command that is named first, and runs it.
 
-A user's mistake is one message and exit status 2; a traceback means a bug. Each command is a file beside this one; it
-imports what it needs when it runs, so that `--help` answers at once.
+A user's mistake is one message and exit status 2; a traceback means a bug. The commands are not jsonargparse's
+subcommands: those need every command's parser, whose options are read from classes that load PyTorch, before the first
+can print its help. Here a command is imported when it is named, and `proxygml --help` loads no parser at all.
 """
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
+from importlib import import_module
 
 from proxygml import __version__
-from proxygml.cli.cluster import cluster
-from proxygml.cli.compare import compare
-from proxygml.cli.demo import demo
-from proxygml.cli.embed import embed
-from proxygml.cli.evaluate import evaluate
-from proxygml.cli.export import export
-from proxygml.cli.index import index
 from proxygml.cli.output import say
-from proxygml.cli.prepare import prepare
-from proxygml.cli.search import search
-from proxygml.cli.serve import serve
-from proxygml.cli.train import train
 from proxygml.console import console
-from proxygml.errors import UserError
+from proxygml.errors import UserError, did_you_mean
+from proxygml.files import translating_os_errors
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "demo": demo,
-    "prepare": prepare,
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "embed": embed,
-    "index": index,
-    "search": search,
-    "cluster": cluster,
-    "serve": serve,
-    "export": export,
+COMMANDS = {
+    "demo": "Train on built-in data and report on it; a few minutes on two cores.",
+    "prepare": "Turn an official download, or your own images, into a checked catalog.",
+    "train": "Train an embedder by a recipe, then evaluate it.",
+    "evaluate": "Evaluate a run on the test split of its catalog, or of another one.",
+    "compare": "Compare losses over several seeds under one protocol, in one table.",
+    "embed": "Write the vectors of images, with their paths, to a Parquet file.",
+    "index": "Build a gallery to search in; add items to it, or remove some.",
+    "search": "Find the images of a gallery that are most similar to yours.",
+    "cluster": "Sort images into clusters, and list near-duplicates.",
+    "serve": "Answer searches over HTTP, with a page to search on.",
+    "export": "Write an embedder as an ONNX file, with its preprocessing as JSON.",
 }
+"""Each is the file of its name beside this one, with a function `run(parser, arguments)`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a user's mistake, 130 for Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _run(arguments)
-        _part()
+        with translating_os_errors():
+            _run(sys.argv[1:] if arguments is None else arguments)
+            _leave_process_group()
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks for all
             console.print(f"proxygml: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        console.print(f"proxygml: {error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print(
@@ -61,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _part() -> None:
-    """Part from the other processes of a run, if any: threads that still talk to them at the exit would abort it."""
+def _leave_process_group() -> None:
+    """Leave the other processes of a run, if any: threads that still talk to them at the exit would abort it."""
     distributed = sys.modules.get("torch.distributed")  # not loaded by commands that need no torch
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -70,14 +59,19 @@ def _part() -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        say("usage: proxygml COMMAND [options]", "", "Image embeddings for classes never seen in training.", "")
-        say(*(f"  {name:<10}{function.__doc__}" for name, function in COMMANDS.items()))
-        say("", "proxygml COMMAND --help lists the options of one.")
+        _print_commands()
     elif arguments[0] == "--version":
-        say(__version__)
+        say(f"proxygml {__version__}")
     elif arguments[0] in COMMANDS:
-        COMMANDS[arguments[0]](arguments[1:])
+        from proxygml.cli.parser import Parser
+
+        name = arguments[0]
+        import_module(f"proxygml.cli.{name}").run(Parser(name, COMMANDS[name]), arguments[1:])
     else:
-        close = get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(COMMANDS)}"
-        raise UserError(f"there is no command {arguments[0]!r}: {hint}")
+        raise UserError(f"there is no command {arguments[0]!r}: {did_you_mean(arguments[0], COMMANDS)}")
+
+
+def _print_commands() -> None:
+    say("usage: proxygml COMMAND [options]", "", "Image embeddings for classes never seen in training.", "")
+    say(*(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()))
+    say("", "proxygml COMMAND --help lists the options of one; proxygml --version prints the version.")

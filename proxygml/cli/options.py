@@ -1,45 +1,71 @@
 """Options that several commands share."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from proxygml.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from proxygml.gallery.build import Model
-    from proxygml.models.embed_images import EmbeddedImages
+    from proxygml.training.recipe import Recipe
 
-GALLERY_HELP = "a folder; or, in Milvus, NAME.db or http://HOST:19530 (token: MILVUS_TOKEN), perhaps with #GALLERY"
-RECIPE_HELP = "a YAML file with any of the keys below, or the name of one of ours; other options win over it"
-
-
-def add_source_options(parser: Parser) -> None:
-    parser.add_argument("--catalog", type=Path | None, default=None, help="a table of images")
-    parser.add_argument("--split", default="all", help="of the catalog: train, val, test, or all")
-    parser.add_argument("--images", type=Path, nargs="+", default=None, help="folders of images, or image files")
+GALLERY_HELP = "a folder; or in Milvus, NAME.db or http://HOST:19530 (its token: MILVUS_TOKEN), with #NAME if several"
+SOURCE = ("catalog", "split", "images")
+EMBEDDING = ("on_bad", "force", "workers", "batch_size")
 
 
-def add_embedding_options(parser: Parser) -> None:
-    bad = "unreadable images, named in any case; fail: end there, keeping what is done; drop: leave them out"
-    parser.add_argument("--on-bad", type=Literal["fail", "drop"], default="fail", help=bad)
-    parser.add_argument("--force", action="store_true", help="replace what is there already")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 decodes in this one")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
-
-
-def embed_source(model: "Model", work: Path, options: Namespace) -> "EmbeddedImages":
-    from proxygml.gallery.build import Source
-    from proxygml.models.embed_images import embed_images
-
-    source = Source(options.catalog, tuple(options.images or ()), None, options.split)
-    return embed_images(
-        model.embedder(),
-        model.fingerprint,
-        source.image_list(),
-        work,
-        on_bad=options.on_bad,
-        workers=options.workers,
-        batch_size=options.batch_size,
+def add_source(parser: Parser) -> None:
+    """Which images to take: SOURCE."""
+    parser.add_argument("--catalog", type=Path | None, default=None, help="a table of images, as prepare writes it")
+    parser.add_argument(
+        "--split",
+        type=Literal["all", "train", "val", "test"],
+        default="all",
+        help="the part of the catalog to take",
     )
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders of images, or image files")
+
+
+def add_embedding(parser: Parser) -> None:
+    """How to embed images: EMBEDDING."""
+    add_on_bad(parser, "stop after all others are embedded")
+    add_force(parser)
+    add_workers(parser)
+    parser.add_argument("--batch_size", type=int, default=64, help="images embedded at a time")
+
+
+def add_on_bad(parser: Parser, fail: str) -> None:
+    """What images that cannot be read lead to."""
+    words = f"images that cannot be read are listed; fail: {fail}; drop: leave them out"
+    parser.add_argument("--on_bad", type=Literal["fail", "drop"], default="fail", help=words)
+
+
+def add_force(parser: Parser) -> None:
+    """Whether something that is there may be replaced."""
+    parser.add_argument("--force", action="store_true", help="replace what is there already")
+
+
+def add_workers(parser: Parser) -> None:
+    """How many processes decode images."""
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images; 0 uses this one alone")
+
+
+def add_run(parser: Parser) -> None:
+    """The run folder of a gallery's model."""
+    parser.add_argument("--run", type=Path | None, default=None, help="the run folder of its model, if it has moved")
+
+
+def chosen(options: Namespace, *names: str) -> dict[str, Any]:
+    """The values of these options."""
+    return {name: options[name] for name in names}
+
+
+def recipe_with(content: Mapping[str, Any], options: Namespace, own: Sequence[str], where: str) -> "Recipe":
+    """A recipe whose keys are replaced by the options that were given, but for the command's own."""
+    from proxygml.comparison.plan import merged
+    from proxygml.training.recipe import Recipe
+
+    given = {key: value for key, value in options.as_dict().items() if key not in own}
+    return Recipe.of(merged(content, given), where)

@@ -1,48 +1,146 @@
-"""How commands read their options: one message for a mistake, either spelling of a dash."""
+"""How commands read their options: types from annotations, plain help, one message for a mistake.
 
-import re
+An option is spelt like the key of a recipe, with underscores; a dash may stand for each of them, in names and in values
+that are one of several words.
+"""
+
+from argparse import SUPPRESS, Action
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from proxygml.errors import UserError
+from proxygml.errors import UserError, did_you_mean
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+PLACEHOLDERS = {
+    Path: "PATH",
+    int: "N",
+    float: "NUMBER",
+    str: "TEXT",
+    bool: "true|false",
+    tuple: "LIST",
+    dict: "MAPPING",
+}
+"""What stands for a value in the help."""
+EXPECTED = {
+    Path: "a path",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list such as [3,4]",
+    dict: "keys and values such as {margin: 0.1}",
+    NoneType: "null",
+}
+"""The same in a message."""
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Help that says what an option does, whether it is required and its default, in words and not in Python types."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)  # type: ignore[no-untyped-call]
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        kinds = [kind for kind in _kinds(action) if kind is not NoneType]
+        return "|".join(dict.fromkeys(PLACEHOLDERS.get(kind, str(kind)) for kind in kinds)) or "TEXT"
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.required:
+            return f"{text} (required)"
+        default = _default_text(action)
+        return f"{text} (default: {default})" if action.option_strings and default else text
+
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line on standard error, and exit status 2."""
+    """The options of one command. Whatever is wrong with them becomes one UserError."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"proxygml {command}", description=description, allow_abbrev=False)
+        super().__init__(
+            prog=f"proxygml {command}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=HelpFormatter,
+            print_config=None,
+        )
+        self._reading: tuple[Action, Sequence[str]] | None = None  # the option whose value is being converted
 
-    def parse(self, arguments: Sequence[str]) -> Namespace:
-        """The options; `--test-classes` and `--test_classes` are the same."""
-        known = set(self._option_string_actions)
-        options: Namespace = self.parse_args([_spelt_as_known(argument, known) for argument in arguments])
+    def parse(self, arguments: Sequence[str], *, only_given: bool = False) -> Namespace:
+        """The options, each with its default unless `only_given`."""
+        for option, action in list(self._option_string_actions.items()):
+            self._option_string_actions.setdefault(option.replace("_", "-"), action)
+        options: Namespace = self.parse_args(arguments, defaults=not only_given)
         return options
 
+    def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
+        """Argparse's step from the words of the command line to an option's value."""
+        self._reading = action, arg_strings
+        choices = [kind for kind in _kinds(action) if isinstance(kind, str)]
+        return super()._get_values(action, [_as_choice(text, choices) for text in arg_strings])
+
+    def validate(self, *arguments: Any, **settings: Any) -> None:
+        """Check the options as a whole, after each of them has been read."""
+        self._reading = None
+        super().validate(*arguments, **settings)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{' '.join(self.explain(message).split())} (see {self.prog} --help)")
+        """Raise UserError with one message."""
+        raise UserError(f"{self._unknown_option() or self._wrong_value() or message} (see {self.prog} --help)") from ex
 
-    def explain(self, message: str) -> str:
-        """An unknown option with the nearest right one; any other message as it is."""
-        unknown = message.partition("nrecognized arguments: ")[2]
-        if not unknown.startswith("--"):
-            message = re.sub(r'^Parser key "([^"]*)":', r"--\1:", message).replace("typing.", "")
-            return message.replace("Expected a <class 'tuple'>.", "Expected a list such as [3,4].")
-        from proxygml.training.recipe import nearest_key
+    def _unknown_option(self) -> str:
+        known = self._option_string_actions
+        mappings = tuple(f"{option}." for option, action in known.items() if dict in _kinds(action))
+        for word in self.args:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known and not name.startswith(mappings):
+                spelt = [option for option in known if option.startswith("--") and "-" not in option[2:]]
+                return (
+                    f"there is no option {name}: {did_you_mean(name.replace('-', '_').replace('__', '--', 1), spelt)}"
+                )
+        return ""
 
-        name = unknown.split()[0].split("=")[0].removeprefix("--")
-        known = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
-        nearest = nearest_key(name, known)
-        return f"there is no option --{name}" + (f"; did you mean --{nearest}?" if nearest else "")
+    def _wrong_value(self) -> str:
+        if self._reading is None:
+            return ""
+        action, words = self._reading
+        kinds = _kinds(action)
+        choices = [kind for kind in kinds if isinstance(kind, str)]
+        expected = [EXPECTED[kind] for kind in kinds if kind in EXPECTED]
+        if choices:
+            expected.insert(0, f"one of {', '.join(choices)}")
+        if not words or not expected:
+            return ""
+        name = action.option_strings[0] if action.option_strings else action.dest.upper()
+        return f"{name} is {' '.join(words)}, but must be {' or '.join(expected)}"
 
 
-def _spelt_as_known(argument: str, known: set[str]) -> str:
-    name, equals, value = argument.partition("=")
-    for spelling in (name, name.replace("-", "_").replace("__", "--", 1), name.replace("_", "-")):
-        if spelling in known:
-            return spelling + equals + value
-    return argument
+def _default_text(action: Action) -> str:
+    """An option's default as it would be typed; nothing for a flag, or where the default is to have no value."""
+    default = action.default
+    if default is None or default == SUPPRESS or action.nargs == 0:
+        return ""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(list(default)) if isinstance(default, tuple) else str(default or ("" if default != 0 else default))
+
+
+def _kinds(action: Action) -> list[Any]:
+    """The types that an option's value may have, and the words that it may be: `Path | None` gives [Path, NoneType]."""
+    return _flattened(getattr(action, "_typehint", None) or action.type or str)  # jsonargparse keeps the annotation so
+
+
+def _flattened(hint: Any) -> list[Any]:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(hint) for kind in _flattened(part)]
+    return list(get_args(hint)) if origin is Literal else [origin or hint]
+
+
+def _as_choice(text: str, choices: Sequence[str]) -> str:
+    """The choice that differs from the text in dashes alone, if there is one."""
+    return next((choice for choice in choices if choice.replace("-", "_") == text.replace("-", "_")), text)

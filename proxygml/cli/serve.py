@@ -3,31 +3,28 @@
 import os
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
+from proxygml.cli.options import GALLERY_HELP, add_run, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import check_extra
 
 
-def serve(arguments: Sequence[str]) -> None:
-    """Answer searches over HTTP, and show a page to search on."""
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Serve a gallery over HTTP."""
     check_extra("serve", "fastapi", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving.limits import Limits
 
-    parser = Parser("serve", str(serve.__doc__))
-    parser.add_argument("gallery", help="the folder of the gallery, NAME.db or the URI of a Milvus server")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    parser.add_argument("--run", type=Path | None, default=None, help="the run folder, if it has moved")
-    parser.add_argument("--page", type=bool, default=True, help="whether there is a page beside the interface")
+    parser.usage = "%(prog)s GALLERY [options]"
+    parser.add_argument("gallery", help=GALLERY_HELP)
+    parser.add_argument("--port", type=int, default=8000, help="the port to listen on; 0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 lets other machines in")
+    add_run(parser)
     parser.add_argument(
-        "--allowed_host",
-        action="append",
-        default=None,
-        metavar="NAME",
-        help="a further name that clients call this server by (this machine's names are allowed); * allows any",
+        "--page", type=bool, default=True, help="whether to serve a page to search on, beside the HTTP interface"
     )
+    words = "a further name that clients call this server by (this machine's names are allowed); * allows any"
+    parser.add_argument("--allowed_host", action="append", default=None, metavar="NAME", help=words)
     parser.add_class_arguments(Limits, as_group=False)
     options = parser.parse(arguments)
     from proxygml.gallery.base import Gallery
@@ -37,7 +34,7 @@ def serve(arguments: Sequence[str]) -> None:
     from proxygml.serving.server import listen, run_server
     from proxygml.serving.service import Service
 
-    limits = Limits(**{key.name: options[key.name] for key in fields(Limits)})
+    limits = Limits(**chosen(options, *(key.name for key in fields(Limits))))
     gallery = Gallery.load(options.gallery)
     service = Service(gallery, Model.of_gallery(gallery, options.run).embedder(), limits)
     token = os.environ.get("PROXYGML_TOKEN", "")

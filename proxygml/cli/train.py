@@ -1,74 +1,53 @@
 """`proxygml train`."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import Namespace
-
-from proxygml.cli.evaluate import evaluate_and_print
-from proxygml.cli.options import RECIPE_HELP
+from proxygml.cli.evaluate import print_evaluation
+from proxygml.cli.options import recipe_with
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
 
 if TYPE_CHECKING:
     from proxygml.training.recipe import Recipe
 
-
-def train(arguments: Sequence[str]) -> None:
-    """Train an embedder by a recipe; then evaluate it, where the catalog has a test split."""
-    from proxygml.training.recipe import Recipe, check_content, find_recipe, read_yaml
-
-    parser = Parser("train", str(train.__doc__))
-    parser.add_argument("--recipe", action="config", help=RECIPE_HELP)
-    parser.add_argument("--run", type=Path | None, default=None, help="the folder to make for this run")
-    parser.add_argument("--resume", type=Path | None, default=None, help="go on with this run; takes no other option")
-    parser.add_class_arguments(Recipe, as_group=False)
-    arguments = [part for argument in arguments for part in _split_recipe(argument)]
-    if "--recipe" in arguments[:-1]:
-        place = arguments.index("--recipe")
-        path = find_recipe(arguments[place + 1])
-        check_content(read_yaml(path), str(path))
-        # In front of all others, because what is read later wins.
-        arguments = ["--recipe", str(path), *arguments[:place], *arguments[place + 2 :]]
-    options = parser.parse(arguments)
-    if options.resume is not None:
-        if len(arguments) != (2 if arguments[0] == "--resume" else 1):
-            raise UserError("--resume takes no other option: the run folder holds the recipe of the run")
-        train_and_evaluate(options.resume, None)
-    elif options.run is None:
-        raise UserError("no run folder is given: name one with --run (or go on with one by --resume)")
-    else:
-        train_and_evaluate(options.run, recipe_of(parser.instantiate(options)))
+OWN = ("recipe", "run", "resume")
 
 
-def _split_recipe(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--recipe=") else [argument]
-
-
-def recipe_of(options: Namespace) -> "Recipe":
-    """The recipe that the options hold, with absolute paths, since the run folder remembers them."""
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Train by a recipe whose keys the options replace, or go on with a run; then evaluate it."""
     from proxygml.training.recipe import Recipe
 
-    recipe = Recipe(**{key.name: options[key.name] for key in fields(Recipe)})
-    catalog = str(Path(recipe.catalog).resolve()) if recipe.catalog else ""
-    weights = recipe.embedder.weights
-    if weights not in ("pretrained", "none"):
-        weights = str(Path(weights).resolve())
-    return replace(recipe, catalog=catalog, embedder=replace(recipe.embedder, weights=weights))
+    parser.usage = "%(prog)s --recipe RECIPE --catalog CATALOG --run FOLDER [options]"
+    words = "a YAML file with any of the keys below, or the name of a recipe that comes with proxygml, such as photos"
+    parser.add_argument("--recipe", default="", help=words)
+    parser.add_argument("--run", type=Path | None, default=None, help="the folder to make for this run")
+    words = "go on with the stopped run in this folder; takes no other option"
+    parser.add_argument("--resume", type=Path | None, default=None, help=words)
+    parser.add_class_arguments(Recipe, as_group=False)
+    options = parser.parse(arguments, only_given=True)
+    resumed, folder, name = (options.get(key) for key in ("resume", "run", "recipe"))
+    if resumed is not None and len(vars(options)) > 1:
+        raise UserError("--resume takes no other option: the run folder holds the recipe of the run")
+    if resumed is None and folder is None:
+        raise UserError("no run folder is given: name one with --run (or go on with a run by --resume)")
+
+    from proxygml.training.recipe import find_recipe, read_yaml
+
+    recipe = None
+    if resumed is None:
+        path = find_recipe(name) if name else None
+        recipe = recipe_with({} if path is None else read_yaml(path), options, OWN, str(path or "the options"))
+    train_and_evaluate(recipe, folder or resumed)
 
 
-def train_and_evaluate(folder: Path, recipe: "Recipe | None", before: bool = False) -> None:
-    """Start a run, or go on with one where no recipe is given; then evaluate it."""
+def train_and_evaluate(recipe: "Recipe | None", folder: Path, before: bool = False) -> None:
+    """Train a run, or go on with it where no recipe is given; evaluate it where its catalog has a test split."""
     from proxygml.data.catalog import Catalog
-    from proxygml.training.run_folder import RunFolder
-    from proxygml.training.trainer import fit, resume
+    from proxygml.training.evaluate_run import evaluate_run
+    from proxygml.training.train import train
 
-    run = RunFolder(folder)
-    if recipe is None:
-        resume(run)
-    else:
-        fit(recipe, run)
-    if "test" in Catalog.read(run.read_recipe().catalog).counts:
-        evaluate_and_print(folder, None, before)
+    trained = train(recipe, folder)
+    if "test" in Catalog.read(trained.read_recipe().catalog).counts:
+        print_evaluation(trained, evaluate_run(trained, before=before))

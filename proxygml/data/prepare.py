@@ -6,7 +6,7 @@ What a data set looks like on disk is its own file's knowledge, in datasets/; de
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,11 @@ from rich.table import Column, Table
 from proxygml.console import console, track
 from proxygml.data.archives import STAMP, atomic_folder, is_archive, unpacked
 from proxygml.data.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
-from proxygml.data.datasets.layout import Dataset
+from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.images import decode_image
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, ImageError, OverwriteError
-from proxygml.files import atomic_write, check_overwrite
+from proxygml.files import PathLike, atomic_write, check_overwrite
 
 OnBad = Literal["fail", "drop"]
 Box = tuple[int, int, int, int]
@@ -57,10 +57,11 @@ class Inspection:
 
 
 def prepare(
-    dataset: Dataset,
-    root: Path | None,
-    out: Path,
+    dataset: str | Dataset,
+    root: PathLike | None,
+    out: PathLike,
     *,
+    options: Mapping[str, object] | None = None,
     on_bad: OnBad = "fail",
     force: bool = False,
     workers: int | None = None,
@@ -75,9 +76,12 @@ def prepare(
     beyond its image is cut to it: the published figures stand on them.
 
     Args:
-        dataset: What to read; its `read` is called with the unpacked folder alone.
-        root: The official archive, the folder it unpacks to, or the folder or table of your own images.
+        dataset: The name of a data set, such as "cub200", "folder" or "glyphs" (see `proxygml prepare --help`).
+        root: The official archive, the folder it unpacks to, or the folder or table of your own images; None for
+            "glyphs", whose images are made here.
         out: The catalog to write, a .parquet or a .csv file.
+        options: The data set's own options, such as {"test_classes": "half"} for "folder" (those that
+            `proxygml prepare DATASET --help` lists).
         on_bad: What bad images lead to: `fail` writes nothing, `drop` leaves them out and lists them in
             OUT.dropped.csv. Of images that are there twice in the same class the first stays; where the classes
             differ none does, because nobody knows which is right.
@@ -86,12 +90,18 @@ def prepare(
         resize: Store a smaller copy of each image, its shorter side so many pixels, in a folder beside `out`, and let
             the catalog point at the copies; see `copies.copy_smaller`.
 
+    Returns:
+        The catalog as it was written.
+
     Raises:
-        DatasetError: The download is incomplete or of another layout, or images are bad and `on_bad` is `fail`;
-            `resize` is impossible, or its folder would lie among the images of one's own.
+        DatasetError: There is no such data set or option, the download is incomplete or of another layout, or images
+            are bad and `on_bad` is `fail`; `resize` is impossible, or its folder would lie among the images of one's
+            own.
         CatalogError: The catalog cannot be used (see `catalog.check_splits`).
         OverwriteError: Something is in the way, and `force` was not given.
     """
+    dataset = (find_dataset(dataset) if isinstance(dataset, str) else dataset).with_options(options or {})
+    root, out = None if root is None else Path(root), Path(out)
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
     for path in (out, dropped_list):

@@ -3,7 +3,8 @@
 It brings embedder and gallery together; each gallery remembers which model it is of, and takes vectors of no other.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from proxygml.data.catalog import BOX_COLUMNS, Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
+from proxygml.files import PathLike
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.neighbors import Kind
@@ -49,9 +51,22 @@ class Source:
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.catalog, self.images, self.vectors))) != 1:
-            raise UserError("say what the items are with one of --catalog TABLE, --images FOLDER or --vectors FILE")
+            raise UserError("give exactly one of --catalog TABLE, --images FOLDER or --vectors FILE")
         if self.split not in ("all", "train", "val", "test"):
             raise UserError(f"--split is {self.split!r}, but must be all, train, val or test")
+
+    @classmethod
+    def of(
+        cls,
+        catalog: PathLike | None = None,
+        images: PathLike | Sequence[PathLike] = (),
+        vectors: PathLike | None = None,
+        split: str = "all",
+    ) -> "Source":
+        """The same from text or paths; `images` may be one folder or file, or several."""
+        places = [images] if isinstance(images, (str, os.PathLike)) else images
+        table, file = (None if path is None else Path(path) for path in (catalog, vectors))
+        return cls(table, tuple(map(Path, places)), file, split)
 
     def image_list(self) -> ImageList:
         """The images of the catalog or the folders."""
@@ -101,6 +116,59 @@ class Model:
     def embedder(self) -> Embedder:
         """The embedder, on the GPU where there is one."""
         return Embedder.load(self.run, default_device())
+
+
+def index(
+    run: PathLike,
+    out: PathLike,
+    *,
+    catalog: PathLike | None = None,
+    images: PathLike | Sequence[PathLike] = (),
+    vectors: PathLike | None = None,
+    split: str = "all",
+    kind: Kind = "exact",
+    false_accept_rate: float = 0.01,
+    on_bad: OnBad = "fail",
+    force: bool = False,
+    workers: int = 2,
+    batch_size: int = 64,
+) -> Gallery:
+    """Build a gallery of a catalog's images, of images in folders, or of vectors that `embed` wrote.
+
+    A call that was stopped goes on when it is repeated.
+
+    Args:
+        run: the run folder of the model.
+        out: the gallery to make: a folder; or in Milvus, `NAME.db` or `http://HOST:19530`.
+        catalog: a table of images; give exactly one of `catalog`, `images` and `vectors`.
+        images: an image file or a folder of them, or several.
+        vectors: a file that `embed` wrote.
+        split: of the catalog: train, val, test, or all.
+        kind: exact; hnsw, many times faster, misses a few; ivfpq, also fast, with a small index.
+        false_accept_rate: the share of queries of classes not in the gallery that may be given a class, in [0, 1). The
+            threshold for "none of these" is chosen by it where there are validation classes.
+        on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
+        force: replace a gallery that is there.
+        workers: processes that decode images; 0 decodes in this one.
+        batch_size: images embedded at a time.
+
+    Returns:
+        The gallery, ready to search.
+
+    Raises:
+        UserError: a source is missing or of another model, an image cannot be read, or something is at `out` already.
+    """
+    return build_gallery(
+        Model.of(Path(run)),
+        Source.of(catalog, images, vectors, split),
+        out if isinstance(out, str) else Path(out),
+        kind=kind,
+        false_accept_rate=false_accept_rate,
+        on_bad=on_bad,
+        force=force,
+        workers=workers,
+        batch_size=batch_size,
+    )
 
 
 def build_gallery(
@@ -195,6 +263,33 @@ def add_items(
     added, _ = _add_blocks(gallery, embedded.blocks())
     discard(work)
     return added, int((~new).sum())
+
+
+def remove_items(gallery: Gallery, where: Mapping[str, Sequence[str]]) -> int:
+    """Remove from a gallery on disk the items whose columns hold one of the given values, and save it.
+
+    Args:
+        gallery: the gallery.
+        where: values by column, as text; `id` is the number of an item.
+
+    Returns:
+        How many items were removed.
+
+    Raises:
+        GalleryError: no item matches, there is no such column, or an id is not a whole number.
+    """
+    chosen = set(gallery.matching({name: values for name, values in where.items() if name != "id"}).tolist())
+    if "id" in where:
+        try:
+            chosen &= {int(number) for number in where["id"]}
+        except ValueError:
+            raise GalleryError(f"id is {' or '.join(where['id'])}, but an id is a whole number") from None
+    if not chosen:
+        wanted = " ".join(f"{column}={value}" for column, values in where.items() for value in values)
+        raise GalleryError(f"no item of {gallery.place} has {wanted}: nothing was removed")
+    gallery.remove(sorted(chosen))
+    gallery.save()
+    return len(chosen)
 
 
 def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError
 from proxygml.files import check_overwrite
-from proxygml.gallery.clustering import ClusterSettings, cluster
+from proxygml.gallery.clustering import Clusters, ClusterSettings, cluster_vectors
 from proxygml.gallery.duplicates import near_duplicates
 from proxygml.reports import figures
 
@@ -33,7 +33,7 @@ def check_clusters_folder(out: Path, force: bool) -> None:
 
 def write_clusters(
     out: Path, images: ImageList, vectors: Vectors, settings: ClusterSettings, layout: Layout, force: bool = False
-) -> tuple[Rows, list[Rows]]:
+) -> Clusters:
     """Cluster images and write a folder: clusters.csv, duplicates.csv, sheets/, and the images in folders if asked.
 
     Args:
@@ -48,11 +48,11 @@ def write_clusters(
         The cluster of each image, and the groups of near-duplicates.
 
     Raises:
-        UserError: see `cluster`.
+        UserError: see `cluster_vectors`.
         OverwriteError: something is at `out`, and `force` is False or it is no earlier result.
     """
     check_clusters_folder(out, force)
-    codes = cluster(vectors, settings)
+    codes = cluster_vectors(vectors, settings)
     duplicates = near_duplicates(vectors, settings.duplicate_cosine)
     closeness = _closeness(vectors, codes)
     with atomic_folder(out) as folder:
@@ -66,7 +66,7 @@ def write_clusters(
             _draw_sheet(folder / "sheets" / f"{_name(code)}.png", code, rows, images, closeness)
             if layout != "table":
                 _sort_images(folder / _name(code), [Path(images.paths[row]) for row in rows], layout)
-    return codes, duplicates
+    return Clusters(codes, duplicates)
 
 
 def _closeness(vectors: Vectors, codes: Rows) -> Vectors:
@@ -133,8 +133,9 @@ def _sort_images(folder: Path, files: list[Path], layout: Layout) -> None:
             shutil.copy2(file, target)
 
 
-def summary(codes: Rows, duplicates: list[Rows]) -> str:
+def describe(found: Clusters) -> str:
     """One sentence for the console."""
+    codes, duplicates = found
     clusters = int(codes.max()) + 1
     alone = f", {int((codes < 0).sum()):,} in none" if (codes < 0).any() else ""
     return (

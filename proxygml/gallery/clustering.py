@@ -1,7 +1,7 @@
 """Clusters of images that nobody has labelled. The folder that shows them is written by cluster_folder.py."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,6 +15,15 @@ MOST_AGGLOMERATIVE = 20_000
 """Images whose pairwise distances, 1.6 GB, are still computed."""
 
 _STARTS = 3  # of k-means
+
+
+class Clusters(NamedTuple):
+    """What clustering n images gave."""
+
+    codes: Rows
+    """int64 (n,): the cluster of each image, the largest is 0; -1 for images in none."""
+    duplicates: list[Rows]
+    """Groups of near-duplicates, each the places of its images."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class ClusterSettings:
             raise UserError(f"duplicate_cosine is {self.duplicate_cosine}, but must be in -1..1")
 
 
-def cluster(vectors: Vectors, settings: ClusterSettings) -> Rows:
+def cluster_vectors(vectors: Vectors, settings: ClusterSettings) -> Rows:
     """The cluster of each vector: (n, D) of length 1 -> int64 (n,), the largest is 0; -1 for none (hdbscan only).
 
     Raises:

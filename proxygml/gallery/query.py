@@ -1,4 +1,4 @@
-"""Asking a gallery with images: the answers as a table and as a picture."""
+"""Searching a gallery with images: the answers as a table and as a picture."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,9 @@ from proxygml.data.catalog import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
-from proxygml.files import atomic_write
+from proxygml.files import PathLike, atomic_write
 from proxygml.gallery.base import Gallery, SearchResult
+from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
@@ -36,6 +37,57 @@ class Answers:
     result: SearchResult
     predictions: Sequence[Prediction] | None
     """None where the items have no labels."""
+
+
+def search(
+    gallery: PathLike | Gallery,
+    images: PathLike | Sequence[PathLike],
+    k: int = 10,
+    where: Mapping[str, Sequence[str]] | None = None,
+    *,
+    run: PathLike | None = None,
+    leave_out_itself: bool = False,
+    rerank: bool = False,
+    threshold: float | None = None,
+    on_bad: OnBad = "fail",
+    workers: int = 2,
+) -> Answers:
+    """Find the images of a gallery that are most similar to yours.
+
+    To search with vectors, or many times, load the gallery once and call `Gallery.search`.
+
+    Args:
+        gallery: its folder, the address of one in Milvus, or a loaded one.
+        images: the queries: an image file or a folder of them, or several.
+        k: how many items to find for each query.
+        where: find only items whose columns hold one of these values, such as {"label": ["sparrow"]}.
+        run: the run folder of the gallery's model, if it has moved.
+        leave_out_itself: a query does not find the item with its own path (and box).
+        rerank: order the nearest 100 by their k-reciprocal neighbours.
+        threshold: the cosine of the nearest item below which a query is "none of these"; the gallery's own if None.
+        on_bad: what queries that cannot be read lead to: fail, or drop them.
+        workers: processes that decode images; 0 decodes in this one.
+
+    Returns:
+        The queries, what was found for each, and its predicted class where the gallery's items have labels.
+
+    Raises:
+        UserError: the gallery, its run or a query is missing or cannot be read, or `where` names an unknown column.
+    """
+    loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
+    places = [images] if isinstance(images, (str, os.PathLike)) else images
+    return search_images(
+        loaded,
+        Model.of_gallery(loaded, None if run is None else Path(run)).embedder(),
+        ImageList.from_files([Path(place) for place in places]),
+        k,
+        where,
+        leave_out_itself=leave_out_itself,
+        rerank=rerank,
+        threshold=threshold,
+        on_bad=on_bad,
+        workers=workers,
+    )
 
 
 def search_images(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proxygml.errors import UserError, check_extra
-from proxygml.files import atomic_write, check_ending, check_overwrite
+from proxygml.files import PathLike, atomic_write, check_ending, check_overwrite
 from proxygml.models.embedder import Embedder
 from proxygml.models.model_files import fingerprint
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # greatest difference of a component from PyTorch's
 BATCHES = (1, 5)  # sizes that the written graph is tried with
 
 
-def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
+def export(run: PathLike, out: PathLike, *, force: bool = False) -> float:
     """Write a run's embedder as ONNX, and its preprocessing as JSON beside it (birds.onnx, birds.json).
 
     Nothing is left behind unless onnxruntime gives PyTorch's embeddings.
@@ -40,6 +40,7 @@ def export_onnx(run: Path, out: Path, *, force: bool = False) -> float:
         UserError: the extra is not installed, the name does not end in .onnx, a file is there already or is part of the
             run, the network cannot be expressed, or its ONNX form gives other embeddings.
     """
+    run, out = Path(run), Path(out)
     check_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     check_ending(out, ".onnx")
     description = out.with_suffix(".json")

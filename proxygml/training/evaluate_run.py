@@ -18,7 +18,7 @@ from torch import Tensor
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.evaluation.metrics import Evaluation, evaluate
-from proxygml.files import atomic_write
+from proxygml.files import PathLike, atomic_write
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
 from proxygml.training.recipe import Recipe
@@ -29,12 +29,12 @@ Protocol = dict[str, str | int]
 
 
 def evaluate_run(
-    run: RunFolder, catalog: Path | None = None, *, before: bool = False, report: bool = True
+    run: PathLike | RunFolder, catalog: PathLike | None = None, *, before: bool = False, report: bool = True
 ) -> Evaluation | None:
     """Evaluate a run on the test split of its catalog, or of another; write evaluation.json and report.html.
 
     Args:
-        run: a run whose training has finished.
+        run: the folder of a run whose training has finished.
         catalog: the table whose test split is used; the one that the run was trained on if left out.
         before: also evaluate the network as it was before training, for comparison.
         report: write report.html, whose pictures take longer than the figures.
@@ -45,9 +45,10 @@ def evaluate_run(
     Raises:
         UserError: the run is unfinished, or the catalog is missing or of no use.
     """
+    run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     recipe = run.read_recipe()
     accelerator = make_accelerator(replace(recipe, precision="fp32"))
-    table = catalog or Path(recipe.catalog)
+    table = Path(catalog or recipe.catalog)
     whole = Catalog.read(table)
     test = whole.split("test")
     warnings = check_splits(whole)

@@ -9,7 +9,7 @@ import pytest
 from proxygml.data.image_list import ImageList
 from proxygml.errors import OverwriteError, UserError
 from proxygml.gallery.cluster_folder import write_clusters
-from proxygml.gallery.clustering import ClusterSettings, cluster
+from proxygml.gallery.clustering import ClusterSettings, cluster_vectors
 from proxygml.gallery.duplicates import near_duplicates
 from tests.helpers.pictures import write_picture
 from tests.helpers.vectors import Array
@@ -35,12 +35,12 @@ def groups(sizes: list[int], size: int = 8) -> tuple[Array, list[int]]:
 )
 def test_every_method_finds_plain_groups_largest_first(settings: ClusterSettings) -> None:
     vectors, codes = groups([30, 20, 10])
-    assert cluster(vectors, settings).tolist() == codes
+    assert cluster_vectors(vectors, settings).tolist() == codes
 
 
 def test_hdbscan_leaves_odd_images_out() -> None:
     vectors, _ = groups([30, 20, 1])
-    assert (cluster(vectors, ClusterSettings("hdbscan")) < 0).sum() == 1
+    assert (cluster_vectors(vectors, ClusterSettings("hdbscan")) < 0).sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_impossible_settings_are_named(arguments: dict[str, object], message: st
 
 def test_more_clusters_than_images() -> None:
     with pytest.raises(UserError, match="there are 3 images"):
-        cluster(groups([3])[0], ClusterSettings(num_clusters=4))
+        cluster_vectors(groups([3])[0], ClusterSettings(num_clusters=4))
 
 
 def test_near_duplicates_hang_together_in_chains(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,10 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["index", "RUN", "--out", "g"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
         (["index", "--images", "PHOTOS", "--out", "g"], "no run folder is given"),
         (["index", "RUN", "--images", "PHOTOS", "--out", "g", "--kind", "flat"], "--kind"),
-        (["index", "RUN", "--catalog", "CATALOG", "--split", "tests", "--out", "g"], "all, train, val or test"),
+        (
+            ["index", "RUN", "--catalog", "CATALOG", "--split", "tests", "--out", "g"],
+            "must be one of all, train, val, test",
+        ),
         (["index", "RUN", "--catalog", "CATALOG", "--split", "val", "--out", "g"], "no split 'val'"),
         (["index", "RUN", "--images", "PHOTOS", "--out", "g", "--false-accept-rate", "2"], "0 up to below 1"),
         (["index", "--add", "--images", "PHOTOS", "--out", "g"], "g is no gallery"),

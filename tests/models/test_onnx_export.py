@@ -14,7 +14,7 @@ from proxygml import Embedder
 from proxygml.data.transforms import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder import EmbedderSettings
-from proxygml.models.onnx_export import export_onnx
+from proxygml.models.onnx_export import export
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.shared import shared_file
@@ -50,7 +50,7 @@ def embeddings_of(onnx: Path, images: np.ndarray) -> np.ndarray:
 )
 def test_onnxruntime_gives_the_embeddings_of_pytorch(settings: EmbedderSettings, tmp_path: Path) -> None:
     embedder = untrained(tmp_path / "run", settings)
-    assert export_onnx(tmp_path / "run", tmp_path / "model.onnx") <= 1e-4
+    assert export(tmp_path / "run", tmp_path / "model.onnx") <= 1e-4
     for count in (1, 3):
         images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
         with torch.inference_mode():
@@ -80,7 +80,7 @@ def test_a_photo_from_its_file_by_the_description_alone(tmp_path: Path) -> None:
     y, x = np.mgrid[:150, :210]
     pixels = np.stack([x, y, 120 + 60 * np.sin(x / 9) * np.cos(y / 7)], axis=2)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.png")
-    export_onnx(tmp_path / "run", tmp_path / "birds.onnx")
+    export(tmp_path / "run", tmp_path / "birds.onnx")
     description = json.loads((tmp_path / "birds.json").read_text())
     found = embeddings_of(tmp_path / "birds.onnx", described(tmp_path / "photo.png", description["preprocessing"]))
     expected = embedder.embed([tmp_path / "photo.png"]).numpy()
@@ -120,7 +120,7 @@ def test_no_file_of_the_run_is_replaced_even_by_force(tmp_path: Path) -> None:
     (tmp_path / "same").symlink_to(run)
     for out in (run / "model.onnx", tmp_path / "same" / "model.onnx"):
         with pytest.raises(UserError, match=r"would replace .*model\.json"):
-            export_onnx(run, out, force=True)
+            export(run, out, force=True)
     Embedder.load(run)
     assert not (run / "model.onnx").exists()
 
@@ -135,7 +135,7 @@ def test_both_files_are_written_or_none(fault: str, tmp_path: Path, monkeypatch:
     else:
         out.with_suffix(".json").mkdir()
     with pytest.raises((UserError, IsADirectoryError)):
-        export_onnx(tmp_path / "run", out, force=True)
+        export(tmp_path / "run", out, force=True)
     assert out.read_text() == "an earlier one"
     assert {path.name for path in tmp_path.iterdir()} <= {"birds.onnx", "birds.json", "run"}
     assert not out.with_suffix(".json").is_file()

@@ -5,6 +5,7 @@ Each file turns an unpacked official download, or images of one's own, into a ca
 
 from proxygml.data.datasets import cars196, cub200, folder, glyphs, inshop, omniglot, sop, table
 from proxygml.data.datasets.layout import Dataset
+from proxygml.errors import DatasetError, did_you_mean
 
 DATASETS = (
     Dataset("cub200", cub200.read, cub200.PUBLISHED, cub200.ARCHIVES),
@@ -17,4 +18,20 @@ DATASETS = (
     Dataset("glyphs", glyphs.make, makes_images=True),
 )
 
-__all__ = ["DATASETS", "Dataset"]
+
+def find_dataset(name: str) -> Dataset:
+    """The data set of that name, written with dashes or underscores.
+
+    Raises:
+        DatasetError: there is none; the message names the nearest.
+    """
+    known = {dataset.name: dataset for dataset in DATASETS}
+    if name.replace("-", "_") not in known:
+        raise DatasetError(
+            f"{name!r} is not a data set that can be prepared: {did_you_mean(name, known)}; for your own images take "
+            "'folder' or 'table'"
+        )
+    return known[name.replace("-", "_")]
+
+
+__all__ = ["DATASETS", "Dataset", "find_dataset"]

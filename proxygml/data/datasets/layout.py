@@ -4,12 +4,14 @@ It knows no data set and opens no image.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from inspect import signature
 from pathlib import Path
 
 from proxygml.data.archives import ARCHIVE_SUFFIXES
 from proxygml.data.catalog import Catalog, Count
-from proxygml.errors import DatasetError
+from proxygml.errors import DatasetError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class Dataset:
     """Lists what `read` leaves out: (path relative to the folder, why)."""
     makes_images: bool = False
     """Whether `read` makes the folder itself, from nothing."""
+
+    def with_options(self, options: Mapping[str, object]) -> "Dataset":
+        """The same with values for other arguments of `read` than the first.
+
+        Raises:
+            DatasetError: `read` has no such argument.
+        """
+        known = list(signature(self.read).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise DatasetError(f"{self.name} has no option {name!r}: {did_you_mean(name, known)}")
+        return replace(self, read=partial(self.read, **options))
 
 
 def find(root: Path, name: str) -> Path | None:

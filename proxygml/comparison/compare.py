@@ -1,0 +1,80 @@
+"""Running a comparison and making its table: the functions behind `proxygml compare`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from proxygml.comparison.plan import Comparison
+from proxygml.comparison.report import write_comparison
+from proxygml.comparison.runner import Cells, Part
+from proxygml.comparison.tables import Summary, read_rows
+from proxygml.console import console
+from proxygml.files import PathLike, atomic_write
+from proxygml.training.recipe import find_recipe
+from proxygml.training.train import with_absolute_paths
+
+
+def compare(
+    recipe: Comparison | PathLike,
+    run: PathLike,
+    *,
+    catalog: PathLike | None = None,
+    part: str = "1/1",
+    rows: Sequence[PathLike] = (),
+) -> Summary | None:
+    """Train and evaluate methods with several seeds under one protocol, and write one table of all.
+
+    A call that was stopped, or whose recipe has grown, goes on when it is repeated.
+
+    Args:
+        recipe: its values, its YAML file, or the name of a comparison that comes with proxygml ("glyphs").
+        run: the folder of the comparison: a run folder for each cell, cells.csv, table.md, table.csv, comparison.html.
+        catalog: the table of images, in place of the recipe's own.
+        part: "2/8" runs the second of eight parts, for machines that share the folder.
+        rows: cells.csv files whose rows are not trained again.
+
+    Returns:
+        The table; None where no cell is finished yet, and on all but the main process.
+
+    Raises:
+        UserError: the recipe, a catalog or weights are missing or do not fit each other, or the folder holds cells of
+            another recipe.
+    """
+    comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
+    shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
+    folder, share = Path(run), Part.read(part)
+    known = read_rows([Path(path) for path in rows]) if rows else None
+    cells = Cells(replace(comparison, shared=with_absolute_paths(shared)), folder, known)
+    cells.run(share)
+    if not PartialState().is_main_process:
+        return None
+    found = cells.gather()
+    if found.empty:
+        console.print("no cell is finished yet, and this part has none to train: there is no table", markup=False)
+        return None
+    with atomic_write(cells.rows_file) as temporary:
+        found.to_csv(temporary, index=False)
+    return _write(Summary(found, cells.planned()), folder)
+
+
+def tabulate(rows: Sequence[PathLike], out: PathLike) -> Summary:
+    """Make the table and the report of a comparison from the rows of its cells.csv files alone.
+
+    Args:
+        rows: the files.
+        out: the folder to write table.md, table.csv and comparison.html into.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: a file is missing or no table of cells, or the rows are not of one comparison.
+    """
+    return _write(Summary(read_rows([Path(path) for path in rows]), ()), Path(out))
+
+
+def _write(summary: Summary, folder: Path) -> Summary:
+    write_comparison(folder, folder.resolve().name, summary)
+    return summary

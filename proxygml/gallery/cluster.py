@@ -1,0 +1,61 @@
+"""Clustering the images of a catalog or of folders: the function behind `proxygml cluster`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from proxygml.data.image_list import ImageList
+from proxygml.files import PathLike
+from proxygml.gallery.build import Model, Source
+from proxygml.gallery.cluster_folder import Layout, check_clusters_folder, write_clusters
+from proxygml.gallery.clustering import Clusters, ClusterSettings
+from proxygml.gallery.embed import embed_source
+from proxygml.models.embed_images import OnBad, discard
+
+
+def cluster(
+    run: PathLike,
+    out: PathLike,
+    settings: ClusterSettings,
+    *,
+    catalog: PathLike | None = None,
+    images: PathLike | Sequence[PathLike] = (),
+    split: str = "all",
+    layout: Layout = "links",
+    on_bad: OnBad = "fail",
+    force: bool = False,
+    workers: int = 2,
+    batch_size: int = 64,
+) -> Clusters:
+    """Sort images into clusters, and write a folder with their table, near-duplicates and a contact sheet of each.
+
+    A call that was stopped goes on when it is repeated.
+
+    Args:
+        run: the run folder of the model.
+        out: the folder to make: clusters.csv, duplicates.csv, sheets/, and a folder for each cluster.
+        settings: how images are grouped, such as ClusterSettings("hdbscan").
+        catalog: a table of images; give exactly one of `catalog` and `images`.
+        images: an image file or a folder of them, or several.
+        split: of the catalog: train, val, test, or all.
+        layout: table: no folders of the clusters; links or copies: folders with links to the images, or with copies.
+        on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
+        force: replace the result of an earlier call.
+        workers: processes that decode images; 0 decodes in this one.
+        batch_size: images embedded at a time.
+
+    Returns:
+        The cluster of each image that could be read, and the groups of near-duplicates.
+
+    Raises:
+        UserError: a source is missing, an image cannot be read, something is at `out` already, or there are fewer
+            images than clusters.
+    """
+    folder = Path(out)
+    check_clusters_folder(folder, force)
+    source, model = Source.of(catalog, images, split=split), Model.of(Path(run))
+    work = folder.with_name(f".{folder.name}.partial")
+    embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
+    vectors, table = embedded.whole()
+    found = write_clusters(folder, ImageList(table), vectors, settings, layout, force)
+    discard(work)
+    return found

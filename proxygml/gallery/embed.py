@@ -1,0 +1,68 @@
+"""Embedding the images of a catalog or of folders by a run's model, into a file of vectors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from proxygml.data.vector_file import VectorFile, write_vectors
+from proxygml.files import PathLike, check_ending, check_overwrite
+from proxygml.gallery.build import Model, Source
+from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
+
+
+def embed(
+    run: PathLike,
+    out: PathLike,
+    *,
+    catalog: PathLike | None = None,
+    images: PathLike | Sequence[PathLike] = (),
+    split: str = "all",
+    on_bad: OnBad = "fail",
+    force: bool = False,
+    workers: int = 2,
+    batch_size: int = 64,
+) -> VectorFile:
+    """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
+
+    A call that was stopped goes on when it is repeated.
+
+    Args:
+        run: the run folder of the model.
+        out: the .parquet file to write.
+        catalog: a table of images; give exactly one of `catalog` and `images`.
+        images: an image file or a folder of them, or several.
+        split: of the catalog: train, val, test, or all.
+        on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
+        force: replace a file that is there.
+        workers: processes that decode images; 0 decodes in this one.
+        batch_size: images embedded at a time.
+
+    Returns:
+        The file: `.rows`, `.dimension`, and `.blocks()` of float32 vectors with their rows of the table.
+
+    Raises:
+        UserError: a source is missing, an image cannot be read, or something is at `out` already.
+    """
+    file = Path(out)
+    check_ending(file, ".parquet")
+    check_overwrite(file, force)
+    source, model = Source.of(catalog, images, split=split), Model.of(Path(run))
+    work = file.with_name(f".{file.name}.partial")
+    embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
+    write_vectors(file, embedded.blocks(), model=model.fingerprint, run=str(model.run), force=force)
+    discard(work)
+    return VectorFile(file)
+
+
+def embed_source(
+    model: Model, source: Source, work: Path, *, on_bad: OnBad, workers: int, batch_size: int
+) -> EmbeddedImages:
+    """The vectors of a source's images, kept in the folder `work` until the caller discards it; see embed_images."""
+    return embed_images(
+        model.embedder(),
+        model.fingerprint,
+        source.image_list(),
+        work,
+        on_bad=on_bad,
+        workers=workers,
+        batch_size=batch_size,
+    )

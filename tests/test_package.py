@@ -1,0 +1,35 @@
+"""What `import proxygml` offers."""
+
+import re
+from pathlib import Path
+
+import proxygml
+from proxygml import errors
+
+API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+
+
+def test_the_api_page_lists_what_the_package_exports() -> None:
+    listed = re.findall(r"^::: proxygml\.(\w+)$", API_PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(proxygml.__all__)
+
+
+def test_every_exported_name_can_be_imported_and_says_what_it_is() -> None:
+    for name in proxygml.__all__:
+        assert getattr(proxygml, name).__doc__, name
+
+
+def test_a_function_is_not_hidden_by_a_module_of_its_name() -> None:
+    """`proxygml.compare` stays a function after comparison/compare.py has been imported; so do the others."""
+    import proxygml.comparison.compare
+    import proxygml.gallery.cluster
+    import proxygml.training.train
+
+    for name in ("prepare", "train", "evaluate", "evaluate_run", "compare", "index", "search", "embed", "cluster"):
+        assert callable(getattr(proxygml, name)), name
+
+
+def test_every_error_is_a_user_error() -> None:
+    kinds = [kind for name, kind in vars(errors).items() if name.endswith("Error")]
+    assert len(kinds) > 5
+    assert all(issubclass(kind, errors.UserError) for kind in kinds)
