@@ -6,16 +6,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
+import torch
 
 from proxygml.cli.main import COMMANDS
+from proxygml.serving.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -136,9 +141,49 @@ def test_every_command_is_described(command: str) -> None:
     assert any(f"proxygml {command}" in page for page in pages)
 
 
+@pytest.mark.parametrize("limit", [field.name for field in fields(Limits)])
+def test_every_limit_of_the_server_is_described(limit: str) -> None:
+    assert f"`--{limit}`" in (ROOT / "docs" / "guide" / "galleries.md").read_text(encoding="utf-8")
+
+
+def test_every_recipe_is_described() -> None:
+    page = (ROOT / "docs" / "guide" / "recipes.md").read_text(encoding="utf-8")
+    recipes = {path.stem for path in (ROOT / "proxygml" / "recipes").glob("*.yaml")}
+    assert {name for name in recipes if f"`{name}`" not in page} == set()
+
+
+def test_every_folder_of_the_package_is_described() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in (ROOT / "proxygml").glob("*/__init__.py")}
+    assert {name for name in folders if f"`{name}/`" not in page} == set()
+
+
 def test_the_readme_is_short() -> None:
     words = (ROOT / "README.md").read_text(encoding="utf-8").split()
     assert len(words) <= README_WORDS
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block as it stands, in order, with data of a reader's kind under the names that it uses."""
+    monkeypatch.chdir(tmp_path)
+    batch = (torch.randn(32, 10), torch.randint(100, (32,)))
+    training: dict[str, Any] = {"network": torch.nn.Linear(10, 512), "loader": [batch, batch]}
+    vectors = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    kept: dict[str, Any] = {"vectors": vectors, "queries": vectors[:2], "labels": ["sparrow", "owl", "robin"] * 20}
+    kept["paths"] = [f"{number}.jpg" for number in range(60)]
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block, given in zip(blocks, (training, kept), strict=True):
+        exec(compile(block, "README.md", "exec"), given)
+    assert set(kept["found"].rows(0)["label"]) == {"sparrow"}
+    assert (tmp_path / "gallery").is_dir()
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("architecture.md", "guide/extending.md")]
+    named = {name.removeprefix("proxygml/") for page in pages for name in re.findall(r"`([\w/]+/[a-z_]+\.py)`", page)}
+    assert named
+    assert {name for name in named if not (ROOT / "proxygml" / name).is_file()} == set()
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
