@@ -81,16 +81,29 @@ def thumbnail(path: str | Path, box: Sequence[int] | None, side: int) -> npt.NDA
     A grey square where it cannot be opened: pictures of results do not fail for one image.
     """
     try:
-        image = decode_image(path)
-        if box is not None:
-            image = cut_box(image, box, str(path))
+        return small_picture(decode_image(path), box, side, str(path))
     except ImageError:
-        return np.full((side, side, 3), 225, dtype=np.uint8)
+        return grey_square(side)
+
+
+def small_picture(image: Tensor, box: Sequence[int] | None, side: int, name: str) -> npt.NDArray[np.uint8]:
+    """An image (3, H, W), or the part of it in the box, as uint8 (h, w, 3) whose longer side has `side` pixels.
+
+    Raises:
+        ImageError: nothing of the box lies inside the image.
+    """
+    if box is not None:
+        image = cut_box(image, box, name)
     height, width = image.shape[-2:]
     scale = side / max(height, width)
     image = scaled(image, max(1, round(height * scale)), max(1, round(width * scale)), "bilinear")
     picture: npt.NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
     return picture
+
+
+def grey_square(side: int) -> npt.NDArray[np.uint8]:
+    """What stands for an image that cannot be shown, uint8 (side, side, 3)."""
+    return np.full((side, side, 3), 225, dtype=np.uint8)
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):

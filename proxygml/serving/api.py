@@ -20,13 +20,14 @@ from proxygml import __version__
 from proxygml.errors import UserError
 from proxygml.gallery.filters import column_values
 from proxygml.serving.body_limit import BodyLimit
+from proxygml.serving.decoder import KINDS
 from proxygml.serving.failures import Failures
 from proxygml.serving.headers import SecurityHeaders
 from proxygml.serving.hosts import HostCheck, host_name, local_names
 from proxygml.serving.limits import RequestError
 from proxygml.serving.metrics import Measured, Metrics
 from proxygml.serving.refusals import describe_refusals, refuse
-from proxygml.serving.service import KINDS, Answer, Service
+from proxygml.serving.service import Answer, Service
 
 
 class Found(BaseModel, extra="allow"):

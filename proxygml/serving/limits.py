@@ -16,7 +16,7 @@ class Limits:
     max_upload_mb: float = 20.0
     """Size of a request, in 10**6 bytes."""
 
-    max_pixels: int = 50_000_000
+    max_pixels: int = 25_000_000
     """Width times height of an image, which are read before it is decoded."""
 
     max_k: int = 100

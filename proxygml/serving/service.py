@@ -8,11 +8,9 @@ import asyncio
 import contextlib
 import io
 import math
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from proxygml.data.catalog import BOX_COLUMNS
-from proxygml.data.images import decode_image, thumbnail
+from proxygml.data.decode import read_file
+from proxygml.data.images import grey_square, small_picture
+from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
 from proxygml.errors import GalleryError, ImageError, OverwriteError
 from proxygml.files import atomic_write
@@ -32,13 +32,10 @@ from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
+from proxygml.serving.decoder import KINDS, Decoder, image_kind
 from proxygml.serving.limits import Limits, RequestError, too_many
 
-KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
-"""Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
 THUMBNAIL = 320  # pixels
-DECODERS = min(4, os.cpu_count() or 1)
-"""Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
 _MODEL_BATCH, _WRITE_BATCH = 16, 256
 _SWEPT_AFTER = 3600  # seconds
 
@@ -78,7 +75,7 @@ class Service:
         self.embedder = embedder.eval()
         self.active = 0
         self._transform = test_transform(embedder.images)
-        self._decoders = ThreadPoolExecutor(DECODERS)
+        self._decoder = Decoder(limits.max_pixels)
         self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
         self._writer: Batcher[Change, int] = Batcher(self._change, _WRITE_BATCH)
         self._images = gallery.keeps_images
@@ -87,6 +84,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """While the server runs."""
         self._sweep()
+        self._decoder.start()
         await self._model.start()
         await self._writer.start()
         try:
@@ -94,7 +92,7 @@ class Service:
         finally:
             await self._writer.stop()
             await self._model.stop()
-            self._decoders.shutdown(wait=False, cancel_futures=True)
+            self._decoder.stop()
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
@@ -122,7 +120,7 @@ class Service:
 
     async def square(self, data: bytes) -> Tensor:
         """What the network sees of an image file's bytes, uint8 (3, S, S); see `embed`."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, data)
+        return await self._decoder.use(data, self._transformed)
 
     async def embed_square(self, square: Tensor) -> Tensor:
         """The vector of what `square` gave."""
@@ -189,7 +187,18 @@ class Service:
         Raises:
             RequestError: 404 for one that is not there.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._picture, item)
+        row = await asyncio.to_thread(self.item, item)
+        box = [int(row[name]) for name in BOX_COLUMNS] if all(pd.notna(row.get(name)) for name in BOX_COLUMNS) else None
+        path = str(row.get("path"))
+        try:
+            data = await asyncio.to_thread(read_file, path)
+            return await self._decoder.use_item(data, path, lambda pixels: _picture(pixels, box, path))
+        except ImageError:
+            return await asyncio.to_thread(_as_jpeg, grey_square(THUMBNAIL))
+        except RequestError as error:
+            if error.status != 422:
+                raise
+            return await asyncio.to_thread(_as_jpeg, grey_square(THUMBNAIL))
 
     # Changes ----------------------------------------------------------------------------------------------------------
 
@@ -205,7 +214,7 @@ class Service:
             if name not in known:
                 raise RequestError(422, f"there is no column {name!r}; those are {', '.join(sorted(known))}")
         vector = await self.embed(data)
-        path = images / f"{uuid.uuid4().hex}.{KINDS[_kind(data)]}"
+        path = images / f"{uuid.uuid4().hex}.{KINDS[image_kind(data)]}"
         await asyncio.to_thread(_write, path, data)
         # Not given up with the request: it would be unknown whether the item had been added.
         adding = asyncio.ensure_future(self._writer.do(Addition(vector, path, columns)))
@@ -232,33 +241,9 @@ class Service:
         except GalleryError:
             raise RequestError(404, f"there is no item {item}") from None
 
-    def _prepare(self, data: bytes) -> Tensor:
-        """Bytes to the square that the network sees, uint8 (3, S, S)."""
-        kind = _kind(data)
-        try:
-            with Image.open(io.BytesIO(data), formats=[kind]) as image:
-                width, height = image.size
-            if width * height > self.limits.max_pixels:
-                raise RequestError(
-                    413,
-                    f"the image has {width:,} x {height:,} pixels, but at most {self.limits.max_pixels:,} are taken",
-                )
-            return self._transform(decode_image(data, "the image"))
-        except ImageError as error:
-            raise RequestError(422, str(error)) from None
-        except Image.DecompressionBombError:
-            raise RequestError(413, f"the image has more than {self.limits.max_pixels:,} pixels") from None
-        except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError):
-            raise RequestError(422, f"the image is no {kind} file that can be read: send it whole") from None
-
-    def _picture(self, item: int) -> bytes:
-        row = self.item(item)
-        box = [int(row[name]) for name in BOX_COLUMNS] if all(pd.notna(row.get(name)) for name in BOX_COLUMNS) else None
-        path = row.get("path")
-        pixels = thumbnail(path if isinstance(path, str) else "", box, THUMBNAIL)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+    def _transformed(self, pixels: Pixels) -> Tensor:
+        """Pixels (H, W, 3) to the square that the network sees, uint8 (3, S, S)."""
+        return self._transform(torch.from_numpy(pixels).permute(2, 0, 1))
 
     @torch.inference_mode()
     def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:
@@ -331,15 +316,14 @@ def _changed(gallery: Gallery, change: Change) -> int | Exception:
         return RequestError(404 if isinstance(change, int) else 422, str(error))
 
 
-def _kind(data: bytes) -> str:
-    """The format of an image file's bytes, by its first bytes and not by what its sender calls it."""
-    starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP"}
-    for start, kind in starts.items():
-        if data.startswith(start):
-            return kind
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    raise RequestError(415, f"this is no image of a kind that is taken: {', '.join(KINDS)}")
+def _picture(pixels: Pixels, box: Sequence[int] | None, name: str) -> bytes:
+    return _as_jpeg(small_picture(torch.from_numpy(pixels).permute(2, 0, 1), box, THUMBNAIL, name))
+
+
+def _as_jpeg(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def _write(path: Path, data: bytes) -> None:

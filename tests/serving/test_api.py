@@ -27,9 +27,10 @@ from PIL import Image
 
 from proxygml import Gallery
 from proxygml.data.catalog import Catalog
-from proxygml.serving import service as serving
+from proxygml.data.decoder_pool import DecoderPool
+from proxygml.serving.decoder import DECODERS, KINDS
 from proxygml.serving.limits import Limits
-from proxygml.serving.service import DECODERS, KINDS, Service
+from proxygml.serving.service import Service
 from tests.helpers.commands import refused
 from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, MULTIPART, TIMES, TOKEN, Running, gallery_at, picture, post
@@ -362,8 +363,7 @@ def test_few_images_are_decoded_at_a_time_however_many_ask(
 
         return decoded
 
-    for name in ("decode_image", "thumbnail"):
-        monkeypatch.setattr(serving, name, watched(getattr(serving, name)))
+    monkeypatch.setattr(DecoderPool, "decode", watched(DecoderPool.decode))
     with Running(folder, run_folder, Limits()) as running, ThreadPoolExecutor(16) as pool:
         ask = partial(httpx.post, f"{running.address}/embed", files={"image": picture()}, **TIMES)
         show = partial(httpx.get, f"{running.address}/items/0/image", **TIMES)
