@@ -16,6 +16,7 @@ from torch import Tensor
 
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.gallery.filters import Condition
+from proxygml.gallery.ids import Ids
 from proxygml.gallery.manifest import Manifest
 from proxygml.gallery.vectors import VectorRows
 
@@ -72,7 +73,7 @@ class Backend(ABC):
         """The names of the item table's columns."""
 
     @abstractmethod
-    def rows(self, ids: Sequence[int] | Rows) -> pd.DataFrame:
+    def rows(self, ids: Ids) -> pd.DataFrame:
         """The rows of the item table for these items, by id, in the order of the ids.
 
         Raises:
@@ -80,7 +81,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
+    def vectors(self, ids: Ids) -> Vectors:
         """The vectors, float32 (n, D), of these items.
 
         Raises:
@@ -112,8 +113,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def remove(self, ids: Sequence[int] | Rows) -> None:
-        """Remove items: this object no longer finds them, others no longer find them after `save`.
+    def remove(self, ids: Ids) -> None:
+        """Remove items, by their ids or by a mask of truth values over the item table.
+
+        This object no longer finds them; others no longer find them after `save`.
 
         Raises:
             GalleryError: there is no such item.

@@ -4,7 +4,7 @@ This module holds what is the same wherever a gallery is kept. folder.py keeps o
 each implements backend.py. No image is opened here and no network runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -16,6 +16,7 @@ from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError
 from proxygml.gallery.backend import Backend, Embeddings
 from proxygml.gallery.filters import Where, describe, parse_where
+from proxygml.gallery.ids import Ids, chosen_ids, whole_ids
 from proxygml.gallery.manifest import Manifest, Threshold
 from proxygml.gallery.neighbors import Kind, ranked
 from proxygml.gallery.places import backend_of, memory_backend
@@ -133,7 +134,7 @@ class Gallery(Backend):
         k: int = 10,
         where: Where | None = None,
         *,
-        exclude: Sequence[int] | Rows | None = None,
+        exclude: Ids | None = None,
         rerank: bool = False,
     ) -> SearchResult:
         """The k items nearest to each query by cosine similarity; equal ones in the order in which they were added.
@@ -187,6 +188,10 @@ class Gallery(Backend):
             )
         return vectors
 
+    def _chosen(self, ids: Ids) -> Rows:
+        """The ids, int64 (n,), that a caller names, by a mask too; see ids.chosen_ids."""
+        return chosen_ids(ids, lambda: self._matching([]))
+
     def _check_not_empty(self) -> None:
         if not len(self):
             raise GalleryError("all items are removed: a gallery holds at least one")
@@ -207,10 +212,10 @@ def _check_kind(kind: str) -> None:
         raise GalleryError(f"kind is {kind!r}, but must be one of {', '.join(get_args(Kind))}")
 
 
-def _excluded_ids(exclude: Sequence[int] | Rows | None, count: int) -> Rows:
+def _excluded_ids(exclude: Ids | None, count: int) -> Rows:
     if exclude is None:
         return np.full(count, -1)
-    ids = np.asarray(exclude, dtype=np.int64)
+    ids = whole_ids(exclude, "exclude")
     if ids.shape != (count,):
         raise GalleryError(f"exclude has the shape {ids.shape}, but there are {count} queries: one id for each")
     return ids

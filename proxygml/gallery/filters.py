@@ -6,6 +6,8 @@ conditions here, those in Milvus turn them into an expression (milvus_expression
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from proxygml.errors import GalleryError, did_you_mean
 
 Value = str | float | bool
 Where = Mapping[str, Value | Sequence[Value]]
+
+_MOST_DIGITS = 400  # before the decimal point: no column holds larger numbers
 
 
 def column_values(pairs: Sequence[str]) -> dict[str, list[str]]:
@@ -56,8 +60,8 @@ def _alternatives(values: Value | Sequence[Value]) -> tuple[Value, ...]:
     return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else (values,)
 
 
-def numbers(column: str, wanted: Sequence[Value]) -> list[float]:
-    """The values as numbers.
+def numbers(column: str, wanted: Sequence[Value]) -> list[int | float]:
+    """The values as numbers, whole ones exactly, however large: a float holds them only up to 2**53.
 
     Raises:
         GalleryError: one is no number.
@@ -65,11 +69,18 @@ def numbers(column: str, wanted: Sequence[Value]) -> list[float]:
     return [_number(column, value) for value in wanted]
 
 
-def _number(column: str, value: Value) -> float:
+def _number(column: str, value: Value) -> int | float:
+    text = str(value).strip()
     try:
-        return float(str(value))
-    except ValueError:
+        return int(text)
+    except ValueError:  # 3.0 and 1e3 are whole too
+        pass
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
         raise GalleryError(f"the column {column!r} holds numbers, but {value!r} is none") from None
+    small = number.is_finite() and number.adjusted() < _MOST_DIGITS
+    return int(number) if small and number == number.to_integral_value() else float(number)
 
 
 def matches(table: pd.DataFrame, condition: Condition) -> npt.NDArray[np.bool_]:
@@ -80,8 +91,31 @@ def matches(table: pd.DataFrame, condition: Condition) -> npt.NDArray[np.bool_]:
     """
     cells, wanted = table[condition.column], condition.values
     if pd.api.types.is_numeric_dtype(cells) and not pd.api.types.is_bool_dtype(cells):
-        return np.asarray(cells.astype("float64").isin(numbers(condition.column, wanted)), dtype=bool)
+        return _equal_numbers(cells, numbers(condition.column, wanted))
     return np.asarray(cells.astype("string").isin([str(value) for value in wanted]), dtype=bool)
+
+
+def _equal_numbers(cells: pd.Series, wanted: Sequence[int | float]) -> npt.NDArray[np.bool_]:
+    """Which cells, bool (n,), are one of the numbers, compared in the type of the cells."""
+    present = cells.notna().to_numpy(dtype=bool)
+    kind = np.dtype(getattr(cells.dtype, "numpy_dtype", cells.dtype))
+    values: list[int | float]
+    if kind.kind in "iu":
+        values = [number for number in wanted if isinstance(number, int) and fits_integer(number, kind)]
+    else:
+        values = [number for number in wanted if same_as_float(number)]
+    known = cells.to_numpy(dtype=kind, na_value=kind.type(0)) if not present.all() else cells.to_numpy(dtype=kind)
+    return np.asarray(np.isin(known, np.array(values, dtype=kind)) & present, dtype=bool)
+
+
+def fits_integer(number: int, kind: np.dtype[Any]) -> bool:
+    """Whether an integer type can hold the number."""
+    return int(np.iinfo(kind).min) <= number <= int(np.iinfo(kind).max)
+
+
+def same_as_float(number: int | float) -> bool:
+    """Whether a float can hold the number: not so for most whole numbers beyond 2**53."""
+    return not isinstance(number, int) or (abs(number) < 2**1023 and float(number) == number)
 
 
 def describe(where: Where | None) -> str:

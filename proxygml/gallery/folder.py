@@ -30,6 +30,7 @@ from proxygml.gallery.folder_files import (
     unfinished_vectors,
     write_blocks,
 )
+from proxygml.gallery.ids import Ids
 from proxygml.gallery.item_table import ItemTable
 from proxygml.gallery.items import check_items, coerce_items, first_equal_ids
 from proxygml.gallery.manifest import Manifest
@@ -141,13 +142,13 @@ class FolderGallery(Gallery):
         """The names of the item table's columns."""
         return list(self._table.shown.columns)
 
-    def rows(self, ids: Sequence[int] | Rows) -> pd.DataFrame:
+    def rows(self, ids: Ids) -> pd.DataFrame:
         """See Backend.rows."""
-        return self._table.shown.iloc[self._table.rows_of(ids)]
+        return self._table.shown.iloc[self._table.rows_of(self._chosen(ids))]
 
-    def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
+    def vectors(self, ids: Ids) -> Vectors:
         """See Backend.vectors."""
-        return self._vectors.take(self._table.rows_of(ids))
+        return self._vectors.take(self._table.rows_of(self._chosen(ids)))
 
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
         """See Backend.ids_of."""
@@ -164,9 +165,9 @@ class FolderGallery(Gallery):
         self.manifest = replace(self.manifest, next_id=self.manifest.next_id + len(items))
         return ids
 
-    def remove(self, ids: Sequence[int] | Rows) -> None:
+    def remove(self, ids: Ids) -> None:
         """See Backend.remove."""
-        self._table = self._table.without(self._table.rows_of(ids))
+        self._table = self._table.without(self._table.rows_of(self._chosen(ids)))
 
     def save(self, place: str | Path | None = None) -> None:
         """See Backend.save."""

@@ -20,7 +20,7 @@ from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import atomic_write
-from proxygml.gallery.items import check_items
+from proxygml.gallery.items import check_items, joined_tables
 from proxygml.gallery.manifest import Manifest, manifest_text, parse_manifest
 from proxygml.gallery.neighbors import ApproximateIndex
 from proxygml.gallery.vectors import VectorRows, check_same_size, unit_vectors
@@ -161,7 +161,7 @@ def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tupl
             bar.advance(task, len(items))
         file.truncate(size)
         _flush(file)
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    table = joined_tables(tables).reset_index(drop=True) if tables else pd.DataFrame()
     if table.empty:
         raise GalleryError(f"no items are left to build {path.parent} from")
     return table, dimension, digest.hexdigest()

@@ -9,6 +9,7 @@ import pandas as pd
 from proxygml.arrays import Rows
 from proxygml.errors import GalleryError
 from proxygml.gallery.filters import Condition, matches
+from proxygml.gallery.items import joined_tables
 
 Mask = npt.NDArray[np.bool_]
 
@@ -50,7 +51,7 @@ class ItemTable:
     def with_items(self, ids: Rows, items: pd.DataFrame) -> "ItemTable":
         """The table with further rows at its end."""
         added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
-        return ItemTable(pd.concat([self.stored, added]) if len(self) else added)
+        return ItemTable(joined_tables([self.stored, added]) if len(self) else added)
 
     def without(self, rows: Rows) -> "ItemTable":
         """The table with these rows marked as removed."""
@@ -62,17 +63,16 @@ class ItemTable:
         """The table without the rows of removed items."""
         return self if self._all_alive else ItemTable(self.stored[self.alive])
 
-    def rows_of(self, ids: Sequence[int] | Rows) -> Rows:
+    def rows_of(self, ids: Rows) -> Rows:
         """The rows, int64 (n,), of these items.
 
         Raises:
             GalleryError: there is no such item.
         """
-        wanted = np.asarray(ids, dtype=np.int64)
-        rows = np.asarray(self.stored.index.get_indexer(wanted), dtype=np.int64)
+        rows = np.asarray(self.stored.index.get_indexer(ids), dtype=np.int64)
         gone = (rows < 0) | ~self.alive[rows]
         if gone.any():
-            raise GalleryError(f"the gallery has no item {wanted[gone][0]}: it was removed, or never was")
+            raise GalleryError(f"the gallery has no item {ids[gone][0]}: it was removed, or never was")
         return rows
 
     def allowed(self, conditions: Sequence[Condition]) -> Mask | None:

@@ -1,6 +1,5 @@
 """Items that are added to a gallery: checks, and cells converted to what the columns hold."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from datetime import date
@@ -11,7 +10,7 @@ import pandas as pd
 
 from proxygml.arrays import Rows
 from proxygml.errors import GalleryError
-from proxygml.gallery.filters import numbers
+from proxygml.gallery.filters import fits_integer, numbers
 
 RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
 """Names of columns that search results and the gallery's own files use."""
@@ -35,6 +34,29 @@ def first_equal_ids(wanted: pd.DataFrame, items: pd.DataFrame, columns: Sequence
         known, given = (part.astype(dict.fromkeys(empty, object)) for part in (known, given))
     ids: Rows = given.merge(known, "left", on=keys)["id"].fillna(-1).to_numpy(dtype=np.int64)
     return ids
+
+
+def joined_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Item tables one after the other. A column that one of them lacks is empty there.
+
+    Whole numbers and truth values then take pandas' nullable types: without them pandas turns whole numbers into
+    floats, which are exact only up to 2**53, and truth values into objects.
+    """
+    columns = list(dict.fromkeys(column for table in tables for column in table.columns))
+    lacking = {column for column in columns if any(column not in table.columns for table in tables)}
+    return pd.concat([table.astype(_nullable_types(table, lacking)) for table in tables])
+
+
+def _nullable_types(table: pd.DataFrame, columns: set[str]) -> dict[str, Any]:
+    kinds = {name: nullable_type(table[name].dtype) for name in table.columns if name in columns}
+    return {name: kind for name, kind in kinds.items() if kind != table[name].dtype}
+
+
+def nullable_type(dtype: Any) -> Any:
+    """The type that holds the same values and missing ones; the type itself where it does so already."""
+    if isinstance(dtype, np.dtype) and dtype.kind in "iub":
+        return pd.array([], dtype=dtype.name.capitalize().replace("Ui", "UI") if dtype.kind != "b" else "boolean").dtype
+    return dtype
 
 
 def coerce_items(items: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -62,11 +84,12 @@ def _coerced_column(name: str, cells: pd.Series, present: pd.Series) -> pd.Serie
     given = cells[~missing].astype(object)
     fitting: list[Any]
     if kind == "boolean":
-        fitting = [_truth(name, value) for value in given]
-    elif pd.api.types.is_numeric_dtype(present):
-        fitting = [_number(name, value, exact=kind == "integer") for value in given]
-        if kind == "integer" and not missing.any() and all(number == int(number) for number in fitting):
-            fitting = [int(number) for number in fitting]
+        return _series([_truth(name, value) for value in given], cells, missing, np.dtype(bool))
+    if pd.api.types.is_numeric_dtype(present):
+        integers = np.dtype(getattr(present.dtype, "numpy_dtype", present.dtype)) if kind == "integer" else None
+        fitting = [_number(name, value, integers) for value in given]
+        if integers is not None and all(isinstance(number, int) for number in fitting):
+            return _series(fitting, cells, missing, integers)
     elif kind == "date":
         fitting = [_date(name, value) for value in given]
     elif kind == "datetime64":
@@ -83,6 +106,13 @@ def _coerced_column(name: str, cells: pd.Series, present: pd.Series) -> pd.Serie
     whole = pd.Series(np.full(len(cells), None, dtype=object), index=cells.index)
     whole[~missing] = pd.Series(fitting, index=given.index, dtype=object)
     return whole.astype(present.dtype) if kind == "datetime64" else whole.infer_objects()
+
+
+def _series(values: list[Any], cells: pd.Series, missing: pd.Series, kind: np.dtype[Any]) -> pd.Series:
+    """The values in the places of the cells that are not missing, in that type or its nullable form."""
+    whole = pd.Series(pd.NA, index=cells.index, dtype=nullable_type(kind))
+    whole[~missing] = pd.array(values, dtype=nullable_type(kind))
+    return whole if missing.any() else whole.astype(kind)
 
 
 def _date(name: str, value: object) -> date:
@@ -112,17 +142,16 @@ def _parsed(value: object) -> Any:
     return pd.to_datetime(str(value), format="ISO8601", errors="coerce")
 
 
-def _number(name: str, value: Any, *, exact: bool) -> float:
-    """A cell as a number; exact: a whole one as it is written, which a float cannot hold beyond 2**53."""
+def _number(name: str, value: Any, integers: np.dtype[Any] | None) -> int | float:
+    """A cell as a number; whole ones exactly, and where the column holds whole numbers, of its type."""
     (number,) = numbers(name, [value])
     if not math.isfinite(number):
         raise GalleryError(f"the column {name!r} holds numbers, but an item has {value!r}: give a finite one")
-    if not exact or number != int(number):
-        return number
-    with contextlib.suppress(ValueError):  # 3.0 and 1e3 are whole too
-        number = int(str(value))
-    if not -(2**63) <= number < 2**63:
-        raise GalleryError(f"the column {name!r} holds whole numbers of 64 bits, but an item has {value!r}, beyond")
+    if integers is None:
+        return float(number)
+    if isinstance(number, int) and not fits_integer(number, integers):
+        bits = 8 * integers.itemsize
+        raise GalleryError(f"the column {name!r} holds whole numbers of {bits} bits, but an item has {value!r}, beyond")
     return number
 
 

@@ -19,6 +19,7 @@ from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.filters import Condition
+from proxygml.gallery.ids import Ids
 from proxygml.gallery.items import check_items, first_equal_ids
 from proxygml.gallery.manifest import Manifest
 from proxygml.gallery.milvus_address import Address
@@ -149,16 +150,16 @@ class MilvusGallery(Gallery):
         """See Backend.columns."""
         return list(self.manifest.columns)
 
-    def rows(self, ids: Sequence[int] | Rows) -> pd.DataFrame:
+    def rows(self, ids: Ids) -> pd.DataFrame:
         """See Backend.rows."""
-        wanted = np.asarray(ids, dtype=np.int64)
+        wanted = self._chosen(ids)
         table = self._table(self._reader.rows(wanted, self._visible(), self._stored_fields))
         check_present(wanted, set(table.index))
         return table.loc[wanted]
 
-    def vectors(self, ids: Sequence[int] | Rows) -> Vectors:
+    def vectors(self, ids: Ids) -> Vectors:
         """See Backend.vectors."""
-        return self._reader.vectors(np.asarray(ids, dtype=np.int64), self._visible())
+        return self._reader.vectors(self._chosen(ids), self._visible())
 
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
         """See Backend.ids_of."""
@@ -176,9 +177,9 @@ class MilvusGallery(Gallery):
         ids, self.manifest = self._writer.append(self.manifest, vectors, items)
         return ids
 
-    def remove(self, ids: Sequence[int] | Rows) -> None:
+    def remove(self, ids: Ids) -> None:
         """See Backend.remove."""
-        wanted = np.unique(np.asarray(ids, dtype=np.int64))
+        wanted = np.unique(self._chosen(ids))
         check_present(wanted, {row["id"] for row in self._reader.rows(wanted, self._visible(), [])})
         self._removed = np.union1d(self._removed, wanted)
         self.manifest = replace(self.manifest, rows=self.manifest.rows - len(wanted))

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from proxygml.arrays import Rows
-from proxygml.gallery.filters import Condition, Value, numbers
+from proxygml.gallery.filters import Condition, Value, fits_integer, numbers, same_as_float
 from proxygml.gallery.milvus_schema import OTHERS, ColumnKind, Columns
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
@@ -42,10 +44,10 @@ def _literals(condition: Condition, kind: ColumnKind) -> list[str]:
         return [str(value).lower() for value in wanted if str(value) in ("True", "False")]
     if kind == "str":
         return [quoted(str(value)) for value in wanted]
-    finite = [value for value in numbers(condition.column, wanted) if math.isfinite(value)]
+    parsed = numbers(condition.column, wanted)
     if kind == "float64":
-        return [repr(value) for value in finite]
-    return [str(int(value)) for value in finite if value == int(value) and abs(value) < 2**63]
+        return [repr(float(value)) for value in parsed if same_as_float(value) and math.isfinite(value)]
+    return [str(value) for value in parsed if isinstance(value, int) and fits_integer(value, np.dtype(np.int64))]
 
 
 def quoted(text: str) -> str:

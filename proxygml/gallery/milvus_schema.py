@@ -91,7 +91,9 @@ def _cell(value: Any, kind: ColumnKind) -> Value:
         "int64": isinstance(value, int | float),
         "float64": not isinstance(value, str),
     }
-    if not fits[kind] or not math.isfinite(value) or (kind == "int64" and value != int(value)):
+    if not fits[kind] or not math.isfinite(value):
+        raise ValueError(repr(value))
+    if kind == "int64" and (value != int(value) or not -(2**63) <= value < 2**63):
         raise ValueError(repr(value))
     return kinds[kind](value)
 
@@ -105,7 +107,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], columns: Columns) -> pd.DataFram
 
 
 def _series(cells: list[Any], kind: ColumnKind, ids: pd.Index) -> pd.Series:
-    """Integers with a gap become floats and truth values objects, as everywhere in pandas."""
+    """Where a cell is missing, whole numbers and truth values take pandas' nullable types, which keep them exact."""
     if kind in ("int64", "bool") and any(cell is None for cell in cells):
-        return pd.Series(cells, ids, "float64" if kind == "int64" else "object")
+        return pd.Series(cells, ids, "Int64" if kind == "int64" else "boolean")
     return pd.Series(cells, ids, kind)
