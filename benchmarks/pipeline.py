@@ -29,9 +29,9 @@ from proxygml.data.images import ImageDataset, collate, decode_image, decode_par
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.data.transforms import ImageSettings, random_crop, train_transform
 from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.training.optimization import make_optimizers, set_learning_rates
 from proxygml.training.recipe import Recipe
 from proxygml.training.sampler import Batches
-from proxygml.training.trainer import make_optimizers, set_learning_rates
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, SHORTER_SIDE = 100, 256

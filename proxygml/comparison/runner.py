@@ -39,18 +39,13 @@ from proxygml.models.embedder import Embedder, EmbedderSettings
 from proxygml.training.criterion import make_criterion
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.initialization import check_directions
+from proxygml.training.optimization import check_learning_rates
+from proxygml.training.processes import check_batch_division, check_precision, make_accelerator
 from proxygml.training.recipe import Recipe, flattened
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import check_batch_classes
-from proxygml.training.trainer import (
-    check_batch_division,
-    check_learning_rates,
-    check_precision,
-    fit,
-    make_accelerator,
-    resume,
-    split_for_training,
-)
+from proxygml.training.splits import split_for_training
+from proxygml.training.trainer import fit, resume
 
 AT_WILL = ("workers", "tracker")  # keys that change no result: a cell may go on under others
 TRIALS = "tune"  # the folder of a method's trials

@@ -28,6 +28,7 @@ from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_i
 from proxygml.models.embedder import Embedder
 from proxygml.models.model_files import fingerprint
 from proxygml.training.run_folder import RunFolder
+from proxygml.training.splits import split_for_training
 
 
 def default_device() -> torch.device:
@@ -363,6 +364,4 @@ def _validation(run: Path, table: Path) -> Catalog | None:
     recipe = folder.read_recipe()
     if not recipe.validation_classes or Path(recipe.catalog).resolve() != table.resolve():
         return None
-    from proxygml.training.trainer import split_for_training  # noqa: PLC0415  (slow to load, and searching needs none of it)
-
     return split_for_training(recipe)[1]

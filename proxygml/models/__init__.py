@@ -1,6 +1,6 @@
-"""Networks: backbones, the embedder that is made of one, embedding of many images, export to ONNX.
+"""Networks: backbones and their weights, the embedder (backbone, pooling, head), embedding of many images, ONNX export.
 
-How a network is trained is in training/.
+training/ trains them.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Backbones by name, with their weights: any timm model, and our own small files.
 
-What a backbone is here: `forward_features` from normalised images to features, `num_features`, and the input space
-that its weights were trained in. Pooling and everything behind it is embedder.py's.
+A backbone has `forward_features`, from normalised images to features, `num_features`, and the input space that its
+weights were trained in. Pooling and all that follows is in head.py.
 """
 
 import pickle
@@ -9,7 +9,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from proxygml.errors import RecipeError, WeightsError
+from proxygml.errors import RecipeError, WeightsError, did_you_mean
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.conv4 import SMALL_WIDTHS, Conv4
 
@@ -31,7 +30,7 @@ PRETRAINED_OWN = {"bn_inception": "http://data.lip6.fr/cadene/pretrainedmodels/b
 
 @dataclass(frozen=True)
 class InputSpace:
-    """How RGB in 0..1 becomes what a backbone was trained on: (x - mean) / std, then BGR where it says so."""
+    """How RGB in 0..1 becomes the input that a backbone was trained on: (x - mean) / std, then BGR if `bgr`."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -64,7 +63,7 @@ def build_backbone(name: str, weights: str, image_size: int) -> Backbone:
 
     Raises:
         RecipeError: no backbone has that name.
-        WeightsError: the weights cannot be had or do not fit.
+        WeightsError: the weights cannot be read or downloaded, or do not fit.
     """
     backbone, space = _build_own(name) if name in OWN else _build_timm(name, weights == "pretrained", image_size)
     if weights == "pretrained" and name in OWN:
@@ -75,7 +74,7 @@ def build_backbone(name: str, weights: str, image_size: int) -> Backbone:
 
 
 def check_weights_file(weights: str) -> None:
-    """Raise WeightsError where `embedder.weights` names a file that is not there."""
+    """Raise WeightsError where `embedder.weights` names a file that does not exist."""
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
 
@@ -89,13 +88,12 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> Backbone:
     import timm  # noqa: PLC0415  (loads all of its models; our own need none of it)
 
     if not timm.is_model(name):
-        close = get_close_matches(name, [*OWN, *timm.list_models()], n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists the names"
-        raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows{hint}")
+        hint = did_you_mean(name, [*OWN, *timm.list_models()], 3)
+        raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows: {hint}")
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     if pretrained:
         _check_reachable(name, config)
-    # Only models built for one input size take a size, and they must be told it.
+    # Only models built for one input size take the argument, and they need it.
     size: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     try:
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **size)
@@ -148,7 +146,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, nothing unpickled but tensors; a training checkpoint's inner table is found."""
+    """The tensors of a weights file, or of the state_dict inside a training checkpoint; only tensors are unpickled."""
     check_weights_file(str(path))
     try:
         if path.suffix == ".safetensors":
@@ -173,12 +171,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load every tensor of the backbone; the classifier of the file is left out, anything else must fit."""
+    """Load every tensor of the backbone; the file's classifier is left out, everything else must fit."""
     if isinstance(backbone, BNInception):
         backbone.load_port_weights(state)
         return
     expected = backbone.state_dict()
-    # The classifier has no place in a backbone; its name is the only one that may be left over.
+    # A backbone has no classifier; no other name of the file may be left over.
     classifier = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
     prefixes = tuple(f"{part}." for part in ((classifier,) if isinstance(classifier, str) else classifier))
     given = {key: value for key, value in state.items() if not key.startswith(prefixes)}

@@ -1,6 +1,6 @@
-"""BN-Inception, the paper's backbone, under the parameter names of the PyTorch port whose weights everybody uses.
+"""BN-Inception, the paper's backbone, with the parameter names of the PyTorch port whose weights are commonly used.
 
-It ends with the last feature map: pooling and the embedding are embedder.py's, and there is no classifier.
+It ends with the last feature map and has no classifier; pooling and the embedding layer are in head.py.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from proxygml.errors import RecipeError, WeightsError
 
 
-class Block(NamedTuple):
+class InceptionBlock(NamedTuple):
     """Output channels of one inception block's convolutions.
 
-    A block without `one` and `pool_proj` halves the resolution: its two branches stride, and its pooled input is passed
-    on as it is.
+    A block without `one` and `pool_proj` halves the resolution: its two branches have stride 2, and its pooled input is
+    appended unchanged.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Block(NamedTuple):
 
 
 BLOCKS = (
-    Block("inception_3a", 64, 64, 64, 64, 96, 32, "avg"),
-    Block("inception_3b", 64, 64, 96, 64, 96, 64, "avg"),
-    Block("inception_3c", 0, 128, 160, 64, 96, 0, "max"),
-    Block("inception_4a", 224, 64, 96, 96, 128, 128, "avg"),
-    Block("inception_4b", 192, 96, 128, 96, 128, 128, "avg"),
-    Block("inception_4c", 160, 128, 160, 128, 160, 128, "avg"),
-    Block("inception_4d", 96, 128, 192, 160, 192, 128, "avg"),
-    Block("inception_4e", 0, 128, 192, 192, 256, 0, "max"),
-    Block("inception_5a", 352, 192, 320, 160, 224, 128, "avg"),
-    Block("inception_5b", 352, 192, 320, 192, 224, 128, "max"),
+    InceptionBlock("inception_3a", 64, 64, 64, 64, 96, 32, "avg"),
+    InceptionBlock("inception_3b", 64, 64, 96, 64, 96, 64, "avg"),
+    InceptionBlock("inception_3c", 0, 128, 160, 64, 96, 0, "max"),
+    InceptionBlock("inception_4a", 224, 64, 96, 96, 128, 128, "avg"),
+    InceptionBlock("inception_4b", 192, 96, 128, 96, 128, 128, "avg"),
+    InceptionBlock("inception_4c", 160, 128, 160, 128, 160, 128, "avg"),
+    InceptionBlock("inception_4d", 96, 128, 192, 160, 192, 128, "avg"),
+    InceptionBlock("inception_4e", 0, 128, 192, 192, 256, 0, "max"),
+    InceptionBlock("inception_5a", 352, 192, 320, 160, 224, 128, "avg"),
+    InceptionBlock("inception_5b", 352, 192, 320, 192, 224, 128, "max"),
 )
 
 
@@ -79,7 +79,7 @@ class BNInception(nn.Module):
         self.add_module(name, nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2))
         self.add_module(f"{name}_bn", nn.BatchNorm2d(outputs))
 
-    def _add_block(self, block: Block, inputs: int) -> int:
+    def _add_block(self, block: InceptionBlock, inputs: int) -> int:
         """Add the block's layers, in the port's order, and return the number of its output channels."""
         name, stride = block.name, 2 if block.halves else 1
         if not block.halves:
@@ -129,7 +129,7 @@ class BNInception(nn.Module):
         features = self.get_submodule(name)(features)
         return F.relu(self.get_submodule(f"{name}_bn")(features), inplace=True)
 
-    def _mix(self, block: Block, features: Tensor) -> Tensor:
+    def _mix(self, block: InceptionBlock, features: Tensor) -> Tensor:
         name = block.name
         three = self._convolve(f"{name}_3x3", self._convolve(f"{name}_3x3_reduce", features))
         double = self._convolve(f"{name}_double_3x3_1", self._convolve(f"{name}_double_3x3_reduce", features))

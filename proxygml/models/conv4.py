@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 WIDTHS = (64, 128, 192, 256)
 SMALL_WIDTHS = (32, 64, 128, 256)
-"""For half of the time: each block then costs about as much as the others."""
+"""Half the time: all blocks then cost about the same."""
 
 
 class Conv4(nn.Module):
     """Four blocks of 3 x 3 convolution, batch norm, ReLU and 2 x 2 max pooling.
 
     Args:
-        widths: the channels that each block puts out.
+        widths: the output channels of each block.
 
     Attributes:
         num_features: channels of the feature map, those of the last block.

@@ -45,7 +45,7 @@ class FinerMap:
 
 
 class _FeatureMap(nn.Module):
-    """Calls forward_features, since functional_call calls a module's forward alone."""
+    """Calls forward_features, since functional_call calls only a module's forward."""
 
     def __init__(self, finer: nn.Module) -> None:
         super().__init__()

@@ -72,8 +72,8 @@ def embed_images(
 ) -> EmbeddedImages:
     """Embed image files with a progress bar; what a stopped call had done, the next one with the same list keeps.
 
-    All images are looked at before a bad one counts, and the work stays: after `fail`, the same call with `drop`, or
-    after the file was mended, has only that to do. A file that has changed since is embedded again.
+    Images that cannot be read are listed at the end; all others are embedded first, and their vectors are kept. After
+    `fail`, the same call with `drop`, or with repaired files, does only the rest. A changed file is embedded again.
 
     Args:
         embedder: on the device of your choice.
@@ -98,9 +98,9 @@ def embed_images(
     _report(problems, images)
     if problems and (on_bad == "fail" or len(problems) == len(images)):
         first = ", ".join(images.paths[row] for row in list(problems)[:3]) + (", ..." if len(problems) > 3 else "")
-        mend = "leave them out with --on-bad drop" if len(problems) < len(images) else "check the paths"
+        fix = "leave them out with --on-bad drop" if len(problems) < len(images) else "check the paths"
         raise ImageError(
-            f"{len(problems):,} of {len(images):,} images cannot be embedded ({first}): mend them, or {mend}"
+            f"{len(problems):,} of {len(images):,} images cannot be embedded ({first}): repair them, or {fix}"
         )
     return EmbeddedImages(images, vectors, problems)
 

@@ -1,6 +1,7 @@
-"""Training: the recipe, the loop and its parts, and the evaluation of a finished run.
+"""Training: the recipe, the loop (trainer.py) and a file for each of its parts, and the evaluation of a finished run.
 
-What a run writes lies in its run folder (run_folder.py). Many runs under one protocol are comparison/.
+Checkpoints, the learning-rate schedule, batches and the watch for collapse are here. A run writes its run folder
+(run_folder.py); comparison/ makes many runs under one protocol.
 """
 
 from typing import TYPE_CHECKING

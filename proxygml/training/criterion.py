@@ -1,16 +1,15 @@
-"""The loss that a recipe names, built and checked: ours, or one of pytorch-metric-learning with its miner.
+"""Builds and checks the loss that a recipe names: ProxyGMLLoss, or a loss of pytorch-metric-learning with its miner.
 
-Only classes of the library's own lists are built: a recipe names a class, never a path to import from.
+Only classes that the library lists can be built: a recipe names a class, never a path to import from.
 """
 
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
-from proxygml.errors import RecipeError
+from proxygml.errors import RecipeError, did_you_mean
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.training.recipe import OURS, Argument, LossSettings
 
@@ -25,7 +24,7 @@ OBJECTS = (
     "weight_init_func",
     "weight_regularizer",
 )
-# Bases of others, and a loss that compares two views of each image, of which training has one.
+# Base classes, and a loss that compares two views of each image, while training has one.
 UNFIT = (
     "BaseMetricLossFunction",
     "GenericPairLoss",
@@ -37,7 +36,7 @@ UNFIT = (
 
 
 class MinedLoss(nn.Module):
-    """A loss over the pairs or triplets of a batch that a miner chooses."""
+    """A loss over those pairs or triplets of a batch that a miner chooses."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module) -> None:
         super().__init__()
@@ -86,9 +85,10 @@ def _classes(module: Mapping[str, object], base: type) -> dict[str, type[nn.Modu
 
 def _choose(name: str, classes: Mapping[str, type[nn.Module]], key: str, known: list[str]) -> type[nn.Module]:
     if name not in classes:
-        nearest = get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"those are {', '.join(sorted(known))}"
-        raise RecipeError(f"{key} is {name!r}, which is neither ours nor of pytorch-metric-learning: {hint}")
+        raise RecipeError(
+            f"{key} is {name!r}, which is neither ours nor of pytorch-metric-learning: "
+            f"{did_you_mean(name, sorted(known))}"
+        )
     return classes[name]
 
 
@@ -97,9 +97,9 @@ def _build(kind: type[nn.Module], arguments: Mapping[str, Argument], derived: Ma
     settable = [name for name in parameters if name not in (*OBJECTS, *DERIVED)]
     for name, value in arguments.items():
         if name not in settable:
-            nearest = get_close_matches(name, settable, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(settable) or 'none'}"
-            raise RecipeError(f"{key}: {kind.__name__} has no argument {name!r} that a recipe can set; {hint}")
+            raise RecipeError(
+                f"{key}: {kind.__name__} has no argument {name!r} that a recipe can set: {did_you_mean(name, settable)}"
+            )
         _check_type(value, parameters[name].default, f"{key}.{name}")
     known = {name: value for name, value in derived.items() if name in parameters}
     try:
@@ -109,7 +109,7 @@ def _build(kind: type[nn.Module], arguments: Mapping[str, Argument], derived: Ma
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """What a class's constructor takes, with what it hands on to those of its bases."""
+    """The parameters of a class's constructor, and those that it passes on to the constructors of its bases."""
     found: dict[str, inspect.Parameter] = {}
     for ancestor in kind.__mro__[:-1]:
         if "__init__" not in vars(ancestor):
@@ -125,7 +125,7 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def _check_type(value: Argument, default: object, key: str) -> None:
-    """A number where the default is one, and so on; the library itself would only fail in the middle of training."""
+    """Raise RecipeError for a value of another kind than the default: the library would fail only in mid-training."""
     if not isinstance(default, (bool, int, float)):
         return
     is_flag = isinstance(default, bool)

@@ -1,6 +1,6 @@
-"""Judging a run: embed its test split once, over all processes, and write figures, protocol and report.
+"""Evaluation of a run: embed its test split once, over all processes, and write figures, protocol and report.
 
-evaluation.py computes the figures, report.py draws the page; here they are put into the run folder.
+evaluation/ computes the figures and reports/ draws the page; this file puts them into the run folder.
 """
 
 import json
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
 
 from proxygml.console import console
@@ -21,9 +20,10 @@ from proxygml.evaluation.metrics import Evaluation, evaluate
 from proxygml.files import PathLike, atomic_write
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
+from proxygml.training.initialization import initial_embedder
+from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
-from proxygml.training.trainer import make_accelerator, split_for_training, start_embedder
 
 Protocol = dict[str, str | int]
 
@@ -54,7 +54,9 @@ def evaluate_run(
     warnings = check_splits(whole)
     embedder = Embedder.load(run.path, accelerator.device)
     embeddings = _embed(embedder, test, recipe, accelerator)
-    untrained = _embed(_untrained(recipe, embedder, accelerator), test, recipe, accelerator) if before else None
+    untrained = None
+    if before:
+        untrained = _embed(initial_embedder(recipe, embedder.classes, accelerator), test, recipe, accelerator)
     if not accelerator.is_main_process:
         return None
     seen = sorted(set(test.classes) & set(embedder.classes))
@@ -62,8 +64,8 @@ def evaluate_run(
         warnings.append(f"{len(seen)} test classes were trained on, such as {seen[0]!r}: this tests no unseen classes")
     for warning in warnings:
         console.print(warning, style="yellow", markup=False)
-    evaluation = _judge(embeddings, test, recipe)
-    earlier = None if untrained is None else _judge(untrained, test, recipe)
+    evaluation = _evaluate(embeddings, test, recipe)
+    earlier = None if untrained is None else _evaluate(untrained, test, recipe)
     protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
     _write(run.evaluation, evaluation, earlier, protocol)
@@ -72,20 +74,11 @@ def evaluate_run(
     return evaluation
 
 
-def _untrained(recipe: Recipe, embedder: Embedder, accelerator: Accelerator) -> Embedder:
-    """The network as training.py starts it: the same seed, drawn from in the same order."""
-    set_seed(recipe.seed)
-    untrained = Embedder(recipe.embedder, recipe.images, embedder.classes).to(embedder.device)
-    if recipe.embedding_start == "features":
-        start_embedder(untrained, split_for_training(recipe)[0], accelerator, recipe)
-    return untrained
-
-
 def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Tensor:
     return embed_catalog(embedder, test, accelerator, workers=recipe.workers, cached=recipe.cache_features)
 
 
-def _judge(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
+def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
     return evaluate(
         embeddings,
         test.labels,

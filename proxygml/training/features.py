@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
@@ -137,3 +137,19 @@ def _compute(
         return computed.cpu()
     gathered: Tensor = accelerator.gather(computed.contiguous())
     return gathered.view(world, share, -1).transpose(0, 1).flatten(0, 1)[: len(catalog)].cpu()
+
+
+class FeatureDataset(Dataset[tuple[Tensor, int]]):
+    """Cached features in place of images: item i is (float32 (F,), i)."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: features are the same in every epoch."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.features[index], index

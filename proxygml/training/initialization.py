@@ -1,17 +1,67 @@
-"""Where training starts from: an embedding layer and proxies made of the first features of the training images.
+"""The network and the proxies as training starts from them: at random, as in the paper, or made from features.
 
-Random ones, the paper's, throw away part of what a pretrained backbone knows, and spend the first epochs on winning it
-back. What these are worth is measured in docs/results.md.
+A random embedding layer throws away part of what a pretrained backbone knows, and the first epochs are spent on winning
+it back; so layer and proxies can start from the features of the training images. docs/results.md measures the gain.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from proxygml.data.catalog import Catalog
 from proxygml.errors import RecipeError
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
+from proxygml.models.backbones import build_backbone
+from proxygml.models.embedder import Embedder
+from proxygml.training.features import cached_features
+from proxygml.training.recipe import Recipe
+from proxygml.training.splits import split_for_training
 
 FAINT = 1e-9  # of the strongest direction's energy
+
+
+def initial_embedder(
+    recipe: Recipe,
+    classes: Sequence[str],
+    accelerator: Accelerator,
+    images: Catalog | None = None,
+    *,
+    restored: bool = False,
+) -> Embedder:
+    """The network before the first step, on the accelerator's device; the same for the same recipe. Seeds all draws.
+
+    Args:
+        recipe: what it is built from, and how it starts.
+        classes: the training classes.
+        accelerator: the processes.
+        images: the training images; read from the recipe's catalog where they are needed and left out.
+        restored: a checkpoint will fill in every weight, so none is loaded or started here.
+
+    Raises:
+        RecipeError: embedding_start is features, and the images have fewer directions than the embedding.
+        UserError: see Embedder.
+    """
+    set_seed(recipe.seed)
+    settings = recipe.embedder
+    backbone = build_backbone(settings.backbone, "none", recipe.images.size) if restored else None
+    embedder = Embedder(settings, recipe.images, classes, backbone=backbone).to(accelerator.device)
+    if recipe.embedding_start == "features" and not restored:
+        images = split_for_training(recipe)[0] if images is None else images
+        check_directions(embedder.embedding_size, len(images), embedder.num_features)  # before features are computed
+        linear = embedder.head.linear
+        assert isinstance(linear, nn.Linear)  # the recipe checks that there is an embedding size
+        start_embedding(linear, start_features(embedder, images, accelerator, recipe), recipe.whitening)
+    return embedder
+
+
+def start_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:
+    """The features (n, F) as training sees them: the cached ones, or those of one view and the backbone's own map."""
+    as_trained = not recipe.cache_features
+    return cached_features(embedder, images, accelerator, workers=recipe.workers, as_trained=as_trained)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The recipe: everything that decides a training run, typed; the YAML file and the command line's options alike.
 
-It holds and checks the values. What they do is in the rooms that they are named after.
+It holds and checks the values. The files beside this one do what the values say.
 """
 
 import math
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
 SECTIONS = ("embedder", "images", "loss")
-ARGUMENTS = ("loss.arguments", "loss.miner_arguments")  # whose keys are those of the class that they are for
+ARGUMENTS = ("loss.arguments", "loss.miner_arguments")  # their keys are arguments of the class that the recipe names
 OURS = "ProxyGMLLoss"
 _OF_OTHERS = ("arguments", "miner", "miner_arguments")  # keys of the loss section that are not for ProxyGMLLoss
 
@@ -40,17 +40,17 @@ Argument = bool | int | float | str
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The loss: the `loss` section of a recipe. ProxyGMLLoss has a key for each argument that is chosen, not derived.
+    """The loss: the `loss` section of a recipe. Each argument of ProxyGMLLoss that the data leave open is a key.
 
     Raises:
-        RecipeError: a value is impossible, or of no use to the loss that is named; the message names the key.
+        RecipeError: a value is impossible, or the named loss does not use it; the message names the key.
     """
 
     name: str = OURS
     """ProxyGMLLoss, or the class of a loss of pytorch-metric-learning, such as ProxyAnchorLoss."""
 
     arguments: dict[str, Argument] = field(default_factory=dict)
-    """The arguments of a loss of pytorch-metric-learning; number of classes and embedding size are known."""
+    """The arguments of a loss of pytorch-metric-learning; number of classes and embedding size are filled in."""
 
     miner: str = ""
     """For such a loss: the class of a miner of pytorch-metric-learning, such as MultiSimilarityMiner; or none."""
@@ -68,15 +68,16 @@ class LossSettings:
     """The paper's lambda, 0 or more: weight of the regulariser that classifies the proxies themselves."""
 
     scale: float = 1.0
-    """Factor on the class scores before the softmax, above 0. With one proxy a class, 1 is far too flat: use 20."""
+    """Factor on the class scores before the softmax, above 0. With one proxy per class, 1 is far too flat: use 20."""
 
     proxy_sample: int | float | None = None
-    """How many proxies the regulariser looks at in a step: a number, or a fraction in (0, 1). An unbiased estimate, for
-    very many classes; null takes all."""
+    """How many proxies the regulariser takes in a step: a number, or a fraction in (0, 1). For very many classes; the
+    estimate is unbiased. null: all."""
 
     sparse: bool = False
-    """Update only the proxies that a batch kept (LazyAdam), for very many classes; needs proxy_weight 0. Moments of
-    other proxies rest, so the course differs from dense Adam's; weight decay is decoupled, and owed until due."""
+    """Update only the proxies that a batch kept (LazyAdam), for very many classes; needs proxy_weight 0. The moments of
+    the other proxies stay as they are, so results differ from dense Adam's; weight decay is decoupled, and applied when
+    a proxy is next updated."""
 
     proxy_dtype: ProxyDtype = "float32"
     """float32, or with `sparse` bfloat16: half the memory, rounded stochastically. The loss computes in float32."""
@@ -85,7 +86,7 @@ class LossSettings:
     """Keep a sample's own proxies whatever their similarity; false is the paper's ablation."""
 
     mask_softmax: bool = True
-    """Take the softmax over the classes with a kept proxy alone; false, over all, is the paper's ablation."""
+    """Take the softmax over only the classes with a kept proxy; false, over all, is the paper's ablation."""
 
     degree_normalized: bool = False
     """Score a class by the mean of its kept similarities, not by their sum; give it a larger scale, such as 16."""
@@ -131,7 +132,7 @@ class LossSettings:
         return {key.name: getattr(self, key.name) for key in fields(self) if key.name not in others}
 
     def _check_used(self) -> None:
-        """No key that the named loss would pass over in silence."""
+        """Raise RecipeError for a key that the named loss would ignore."""
         if self.is_ours:
             idle = [key for key in _OF_OTHERS if getattr(self, key)]
             meant = (
@@ -162,25 +163,25 @@ class Recipe:
     """The network."""
 
     images: ImageSettings = field(default_factory=ImageSettings)
-    """How images are cut, scaled and varied."""
+    """How images are cut, scaled and augmented."""
 
     loss: LossSettings = field(default_factory=LossSettings)
     """The loss."""
 
     epochs: int = 50
-    """Passes over the training images. 0 trains nothing: the network as it starts is the model."""
+    """Passes over the training images. 0 trains nothing: the model is the network as it starts."""
 
     warmup_epochs: int = 1
     """First epochs, counted among `epochs`, in which only the embedding layer and the proxies train."""
 
     batch_size: int = 32
-    """Images a step, over all processes together."""
+    """Images per step, all processes together."""
 
     images_per_class: int = 0
-    """Images of a class that come together in a batch; 0 shuffles plainly, as published."""
+    """Images of each class in a batch; 0 shuffles all images, as published."""
 
     optimizer: Optimizer = "adam"
-    """adam, or adamw (weight decay apart from the gradient)."""
+    """adam, or adamw (decoupled weight decay)."""
 
     backbone_lr: float = 1e-4
     """Learning rate of the backbone; 0 freezes it, batch norm included."""
@@ -209,15 +210,15 @@ class Recipe:
     """For schedule steps: the factor at each milestone."""
 
     embedding_start: Start = "random"
-    """random, as published; features: the projection that keeps most of the training images' first features. It needs
-    little training, or none (embedding_lr 0), and keeps what a pretrained backbone tells apart."""
+    """random, as published; features: the projection that keeps most of the untrained features of the images. It
+    needs little training, or none (embedding_lr 0), and keeps what a pretrained backbone can distinguish."""
 
     whitening: float = 0.0
-    """For embedding_start features: how far strong directions of the features are weakened, 0 (as they are) to 1 (all
-    alike). A little, 0.3, helps classes that differ in detail."""
+    """For embedding_start features: how much strong directions of the features are weakened, 0 (not at all) to 1 (all
+    equally strong). A little, 0.3, helps where classes differ in details."""
 
     proxy_start: Start = "random"
-    """random, as published; features: means over parts of each class's first embeddings."""
+    """random, as published; features: means over parts of each class's embeddings before training."""
 
     batch_norm: BatchNorm = "frozen"
     """frozen: the backbone's batch-norm layers keep statistics and weights; trained: they learn as usual."""
@@ -226,12 +227,12 @@ class Recipe:
     """Arithmetic of the network: fp32, bf16, or fp16 with loss scaling. The loss itself always computes in fp32."""
 
     validation_classes: float = 0.0
-    """Fraction of the training classes held out whole, 0 to below 1; the epoch best on them by MAP@R is kept.
-    With 0, and no val split in the catalog, the last epoch is kept. The test classes never choose anything."""
+    """Fraction of the training classes that do not train, but choose the epoch to keep, by MAP@R; 0 to below 1. With 0,
+    and no val split in the catalog, the last epoch is kept. The test classes never choose anything."""
 
     label_noise: float = 0.0
-    """Fraction of the training images that are given a wrong class, drawn by the seed: to measure how a method bears
-    with wrong labels. Validation and test labels stay right."""
+    """Fraction of the training images that get a wrong class, drawn by the seed: to measure how well a method tolerates
+    wrong labels. Validation and test labels stay right."""
 
     cache_features: bool = False
     """With backbone_lr 0: compute the backbone's features once, keep them on disk, train the head on them.
@@ -241,13 +242,13 @@ class Recipe:
     """The K of the Recall@K that are reported."""
 
     seed: int = 0
-    """Fixes the start, the order of the images and their crops. Two CPU runs of one recipe give the same numbers."""
+    """Fixes initial weights, order of the images and crops. Two CPU runs of one recipe give the same numbers."""
 
     workers: int = 2
     """Processes that decode images, for each training process; 0 decodes in the training process itself."""
 
     tracker: Tracker = "tensorboard"
-    """Where the course of training goes beside metrics.csv: tensorboard, wandb, mlflow or none."""
+    """Where losses and metrics are logged besides metrics.csv: tensorboard, wandb, mlflow or none."""
 
     def __post_init__(self) -> None:
         for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
@@ -324,7 +325,7 @@ class Recipe:
 
     @classmethod
     def of(cls, content: Mapping[str, object], where: str) -> "Recipe":
-        """A recipe from keys and values, as a YAML file has them; `where` they stand is named by errors.
+        """A recipe from keys and values, as a YAML file has them; errors say `where` they come from.
 
         Raises:
             RecipeError: a key is unknown or a value is impossible.
@@ -340,7 +341,7 @@ class Recipe:
         return recipe
 
     def content(self) -> dict[str, Any]:
-        """Every key and value, as a YAML file has them, without those that the named loss has no use for."""
+        """Every key and value, as a YAML file has them, without those that the named loss does not use."""
         content: dict[str, Any] = {key: _plain(value) for key, value in asdict(self).items()}
         idle = [key for key in _OF_OTHERS if not content["loss"][key]]
         for key in idle if self.loss.is_ours else [*idle, *self.loss.of_ours()]:
@@ -378,7 +379,7 @@ def find_recipe(name: str, kind: str = "") -> Path:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that comes twice, of which plain YAML keeps the last without a word."""
+    """Refuses a key that comes twice; plain YAML would silently keep the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

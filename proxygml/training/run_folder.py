@@ -1,4 +1,4 @@
-"""The run folder: where each thing of a run lies. It names the files; who writes each is said beside it."""
+"""The run folder: the place of every file of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from proxygml.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run and its files: training.py writes all but the last three, which are protocol.py's."""
+    """A run and its files. trainer.py writes all of them but evaluation.json and the report (evaluate_run.py)."""
 
     path: Path
 
@@ -20,7 +20,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Everything that training needs to go on after its last finished epoch."""
+        """All that training needs to go on after its last finished epoch."""
         return self.path / "checkpoints" / "last.ckpt"
 
     def best(self, epoch: int) -> Path:
@@ -34,7 +34,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """metrics.csv, a row an epoch."""
+        """metrics.csv, one row per epoch."""
         return self.path / "metrics.csv"
 
     @property
@@ -56,7 +56,7 @@ class RunFolder:
         """Raise OverwriteError when a run is there already."""
         if self.recipe.exists():
             raise OverwriteError(
-                f"{self.path} holds a run already: go on with it by --resume {self.path}, or choose another --run"
+                f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --run"
             )
 
     def start(self, recipe: Recipe) -> None:

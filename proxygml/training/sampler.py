@@ -1,6 +1,6 @@
 """Which images come together in a step: the global batches of an epoch, and each process's part of them.
 
-Everything follows from (seed, epoch), so that any process can draw the batches of any epoch without a saved state.
+Batches follow from (seed, epoch) alone, so any process can draw those of any epoch without a saved state.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ Indices = npt.NDArray[np.int64]
 class Batches(Sampler[list[int]]):
     """The batches of an epoch, as lists of image indices; with several processes, the part of one of them.
 
-    Process r of W takes every W-th image of a global batch, from r on. Where the batch does not divide, the last
-    processes repeat an image each; whoever gathers the parts in turn cuts them to `sizes` again.
+    Process r of W takes every W-th image of a global batch, from r on. Where the batch does not divide by W, the last
+    processes repeat one image each; after the parts are gathered, the batch must be cut to its entry of `sizes`.
 
     Args:
         class_numbers: (n,) the class of each image, 0..C-1.
         batch_size: images of a global batch.
-        images_per_class: images of a class in a batch; 0 shuffles plainly.
+        images_per_class: images of a class in a batch; 0 shuffles all images.
         seed: 0 or more.
         rank, world_size: this process, and how many there are.
 

@@ -271,7 +271,7 @@ def test_pretrained_without_a_network_is_one_message(monkeypatch: pytest.MonkeyP
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"'mobilnetv2_100'.*did you mean mobilenetv2_100"):
+    with pytest.raises(RecipeError, match=r"'mobilnetv2_100'.*did you mean 'mobilenetv2_100'"):
         build("mobilnetv2_100")
     with pytest.raises(RecipeError, match="embedder.pooling is 'mean'"):
         build(pooling="mean")

@@ -83,7 +83,7 @@ def test_miner_chooses_what_the_loss_sees() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "ProxyAnchrLoss"}, "loss.name is 'ProxyAnchrLoss'.*did you mean ProxyAnchorLoss"),
+        ({"name": "ProxyAnchrLoss"}, "loss.name is 'ProxyAnchrLoss'.*did you mean 'ProxyAnchorLoss'"),
         ({"name": "os.system"}, "loss.name is 'os.system', which is neither ours nor of pytorch-metric-learning"),
         ({"name": "VICRegLoss"}, "which is neither ours"),
         ({"name": "ArcFaceLoss", "arguments": {"margn": 1}}, "no argument 'margn'.*did you mean 'margin'"),
@@ -91,7 +91,7 @@ def test_miner_chooses_what_the_loss_sees() -> None:
         ({"name": "NPairsLoss", "arguments": {"distance": 1}}, "no argument 'distance'"),
         ({"name": "ArcFaceLoss", "arguments": {"margin": "big"}}, "loss.arguments.margin is 'big'.*a number, such as"),
         ({"name": "TripletMarginLoss", "arguments": {"swap": 3}}, "loss.arguments.swap is 3.*true or false"),
-        ({"name": "NPairsLoss", "miner": "TripletMarginMine"}, "loss.miner is.*did you mean TripletMarginMiner"),
+        ({"name": "NPairsLoss", "miner": "TripletMarginMine"}, "loss.miner is.*did you mean 'TripletMarginMiner'"),
         (
             {"name": "NPairsLoss", "miner": "TripletMarginMiner", "miner_arguments": {"margins": 1}},
             "loss.miner_arguments: TripletMarginMiner has no argument 'margins'",

@@ -1,0 +1,109 @@
+"""Checkpoints: everything that training needs to go on after its last finished epoch, and how it is read back."""
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.errors import RunError
+from proxygml.files import atomic_write
+
+EpochMetrics = dict[str, float]
+"""A row of metrics.csv: what one epoch gave."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds beside the tensors."""
+
+    epoch: int = 0
+    history: list[EpochMetrics] = field(default_factory=list)
+    steps: int = 0
+    best_epoch: int = 0
+    collapse_named: bool = False
+
+
+def training_data_fingerprint(images: Catalog) -> str:
+    """What identifies the training images and their labels, in words that a message can show."""
+    columns = ["path", "label", *(column for column in BOX_COLUMNS if column in images.table)]
+    digest = hashlib.sha256(images.table[columns].to_csv(index=False).encode()).hexdigest()[:12]
+    return f"{len(images)} training images of {len(images.classes)} classes ({digest})"
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The checkpoint of a run, and what is saved to it and restored from it.
+
+    Args:
+        path: the file.
+        accelerator: whose loss scaler is kept too.
+        embedder, criterion, optimizers: what learns; restored in place.
+        catalog: the table of the training images, for messages.
+        data: the fingerprint of the training images.
+    """
+
+    path: Path
+    accelerator: Accelerator
+    embedder: nn.Module
+    criterion: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    catalog: str
+    data: str
+
+    def save(self, progress: Progress) -> None:
+        """Write the checkpoint, whole or not at all."""
+        scaler = self.accelerator.scaler
+        with atomic_write(self.path) as temporary:
+            torch.save(
+                {
+                    "progress": asdict(progress),
+                    "data": self.data,
+                    "embedder": self.embedder.state_dict(),
+                    "criterion": self.criterion.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                },
+                temporary,
+            )
+
+    def restore(self) -> Progress:
+        """Go back to the last finished epoch.
+
+        Raises:
+            RunError: the checkpoint cannot be read, or the training images are not those that it was made with.
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            return self._restore(state)
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise RunError(
+                f"{self.path} cannot be read, or is not of the recipe beside it ({error}): put the recipe back, or "
+                "start another run"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> Progress:
+        if state["data"] != self.data:
+            raise RunError(
+                f"{self.catalog} has {self.data}, but {self.path} comes from training on {state['data']}: "
+                "put the old catalog back, or start another run"
+            )
+        self.embedder.load_state_dict(state["embedder"])
+        self.criterion.load_state_dict(state["criterion"])
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return Progress(**state["progress"])
+
+
+def remove_half_written(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed as it wrote a checkpoint."""
+    for half_written in folder.glob(".*.tmp"):
+        half_written.unlink(missing_ok=True)

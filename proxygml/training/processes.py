@@ -1,0 +1,132 @@
+"""The processes that train together: Accelerate, data parallelism, the global batch, shared statistics."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.distributed.nn.functional as distributed
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from proxygml.console import console
+from proxygml.errors import RecipeError
+from proxygml.models.embedder import Embedder
+from proxygml.training.recipe import Recipe
+
+
+def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
+    """Accelerate with the precision of a recipe and, where a folder is given, its tracker.
+
+    Raises:
+        RecipeError: a precision or a tracker that this machine does not have.
+    """
+    check_precision(recipe)
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
+    logs = (
+        None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
+    )
+    # Accelerate remembers the first precision of a process for good; a second run may want another.
+    AcceleratorState._reset_state()
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            log_with=None if logs is None else recipe.tracker,
+            project_config=logs,
+            # Some of timm's backbones own parameters that their feature maps do not depend on.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        raise RecipeError(f"precision {recipe.precision} cannot be had here: {error}") from error
+
+
+def check_precision(recipe: Recipe) -> None:
+    """Raise RecipeError for a precision or a tracker that this machine does not have."""
+    if recipe.precision == "fp16" and not torch.cuda.is_available():
+        raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
+    if recipe.tracker != "none" and find_spec(recipe.tracker) is None:
+        raise RecipeError(f"tracker is {recipe.tracker}, which is not installed: pip install {recipe.tracker}, or none")
+
+
+def check_batch_division(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise RecipeError where features are to be normalised over a batch of which each process has only its share."""
+    whole = accelerator.num_processes == 1 or accelerator.device.type == "cuda"  # PyTorch joins those of GPUs
+    if recipe.embedder.feature_norm == "batch" and not whole:
+        raise RecipeError(
+            "embedder.feature_norm is batch, but on CPUs several processes cannot normalise by the whole batch: "
+            "take layer, or one process"
+        )
+
+
+def share_batch_statistics(embedder: Embedder, recipe: Recipe, accelerator: Accelerator) -> None:
+    """Make batch norm see the global batch, as one process would; PyTorch can do this on GPUs only.
+
+    Raises:
+        RecipeError: see check_batch_division.
+    """
+    if accelerator.num_processes == 1:
+        return
+    check_batch_division(recipe, accelerator)
+    if recipe.embedder.feature_norm == "batch":
+        embedder.head = convert_sync_batchnorm(embedder.head)  # type: ignore[no-untyped-call]
+    if recipe.batch_norm != "trained":
+        return
+    if accelerator.device.type == "cuda":
+        # timm's own, because PyTorch's would drop the activations that timm's batch-norm layers hold.
+        embedder.backbone = convert_sync_batchnorm(embedder.backbone)  # type: ignore[no-untyped-call]
+    elif accelerator.is_main_process:
+        console.print(
+            "batch_norm is trained: on CPUs each process normalises by its own share of the batch, so the result "
+            "differs from that of one process (with batch_norm frozen it does not)",
+            style="yellow",
+        )
+
+
+def data_parallel(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The module as Accelerate wraps it for the parameters that require gradients now; call it anew when they change.
+
+    Data parallelism fixes at that moment which gradients it exchanges. One process in full precision has nothing to
+    wrap.
+    """
+    plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
+    if plain or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    accelerator.free_memory()
+    module = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    prepared: nn.Module = accelerator.prepare_model(module)
+    return prepared
+
+
+def replicated(criterion: nn.Module) -> nn.Module:
+    """A criterion with sparse gradients, which data parallelism cannot exchange on every device, alike on each process.
+
+    Each process computes the gradients of the whole batch and takes the same step. Rounding on a GPU may still move the
+    processes apart, so the main process's parameters are sent to all.
+    """
+    for parameter in criterion.parameters():
+        broadcast(parameter.data)
+    return criterion
+
+
+def gather_batch(embeddings: Tensor, labels: Tensor, size: int, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """The global batch in its own order, on every process, with gradients; so every loss sees all its samples.
+
+    The gather's backward adds the processes' gradients and data parallelism averages them, which together leave the
+    gradient of one process with the same batch.
+
+    Args:
+        embeddings: (m, D) of this process.
+        labels: int64 (m,).
+        size: M, how many images the global batch holds.
+        accelerator: the processes.
+
+    Returns:
+        (M, D) embeddings and (M,) labels.
+    """
+    if accelerator.num_processes == 1:
+        return embeddings, labels
+    parts = distributed.all_gather(embeddings)  # type: ignore[no-untyped-call]
+    gathered = accelerator.gather(labels).view(accelerator.num_processes, -1)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:size], gathered.T.flatten()[:size]

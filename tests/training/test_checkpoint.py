@@ -1,0 +1,84 @@
+"""Checkpoints: a run that was stopped or killed ends like one that was not; wrong ones are named."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from proxygml.data.catalog import Catalog
+from proxygml.errors import RunError
+from proxygml.training.recipe import Recipe
+from proxygml.training.run_folder import RunFolder
+from proxygml.training.trainer import resume
+from tests.helpers.runs import assert_same_run, metrics, train
+
+
+def test_killed_and_resumed_run_ends_like_one_that_was_not(small_recipe: Recipe, tmp_path: Path) -> None:
+    """A real kill -9 of a real process, in the middle of whatever it does after its first epochs."""
+    recipe = replace(small_recipe, epochs=12, validation_classes=0.25, images_per_class=2)
+    whole = train(recipe, tmp_path / "whole")
+    recipe.write(tmp_path / "recipe.yaml")
+    run = RunFolder(tmp_path / "killed")
+    command = [sys.executable, "-m", "proxygml", "train", "--recipe", tmp_path / "recipe.yaml", "--run", run.path]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (run.metrics.exists() and len(metrics(run)) >= 2) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not run.model.exists(), "the run had finished before it was killed"
+    resume(run)
+    assert_same_run(run, whole)
+    resume(run)  # a finished run is left as it is
+    assert_same_run(run, whole)
+
+
+def test_resumed_run_with_workers_ends_like_one_that_was_not_stopped(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, workers=2)
+    whole = train(recipe, tmp_path / "whole")
+    run = train(replace(recipe, epochs=1), tmp_path / "run")
+    recipe.write(run.recipe)
+    resume(run)
+    assert_same_run(run, whole)
+
+
+def test_resume_refuses_another_catalog(small_recipe: Recipe, small_catalog: Path, tmp_path: Path) -> None:
+    catalog = Catalog.read(small_catalog)
+    catalog.write(tmp_path / "catalog.parquet")
+    run = train(replace(small_recipe, catalog=str(tmp_path / "catalog.parquet"), epochs=1), tmp_path / "run")
+    fewer = catalog.table[catalog.table["label"] != "class 03"]
+    Catalog(fewer, catalog.folder).write(tmp_path / "catalog.parquet", force=True)
+    with pytest.raises(RunError, match="88 training images of 11 classes.*96 training images of 12 classes"):
+        resume(run)
+    swapped = catalog.table["label"].replace({"class 03": "class 04", "class 04": "class 03"})
+    Catalog(catalog.table.assign(label=swapped), catalog.folder).write(tmp_path / "catalog.parquet", force=True)
+    with pytest.raises(RunError, match="put the old catalog back"):
+        resume(run)
+
+
+def test_damaged_checkpoint_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=1), tmp_path / "run")
+    whole = run.checkpoint.read_bytes()
+    for damaged in (whole[:1000], b"garbage"):
+        run.checkpoint.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"last\.ckpt cannot be read"):
+            resume(run)
+    run.checkpoint.write_bytes(whole)
+    replace(small_recipe, embedder=replace(small_recipe.embedder, embedding_size=9)).write(run.recipe)
+    with pytest.raises(RunError, match="not of the recipe beside it"):
+        resume(run)
+
+
+def test_resuming_needs_no_weights_file_that_training_started_from(small_recipe: Recipe, tmp_path: Path) -> None:
+    start = load_file(train(replace(small_recipe, epochs=0), tmp_path / "start").model)
+    prefix = "backbone."
+    weights = {name.removeprefix(prefix): tensor for name, tensor in start.items() if name.startswith(prefix)}
+    save_file(weights, tmp_path / "weights.safetensors")
+    settings = replace(small_recipe.embedder, weights=str(tmp_path / "weights.safetensors"))
+    run = train(replace(small_recipe, embedder=settings, epochs=1), tmp_path / "run")
+    (tmp_path / "weights.safetensors").unlink()
+    resume(run)

@@ -1,0 +1,56 @@
+"""Features kept on disk, and training on them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from proxygml import Embedder
+from proxygml.data.catalog import Catalog
+from proxygml.data.transforms import ImageSettings
+from proxygml.evaluation.metrics import score_queries
+from proxygml.models.embedder import EmbedderSettings
+from proxygml.training.evaluate_run import evaluate_run
+from proxygml.training.features import cached_features
+from proxygml.training.processes import make_accelerator
+from proxygml.training.recipe import Recipe
+from tests.helpers.runs import train
+
+
+def test_cached_features_train_the_head_alone(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = replace(small_recipe, backbone_lr=0.0, cache_features=True, epochs=2, batch_norm="frozen")
+    run = train(recipe, tmp_path / "run")
+    evaluate_run(run)
+    cached = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(cached) == 2  # training and test images
+    changed = [path.stat().st_mtime_ns for path in cached]
+    train(replace(recipe, seed=0, embedding_lr=0.01), tmp_path / "other")
+    assert [path.stat().st_mtime_ns for path in cached] == changed, "the same features were computed again"
+    train(replace(recipe, seed=1), tmp_path / "another")  # other random weights, other features
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+    embeddings = Embedder.load(run.path).embed(Catalog.read(recipe.catalog).split("test").paths)
+    scores = score_queries(embeddings, Catalog.read(recipe.catalog).split("test").labels)
+    stated = json.loads(run.evaluation.read_text())["recall"]["1"]["value"]
+    assert (scores.first_positive < 1).mean() == pytest.approx(stated, abs=0.03)
+
+
+@pytest.mark.parametrize("changes", [{"mirror": True}, {"output_stride": 8}, {"pooling": "max"}])
+def test_features_are_kept_apart_by_how_they_are_computed(
+    changes: dict[str, Any], small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = Catalog.read(small_recipe.catalog).split("test")
+    embedder = Embedder(EmbedderSettings("mobilenetv2_035", "none"), ImageSettings(size=64, resize=64))
+    other = Embedder(replace(embedder.settings, **changes), embedder.images)
+    other.load_state_dict(embedder.state_dict())
+    accelerator = make_accelerator(small_recipe)
+    usual, changed = (cached_features(each, images, accelerator, workers=0) for each in (embedder, other))
+    assert not torch.allclose(usual, changed, atol=1e-6)
+    plain = cached_features(other, images, accelerator, workers=0, as_trained=True)
+    assert torch.equal(plain, usual) == ("pooling" not in changes)

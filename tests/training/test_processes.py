@@ -1,0 +1,83 @@
+"""Several processes, mixed precision, trackers."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.layers.norm_act import convert_sync_batchnorm
+
+from proxygml.errors import RecipeError
+from proxygml.models.backbones import build_backbone
+from proxygml.training.recipe import Recipe
+from proxygml.training.run_folder import RunFolder
+from proxygml.training.trainer import fit, resume
+from tests.helpers.runs import metrics, train
+
+
+@pytest.mark.parametrize("precision", ["bf16", *(["fp16"] if torch.cuda.is_available() else [])])
+def test_mixed_precision_trains_and_resumes(small_recipe: Recipe, tmp_path: Path, precision: str) -> None:
+    recipe = replace(small_recipe, precision=precision, epochs=2)  # type: ignore[arg-type]
+    run = train(recipe, tmp_path / "run")
+    assert np.isfinite(metrics(run)["loss"]).all()
+    replace(recipe, epochs=3).write(run.recipe)
+    resume(run)
+    assert np.isfinite(metrics(run)["loss"]).all()
+    assert len(metrics(run)) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_fp16_without_a_gpu_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="precision is fp16, which needs a GPU"):
+        fit(replace(small_recipe, precision="fp16"), RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_missing_tracker_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="tracker is mlflow, which is not installed"):
+        fit(replace(small_recipe, tracker="mlflow"), RunFolder(tmp_path / "run"))
+
+
+def test_synchronised_batch_norm_keeps_the_network() -> None:
+    backbone, _ = build_backbone("mobilenetv2_035", "none", 32)
+    backbone.eval()
+    images = torch.rand(2, 3, 32, 32)
+    expected = backbone.forward_features(images)
+    assert torch.allclose(convert_sync_batchnorm(backbone).forward_features(images), expected)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, sparse: bool) -> None:
+    """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15."""
+    recipe = replace(small_recipe, epochs=3, batch_size=15, batch_norm="frozen", validation_classes=0.25, eps=0.01)
+    if sparse:
+        recipe = replace(recipe, loss=replace(recipe.loss, sparse=True, proxy_weight=0.0, neighbor_ratio=0.3))
+    recipe.write(tmp_path / "recipe.yaml")
+    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    arguments = ["-m", "proxygml", "train", "--recipe", str(tmp_path / "recipe.yaml"), "--run"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for command in ([*arguments, str(one.path)], [*launch, *arguments, str(two.path)]):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    expected, found = metrics(one), metrics(two)
+    assert math.isfinite(expected["loss"].iloc[-1])
+    pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-4, atol=1e-6)
+    weights = load_file(one.model)
+    for name, tensor in load_file(two.model).items():
+        assert torch.allclose(tensor, weights[name], rtol=1e-3, atol=1e-5), name
+    judged = [json.loads(run.evaluation.read_text()) for run in (one, two)]
+    assert [content["protocol"]["processes"] for content in judged] == [1, 2]
+    assert judged[0]["map_at_r"]["value"] == pytest.approx(judged[1]["map_at_r"]["value"], abs=1e-3)
