@@ -1,14 +1,42 @@
 """What a person sees while a command works: one console, one style of progress bar."""
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+
+def printable(text: str) -> str:
+    """Text in which every character that a terminal would obey, reorder or hide is written out, such as `\\x1b`.
+
+    Names of files and labels are other people's: an escape sequence in one could rewrite what the terminal shows. Line
+    ends and tabs stay. Characters of file names that are not UTF-8 are written out too.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_written_out, text))
+
+
+def _written_out(character: str) -> str:
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in "\n\t\u200d"
+    return character.encode("unicode_escape").decode() if hidden else character
+
+
+class SafeConsole(Console):
+    """A Rich console whose text passes through `printable`, whichever table, message or progress bar it is part of."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of what is printed; Rich's own control codes stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = SafeConsole(stderr=True)
 
 
 def progress_bar(disable: bool = False) -> Progress:

@@ -1,8 +1,8 @@
 """Results on standard output."""
 
-from rich.console import Console
+from proxygml.console import SafeConsole
 
-output = Console()
+output = SafeConsole()
 
 
 def say(*lines: str) -> None:

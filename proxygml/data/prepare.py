@@ -24,6 +24,7 @@ from proxygml.data.images import decode_image
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, ImageError, OverwriteError
 from proxygml.files import PathLike, atomic_write, check_overwrite
+from proxygml.spreadsheet import without_formulas
 
 OnBad = Literal["fail", "drop"]
 Box = tuple[int, int, int, int]
@@ -325,7 +326,7 @@ def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
         return
     table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
     with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, errors="backslashreplace")
+        without_formulas(table).to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def _print_findings(findings: Sequence[Finding], on_bad: OnBad) -> None:

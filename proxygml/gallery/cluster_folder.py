@@ -18,6 +18,7 @@ from proxygml.files import check_overwrite
 from proxygml.gallery.clustering import Clusters, ClusterSettings, cluster_vectors
 from proxygml.gallery.duplicates import near_duplicates
 from proxygml.reports import figures
+from proxygml.spreadsheet import without_formulas
 
 Layout = Literal["table", "links", "copies"]
 
@@ -57,10 +58,10 @@ def write_clusters(
     closeness = _closeness(vectors, codes)
     with atomic_folder(out) as folder:
         table = images.table.assign(cluster=codes, cosine_to_centre=closeness.round(4))
-        table.sort_values(["cluster", "cosine_to_centre"], ascending=[True, False]).to_csv(
+        without_formulas(table).sort_values(["cluster", "cosine_to_centre"], ascending=[True, False]).to_csv(
             folder / "clusters.csv", index=False
         )
-        _duplicates_table(images, vectors, duplicates).to_csv(folder / "duplicates.csv", index=False)
+        without_formulas(_duplicates_table(images, vectors, duplicates)).to_csv(folder / "duplicates.csv", index=False)
         (folder / "sheets").mkdir()
         for code, rows in track(list(_members(codes, closeness)), "drawing contact sheets"):
             _draw_sheet(folder / "sheets" / f"{_name(code)}.png", code, rows, images, closeness)

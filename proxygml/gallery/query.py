@@ -22,6 +22,7 @@ from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
+from proxygml.spreadsheet import without_formulas
 
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""
@@ -156,7 +157,7 @@ def write_answers(answers: Answers, path: Path) -> None:
     table = answers_table(answers)
     with atomic_write(path) as temporary:
         if path.suffix.lower() == ".csv":
-            table.to_csv(temporary, index=False)
+            without_formulas(table).to_csv(temporary, index=False)
         else:
             table.to_parquet(temporary, index=False)
 

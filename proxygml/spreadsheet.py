@@ -1,0 +1,22 @@
+"""Tables that people open in a spreadsheet program, which takes some text for formulas."""
+
+import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a single quote in front of text that a spreadsheet program would run as a formula.
+
+    Only text is changed, never a number; taking one quote away gives the text back. (OWASP, "CSV injection".) Catalogs
+    are not written with it: our own commands read them again and need them exactly.
+    """
+    table = table.copy()
+    for place, kind in enumerate(table.dtypes):
+        if pd.api.types.is_object_dtype(kind) or pd.api.types.is_string_dtype(kind):
+            table.isetitem(place, table.iloc[:, place].map(_quoted))
+    return table
+
+
+def _quoted(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
