@@ -12,7 +12,7 @@ from proxygml.errors import check_extra
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Serve a gallery over HTTP."""
-    check_extra("serve", "fastapi", "python_multipart", "prometheus_client", "uvicorn")
+    check_extra("serve", "fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving.limits import Limits
 
     parser.usage = "%(prog)s GALLERY [options]"

@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from proxygml import __version__
-from proxygml.errors import UserError
-from proxygml.gallery.filters import column_values
 from proxygml.serving.body_limit import BodyLimit
 from proxygml.serving.decoder import KINDS
+from proxygml.serving.docs import add_docs
 from proxygml.serving.failures import Failures
+from proxygml.serving.forms import FormRoute, read_pairs
 from proxygml.serving.headers import SecurityHeaders
 from proxygml.serving.hosts import HostCheck, host_name, local_names
 from proxygml.serving.limits import RequestError
@@ -118,14 +118,22 @@ def make_app(service: Service, token: str = "", allowed_hosts: Sequence[str] | N
 
     hosts = local_names() if allowed_hosts is None else [host_name(name) for name in allowed_hosts]
     app = FastAPI(
-        title="proxygml", version=__version__, lifespan=lifespan, description=DESCRIPTION, redirect_slashes=False
+        title="proxygml",
+        version=__version__,
+        lifespan=lifespan,
+        description=DESCRIPTION,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
+    app.router.route_class = FormRoute
     metrics = Metrics(service)
     _answer_errors(app)
     _add_questions(app, service)
     _add_changes(app, service, token)
     _add_state(app, service, metrics, bool(token))
 
+    add_docs(app)
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Failures)
     app.add_middleware(HostCheck, allowed=hosts)
@@ -144,7 +152,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """The items most similar to an image."""
         async with service.admitted():
             vector = await service.embed(await image.read())
-            return _search_answer(await service.search(vector, k, _pairs(where)))
+            return _search_answer(await service.search(vector, k, read_pairs(where)))
 
     @app.get("/items/{id}/neighbors", responses=describe_refusals(404, 422, 429, 503))
     async def neighbors(
@@ -154,7 +162,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     ) -> SearchAnswer:
         """The items most similar to one of the gallery, which is not among them."""
         async with service.admitted():
-            return _search_answer(await service.neighbors(id, k, _pairs(where)))
+            return _search_answer(await service.neighbors(id, k, read_pairs(where)))
 
     @app.post("/embed", responses=_IMAGE)
     async def embed(image: Upload) -> Embedding:
@@ -196,7 +204,7 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
         column: Annotated[list[str], Form(description="column=value, such as label=sparrow")] = [],  # noqa: B006
     ) -> Added:
         """Add an image; it is on disk when this answers."""
-        columns = _pairs(column)
+        columns = read_pairs(column)
         for name, values in columns.items():
             if len(values) > 1:
                 raise RequestError(422, f"the column {name!r} is given twice")
@@ -242,14 +250,6 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool
     async def measurements() -> Response:
         """Counts and times for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _pairs(texts: list[str]) -> dict[str, list[str]]:
-    """column=value pairs, by column."""
-    try:
-        return column_values(texts)
-    except UserError as error:
-        raise RequestError(422, str(error)) from None
 
 
 def _answer_errors(app: FastAPI) -> None:

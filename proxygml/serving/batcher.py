@@ -1,7 +1,6 @@
 """Work of many requests done together: what comes while the last batch is under way makes up the next one."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -24,7 +23,7 @@ class Batcher(Generic[Work, Result]):
     def __init__(self, function: Callable[[Sequence[Work]], Sequence[Result | Exception]], most: int) -> None:
         self._function = function
         self._most = most
-        self._waiting: asyncio.Queue[tuple[Work, asyncio.Future[Result]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Work, asyncio.Future[Result]] | None] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1)
         self._task: asyncio.Task[None] | None = None
 
@@ -33,11 +32,10 @@ class Batcher(Generic[Work, Result]):
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End; a batch under way is finished first."""
+        """End; what has been given to `do` before is finished first."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            self._waiting.put_nowait(None)
+            await self._task
         await asyncio.to_thread(self._thread.shutdown)
 
     async def do(self, work: Work) -> Result:
@@ -48,11 +46,13 @@ class Batcher(Generic[Work, Result]):
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._most and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            batch = [(work, future) for work, future in batch if not future.done()]
+        stopping = False
+        while not stopping:
+            given = [await self._waiting.get()]
+            while len(given) < self._most and not self._waiting.empty():
+                given.append(self._waiting.get_nowait())
+            stopping = None in given
+            batch = [entry for entry in given if entry is not None and not entry[1].done()]
             if not batch:
                 continue
             results: Sequence[Result | Exception]

@@ -1,18 +1,11 @@
-"""What the server answers: images in, neighbours, vectors and changes of the gallery out. app.py speaks HTTP for it.
-
-Searches look at a gallery that nobody changes. A change is made to another copy and saved; then searches look at what
-was saved. So an answer to an addition means that it is on disk, and a reader never waits for a writer.
-"""
+"""What the server answers: images in, neighbors, vectors and pictures out. api.py speaks HTTP for it."""
 
 import asyncio
 import contextlib
 import io
 import math
-import time
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,30 +19,18 @@ from proxygml.data.decode import read_file
 from proxygml.data.images import grey_square, small_picture
 from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
-from proxygml.errors import GalleryError, ImageError, OverwriteError
-from proxygml.files import atomic_write
+from proxygml.errors import GalleryError, ImageError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
+from proxygml.serving.changes import Changes
+from proxygml.serving.columns import hidden_columns
 from proxygml.serving.decoder import KINDS, Decoder, image_kind
 from proxygml.serving.limits import Limits, RequestError, too_many
 
 THUMBNAIL = 320  # pixels
-_MODEL_BATCH, _WRITE_BATCH = 16, 256
-_SWEPT_AFTER = 3600  # seconds
-
-
-@dataclass(frozen=True)
-class Addition:
-    """An item to be added: its vector, the file that holds its image, its columns."""
-
-    vector: Tensor
-    path: Path
-    columns: Mapping[str, str]
-
-
-Change = Addition | int  # an item to add, or the id of one to remove
+_MODEL_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -70,27 +51,31 @@ class Service:
     """
 
     def __init__(self, gallery: Gallery, embedder: Embedder, limits: Limits) -> None:
-        self.gallery = gallery
+        images = gallery.keeps_images
+        self.changes = None if images is None else Changes(gallery, images)
+        self._gallery = gallery
+        self.hidden = hidden_columns(gallery)
         self.limits = limits
         self.embedder = embedder.eval()
         self.active = 0
         self._transform = test_transform(embedder.images)
         self._decoder = Decoder(limits.max_pixels)
         self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
-        self._writer: Batcher[Change, int] = Batcher(self._change, _WRITE_BATCH)
-        self._images = gallery.keeps_images
+
+    @property
+    def gallery(self) -> Gallery:
+        """The gallery as it was last saved here."""
+        return self._gallery if self.changes is None else self.changes.gallery
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """While the server runs."""
-        self._sweep()
         self._decoder.start()
         await self._model.start()
-        await self._writer.start()
         try:
-            yield
+            async with contextlib.nullcontext() if self.changes is None else self.changes.running():
+                yield
         finally:
-            await self._writer.stop()
             await self._model.stop()
             self._decoder.stop()
 
@@ -104,7 +89,8 @@ class Service:
             async with asyncio.timeout(self.limits.timeout):
                 yield
         except TimeoutError:
-            raise RequestError(503, f"no answer within {self.limits.timeout:g} seconds: come again later") from None
+            message = f"no answer within {self.limits.timeout:g} seconds: a change that was sent may still be made"
+            raise RequestError(503, message) from None
         finally:
             self.active -= 1
 
@@ -163,12 +149,12 @@ class Service:
     @property
     def columns(self) -> list[str]:
         """The columns that a new item may be given; filters take them too."""
-        return [name for name in self.gallery.columns if name not in {"path", *BOX_COLUMNS}]
+        return [name for name in self.gallery.columns if name not in {*self.hidden, *BOX_COLUMNS}]
 
     @property
     def keeps_images(self) -> bool:
         """Whether items can be added: a gallery in Milvus has no folder for their images."""
-        return self._images is not None
+        return self.changes is not None
 
     def item(self, item: int) -> pd.Series:
         """The columns of an item.
@@ -208,20 +194,13 @@ class Service:
         Raises:
             RequestError: 413, 415 or 422 for the image or a column; 409 where another process changes the gallery.
         """
-        images = self._image_folder()
+        changes = self._check_changes()
         known = self.columns
         for name in columns:
             if name not in known:
-                raise RequestError(422, f"there is no column {name!r}; those are {', '.join(sorted(known))}")
+                raise RequestError(422, f"there is no column {name!r}: {did_you_mean(name, known)}")
         vector = await self.embed(data)
-        path = images / f"{uuid.uuid4().hex}.{KINDS[image_kind(data)]}"
-        await asyncio.to_thread(_write, path, data)
-        # Not given up with the request: it would be unknown whether the item had been added.
-        adding = asyncio.ensure_future(self._writer.do(Addition(vector, path, columns)))
-        adding.add_done_callback(
-            lambda done: path.unlink(missing_ok=True) if done.cancelled() or done.exception() else None
-        )
-        return await asyncio.shield(adding)
+        return await changes.add(vector, data, KINDS[image_kind(data)], columns)
 
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again.
@@ -229,9 +208,9 @@ class Service:
         Raises:
             RequestError: 404 for one that is not there; 409 for the last one, or where another process writes.
         """
-        self._image_folder()
+        changes = self._check_changes()
         await asyncio.to_thread(self.item, item)
-        await asyncio.shield(asyncio.ensure_future(self._writer.do(item)))
+        await changes.remove(item)
 
     # In the threads ---------------------------------------------------------------------------------------------------
 
@@ -261,59 +240,20 @@ class Service:
         prediction = None
         if is_labelled(found):
             prediction = predict(found, None if threshold is None else threshold.score)[0]
-        return Answer(_shown(found), prediction)
+        return Answer(_shown(found, self.hidden), prediction)
 
     def _check_filter_columns(self, where: Mapping[str, Sequence[str]]) -> None:
         """Paths are the server's own: nobody is to find out by filters which there are."""
+        known = [name for name in self.gallery.columns if name not in self.hidden]
         for name in where:
-            if name == "path" or name not in self.gallery.columns:
-                known = ", ".join(sorted(set(self.gallery.columns) - {"path"}))
-                raise RequestError(422, f"there is no column {name!r} to filter by; those are {known}")
+            if name not in known:
+                raise RequestError(422, f"there is no column {name!r} to filter by: {did_you_mean(name, known)}")
 
-    def _image_folder(self) -> Path:
-        if self._images is None:
+    def _check_changes(self) -> Changes:
+        """The changes of the gallery, or RequestError, 403, where it takes none."""
+        if self.changes is None:
             raise RequestError(403, "this gallery is in Milvus, and keeps no images: change it with `proxygml index`")
-        return self._images
-
-    def _change(self, changes: Sequence[Change]) -> list[int | Exception]:
-        """Make changes together: each is done or refused by itself, and all are saved at once."""
-        for _ in range(3):
-            writer = Gallery.load(self.gallery.place)
-            results = [_changed(writer, change) for change in changes]
-            try:
-                if any(not isinstance(result, Exception) for result in results):
-                    writer.save()
-            except OverwriteError:
-                continue  # another process was faster: make the changes to what it left
-            except GalleryError as error:
-                return [RequestError(409, str(error))] * len(changes)
-            self.gallery = Gallery.load(writer.place)
-            return results
-        return [RequestError(409, "another process is changing the gallery: come again later")] * len(changes)
-
-    def _sweep(self) -> None:
-        """Delete images that no item shows: of items that were removed, or whose addition was cut short.
-
-        Not those of the last hour: another server of the same gallery may be adding them.
-        """
-        if self._images is None or not self._images.is_dir():
-            return
-        shown = {Path(str(path)).name for path in self.gallery.items["path"]}
-        for path in self._images.iterdir():
-            if path.name not in shown and path.stat().st_mtime < time.time() - _SWEPT_AFTER:
-                path.unlink(missing_ok=True)
-
-
-def _changed(gallery: Gallery, change: Change) -> int | Exception:
-    """Make a change in memory; the id of the item, or why not."""
-    try:
-        if isinstance(change, int):
-            gallery.remove([change])
-            return change
-        row = {**change.columns, "path": str(change.path)}
-        return int(gallery.add(change.vector[None], pd.DataFrame([row]))[0])
-    except GalleryError as error:
-        return RequestError(404 if isinstance(change, int) else 422, str(error))
+        return self.changes
 
 
 def _picture(pixels: Pixels, box: Sequence[int] | None, name: str) -> bytes:
@@ -326,14 +266,9 @@ def _as_jpeg(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def _shown(found: SearchResult) -> list[dict[str, Any]]:
+def _shown(found: SearchResult, hidden: Iterable[str]) -> list[dict[str, Any]]:
     """A search's rows as plain values, without where the server keeps its images."""
-    rows = found.rows(0).drop(columns="path", errors="ignore")
+    rows = found.rows(0).drop(columns=list(hidden), errors="ignore")
     return [
         {str(name): None if pd.isna(value) else _plain(value) for name, value in row.items()}
         for row in rows.to_dict("records")
