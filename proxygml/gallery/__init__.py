@@ -1,6 +1,6 @@
-"""Galleries: vectors with a table of what they are, in a folder or in Milvus, to be searched, changed and clustered.
+"""Galleries: vectors with a table of items, in a folder or in Milvus; searching, changing and clustering them.
 
-Embedding the images that go in is models/; answering over HTTP is serving/.
+base.py has the gallery, backend.py what a new backend implements. models/ embeds images, serving/ answers over HTTP.
 """
 
 from typing import TYPE_CHECKING

@@ -203,7 +203,7 @@ class Gallery(Backend):
 
 
 def recall_sample(ids: Rows) -> Rows:
-    """The items whose neighbours tell how much an approximate index loses; none where there are no neighbours."""
+    """The items whose neighbours are compared to measure an approximate index; none where there are no neighbours."""
     return np.random.default_rng(0).permutation(ids)[: RECALL_SAMPLE if len(ids) > 1 else 0]
 
 

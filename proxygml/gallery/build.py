@@ -1,6 +1,6 @@
-"""Building galleries from images, catalogs or files of vectors; adding to them, removing from them.
+"""Building galleries from images, catalogs or files of vectors, and adding to them.
 
-It brings embedder and gallery together; each gallery remembers which model it is of, and takes vectors of no other.
+A gallery keeps the fingerprint of its model; vectors of another model are refused.
 """
 
 import os
@@ -101,10 +101,10 @@ class Model:
             GalleryError: the run is another model's, or it is not known.
         """
         if run is None and not gallery.manifest.run:
-            raise GalleryError("the gallery does not know its run folder: name it with --run")
+            raise GalleryError("the gallery does not say where its run folder is: give it with --run")
         place = run or Path(gallery.manifest.run)
         if not place.is_dir():
-            raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
+            raise GalleryError(f"the gallery's run folder {place} is not there: give its place with --run")
         model = cls.of(place)
         if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
             raise GalleryError(
@@ -136,7 +136,7 @@ def index(
 ) -> Gallery:
     """Build a gallery of a catalog's images, of images in folders, or of vectors that `embed` wrote.
 
-    A call that was stopped goes on when it is repeated.
+    A call that was stopped continues when it is repeated.
 
     Args:
         run: the run folder of the model.
@@ -184,10 +184,11 @@ def build_gallery(
     workers: int = 2,
     batch_size: int = 64,
 ) -> Gallery:
-    """Embed the items, unless they come as vectors, and make a gallery of them; a stopped call goes on when repeated.
+    """Embed the items, unless they come as vectors, and build a gallery; a stopped call continues when it is repeated.
 
-    Where there are validation classes (a val split in the catalog or in the file of vectors, or those that the run held
-    out of its training on that catalog), a threshold for "none of these" is chosen on them and kept in the gallery.
+    Where there are validation classes (a val split in the catalog or in the file of vectors, or classes that the run
+    held out when it trained on that catalog), a threshold for "none of these" is chosen on them and kept with the
+    gallery.
 
     Raises:
         UserError: see embed_images, Gallery.build, VectorFile and Model.
@@ -242,7 +243,7 @@ def add_items(
     workers: int = 2,
     batch_size: int = 64,
 ) -> tuple[int, int]:
-    """Add to a gallery on disk what it does not hold yet, by path, and save it.
+    """Add the items whose paths (and boxes) the gallery does not hold yet, and save it.
 
     Returns:
         How many items were added, and how many of the source are in the gallery already.
@@ -305,7 +306,7 @@ def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> tuple[int, int]:
 
 
 def _unknown(gallery: Gallery, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which rows are not in the gallery: an image is told from others by its path, and by its box where it has one."""
+    """Which rows are not in the gallery, bool (n,); path, and box where there is one, identify an item."""
     if "path" not in table or "path" not in gallery.columns:
         return np.ones(len(table), dtype=bool)
     keys = ["path", *(column for column in BOX_COLUMNS if column in table or column in gallery.columns)]

@@ -1,7 +1,7 @@
 """The class of a query by the labels of its nearest items, or none of them.
 
-From how similar a query must be to belong to a class of the gallery is chosen on classes that neither trained the model
-nor are what the user asks about: the validation classes.
+How similar a query must be to count as one of the gallery's classes is chosen on the validation classes: the model was
+not trained on them, and users do not search for them.
 """
 
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a query is taken for."""
+    """The class that a query is given."""
 
     label: str | None
-    """The label with the most votes; None for none of the gallery's classes."""
+    """The label with the most votes; None where the query is none of the gallery's classes."""
 
     share: float
-    """Of all votes, 0..1, that went to the most voted label, even where that is not given."""
+    """The share of all votes, 0..1, for the label with the most, even where `label` is None."""
 
     score: float
     """Cosine of the nearest item, which is compared with the threshold."""
 
 
 def is_labelled(result: SearchResult) -> bool:
-    """Whether any of the items that were found has a label, to be voted for."""
+    """Whether any item that was found has a label to vote for."""
     return "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
 
 
 def predict(result: SearchResult, threshold: float | None = None) -> list[Prediction]:
-    """The class of each query, by a weighted vote of the items that it found.
+    """The class of each query, by a weighted vote of the items that were found for it.
 
     Args:
         result: of Gallery.search; items without a label do not vote.
@@ -79,15 +79,15 @@ def calibrate(
     labels: Sequence[str],
     false_accept_rate: float = 0.01,
 ) -> Threshold:
-    """The lowest threshold at which at most that share of queries is accepted whose class the gallery does not hold.
+    """The lowest threshold at which at most this share of queries of unknown classes is accepted.
 
-    Every validation image queries the gallery's items of other labels: what it then finds is wrong by construction, in
-    a gallery of the very size that will be searched.
+    Every validation image queries the gallery's items of other labels. Whatever it finds there is wrong, and the
+    gallery has the size that will be searched.
 
     Args:
         gallery: with a column `label`.
-        embeddings: (n, D) floats, the images of the validation classes.
-        labels: theirs.
+        embeddings: (n, D) floats, of the images of the validation classes.
+        labels: n, of those images.
         false_accept_rate: 0 up to below 1.
 
     Raises:

@@ -28,7 +28,7 @@ def cluster(
 ) -> Clusters:
     """Sort images into clusters, and write a folder with their table, near-duplicates and a contact sheet of each.
 
-    A call that was stopped goes on when it is repeated.
+    A call that was stopped continues when it is repeated.
 
     Args:
         run: the run folder of the model.

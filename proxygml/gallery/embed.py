@@ -23,7 +23,7 @@ def embed(
 ) -> VectorFile:
     """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
 
-    A call that was stopped goes on when it is repeated.
+    A call that was stopped continues when it is repeated.
 
     Args:
         run: the run folder of the model.

@@ -32,7 +32,7 @@ ANSWER_ENDINGS = (".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Answers:
-    """What a gallery answered to some images."""
+    """What was found for some query images."""
 
     queries: ImageList
     result: SearchResult
@@ -113,7 +113,7 @@ def search_images(
         k, where, rerank: see Gallery.search.
         leave_out_itself: a query does not find the item with its own path (and box).
         threshold: for predictions; the gallery's own if left out.
-        on_bad: unreadable queries are named; then fail, or drop them.
+        on_bad: what happens after unreadable queries are named: fail, or drop them.
         workers: processes that decode images.
 
     Raises:
@@ -135,7 +135,7 @@ def search_images(
 def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:
     """The id of each query's own item, -1 where it has none."""
     if "path" not in gallery.columns:
-        raise GalleryError("the gallery's items have no path: a query cannot be told from the others")
+        raise GalleryError("the gallery's items have no path: a query cannot be recognised among them")
     boxes = (column for column in BOX_COLUMNS if column in queries.table and column in gallery.columns)
     return gallery.ids_of(queries.table, ["path", *boxes])
 
@@ -181,7 +181,7 @@ def printed(answers: Answers, query: int) -> Table:
 
 
 def _near(path: str) -> str:
-    """The path as seen from the working directory where it lies below it; a person reads it more easily."""
+    """The path relative to the working directory, if it lies below it, because that is easier to read."""
     return path.removeprefix(f"{Path.cwd()}{os.sep}")
 
 

@@ -1,7 +1,7 @@
 """Re-ranking by k-reciprocal neighbours: Zhong, Zheng, Cao and Li, CVPR 2017, among a query's nearest items only.
 
-Two images are reciprocal neighbours when each is among the other's nearest. Items that share such neighbours with the
-query come first.
+Two images are reciprocal neighbours when each is among the nearest of the other. Items that share such neighbours with
+the query come first.
 """
 
 import numpy as np
@@ -16,11 +16,11 @@ NEIGHBOURS, EXPANSION, WEIGHT = 20, 6, 0.3  # the paper's k1, k2 and lambda
 def reranked(
     query: Vectors, items: Vectors, neighbours: int = NEIGHBOURS, expansion: int = EXPANSION, weight: float = WEIGHT
 ) -> npt.NDArray[np.int64]:
-    """The order, int64 (n,), in which items (n, D) answer a query (D,), all of length 1.
+    """The new order, int64 (n,), of the items found for a query.
 
     Args:
-        query: the query.
-        items: its nearest items, best first; equals stay in this order.
+        query: (D,), of length 1.
+        items: (n, D), of length 1, its nearest items, best first; equals stay in this order.
         neighbours: how many nearest of an image may be its reciprocal neighbours (k1).
         expansion: over how many nearest an image's neighbourhood is averaged (k2).
         weight: of the original distance, 0..1, beside the Jaccard distance (lambda).
@@ -30,7 +30,7 @@ def reranked(
     distance /= max(distance.max(), 1e-12)
     nearest = np.argsort(distance, axis=1, kind="stable")
     among = _nearest_mask(nearest, neighbours + 1)
-    np.fill_diagonal(among, True)  # of many copies, one may have all its places taken by the others
+    np.fill_diagonal(among, True)  # among many copies of an image, one may not be among its own nearest
     reciprocal = _expanded(among & among.T, nearest, neighbours)
     fuzzy = np.where(reciprocal, np.exp(-distance), 0.0)
     fuzzy /= fuzzy.sum(axis=1, keepdims=True)
@@ -51,7 +51,7 @@ def _nearest_mask(nearest: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.
 def _expanded(
     reciprocal: npt.NDArray[np.bool_], nearest: npt.NDArray[np.int64], neighbours: int
 ) -> npt.NDArray[np.bool_]:
-    """Each set of reciprocal neighbours with its members' own smaller sets that lie in it by two thirds."""
+    """Each set of reciprocal neighbours, joined by the smaller sets of its members that overlap it by two thirds."""
     among = _nearest_mask(nearest, round(neighbours / 2) + 1)
     smaller = among & among.T
     shared = reciprocal.astype(np.int32) @ smaller.T.astype(np.int32)
