@@ -3,12 +3,12 @@
 What a data set looks like on disk is its own file's knowledge, in datasets/; decoding is images.py's.
 """
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from proxygml.console import console, track
 from proxygml.data.archives import STAMP, atomic_folder, is_archive, unpacked
 from proxygml.data.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
 from proxygml.data.datasets import Dataset, find_dataset
-from proxygml.data.images import decode_image
+from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, ImageError, OverwriteError
 from proxygml.files import PathLike, atomic_write, check_overwrite
@@ -194,36 +194,36 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
 
 
 def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
-    """Open every file once, however many rows name it.
-
-    Threads will do: decoding and hashing let go of the interpreter's lock.
-    """
+    """Open every file once, however many rows name it, in processes that are stopped at their limits."""
     if workers is not None and workers < 1:
         raise DatasetError(f"workers is {workers}: expected at least 1")
     unique = list(dict.fromkeys(paths))
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        inspections = dict(zip(unique, track(pool.map(inspect, unique), "Opening images", len(unique)), strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not open the rest first
+    size = min(workers or os.cpu_count() or 1, max(1, len(unique)))
+    with DecoderPool(size) as decoders:
+        pool = ThreadPoolExecutor(size)
+        try:
+            jobs = pool.map(partial(inspect, decoders), unique)
+            inspections = dict(zip(unique, track(jobs, "Opening images", len(unique)), strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not open the rest first
     return [inspections[path] for path in paths]
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(decoders: DecoderPool, path: Path) -> Inspection:
     """Read and decode one file."""
     try:
         str(path).encode()
-        data = path.read_bytes()
-        _, height, width = decode_image(data, str(path)).shape
+        path.stat()
+        facts = decoders.inspect(path)
     except UnicodeEncodeError:
         return Inspection(kind="unreadable", problem="has a name that is not UTF-8: rename it")
     except FileNotFoundError:
         return Inspection(kind="missing", problem="is missing")
     except OSError as error:
         return Inspection(kind="unreadable", problem=f"cannot be read: {error.strerror}")
-    except ImageError as error:
+    except (ImageError, DecoderStoppedError) as error:
         return Inspection(kind="unreadable", problem=str(error).removeprefix(f"{path} "))
-    return Inspection(hashlib.blake2b(data, digest_size=16).digest(), width, height)
+    return Inspection(facts.digest, facts.width, facts.height)
 
 
 def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool) -> tuple[list[Finding], Catalog]:

@@ -1,6 +1,7 @@
 """From a download to a catalog: what is good comes out, what is not is named, and nothing is written by halves."""
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from proxygml.console import console
 from proxygml.data import prepare as prepare_module
 from proxygml.data.catalog import Catalog, Count
 from proxygml.data.datasets import DATASETS, Dataset, folder
+from proxygml.data.decoder_pool import DecoderPool
 from proxygml.data.prepare import inspect, prepare
 from proxygml.errors import CatalogError, DatasetError, OverwriteError
 from tests.helpers.pictures import write_picture
@@ -196,7 +198,7 @@ def test_two_boxes_of_one_image_are_two_images(root: Path, out: Path) -> None:
 def test_nothing_is_overwritten_without_force(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out.write_bytes(b"precious")
     opened = []
-    monkeypatch.setattr(prepare_module, "inspect", opened.append)
+    monkeypatch.setattr(prepare_module, "inspect", lambda _, path: opened.append(path))
     with pytest.raises(OverwriteError, match="--force"):
         prepare(OWN, root, out)
     assert out.read_bytes() == b"precious"
@@ -235,10 +237,10 @@ def test_a_class_that_cannot_be_retrieved_is_named(root: Path, out: Path, capsys
 def test_an_interruption_leaves_nothing(
     root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    def interrupted(path: Path) -> prepare_module.Inspection:
+    def interrupted(decoders: DecoderPool, path: Path) -> prepare_module.Inspection:
         if path.name == "3.png":
             raise stop
-        return inspect(path)
+        return inspect(decoders, path)
 
     monkeypatch.setattr(prepare_module, "inspect", interrupted)
     with pytest.raises(stop):
@@ -272,22 +274,28 @@ def test_images_that_are_made_lie_beside_the_catalog(root: Path, out: Path) -> N
         prepare(made, None, root.with_suffix(".csv"), force=True)
 
 
-def test_every_kind_of_image_opens(tmp_path: Path) -> None:
+@pytest.fixture
+def decoders() -> Iterator[DecoderPool]:
+    with DecoderPool(1) as pool:
+        yield pool
+
+
+def test_every_kind_of_image_opens(tmp_path: Path, decoders: DecoderPool) -> None:
     """What comes out of a JPEG that lies on its side is as high as the upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (24, 16)).save(tmp_path / "side.jpg", exif=exif)
-    assert (inspect(tmp_path / "side.jpg").width, inspect(tmp_path / "side.jpg").height) == (16, 24)
+    assert (inspect(decoders, tmp_path / "side.jpg").width, inspect(decoders, tmp_path / "side.jpg").height) == (16, 24)
     for mode in ("L", "P", "CMYK", "I;16", "RGBA", "1"):
         path = tmp_path / f"{mode.replace(';', '')}.{'tif' if mode == 'CMYK' else 'png'}"
         Image.new(mode, (24, 16)).save(path)
-        inspection = inspect(path)
+        inspection = inspect(decoders, path)
         assert (inspection.width, inspection.height, inspection.problem) == (24, 16, "")
 
 
-def test_a_folder_in_place_of_an_image_is_named(tmp_path: Path) -> None:
-    assert inspect(tmp_path).kind == "unreadable"
-    assert inspect(tmp_path / "none.jpg").kind == "missing"
+def test_a_folder_in_place_of_an_image_is_named(tmp_path: Path, decoders: DecoderPool) -> None:
+    assert inspect(decoders, tmp_path).kind == "unreadable"
+    assert inspect(decoders, tmp_path / "none.jpg").kind == "missing"
 
 
 def test_every_dataset_has_a_name_of_its_own() -> None:
