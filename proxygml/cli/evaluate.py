@@ -23,11 +23,13 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.training.evaluate_run import evaluate_run
     from proxygml.training.run_folder import RunFolder
 
-    print_evaluation(RunFolder(options.run), evaluate_run(options.run, options.catalog, before=options.before))
+    evaluation = evaluate_run(options.run, options.catalog, before=options.before)
+    print_evaluation(RunFolder(options.run), evaluation, options.catalog)
 
 
-def print_evaluation(folder: "RunFolder", evaluation: "Evaluation | None") -> None:
+def print_evaluation(folder: "RunFolder", evaluation: "Evaluation | None", catalog: Path | None = None) -> None:
     """Print the figures and where they lie; nothing on all but the main process, which alone has them."""
     if evaluation is not None:
         output.print(evaluation.table())
-        say(f"figures: {folder.evaluation}", f"report:  {folder.report}")
+        place = folder.evaluation_on(catalog)
+        say(f"figures: {place.figures}", f"report:  {place.report}")

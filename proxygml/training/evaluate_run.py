@@ -23,7 +23,7 @@ from proxygml.training.features import embed_catalog
 from proxygml.training.initialization import initial_embedder
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
-from proxygml.training.run_folder import RunFolder
+from proxygml.training.run_folder import EvaluationFolder, RunFolder
 
 Protocol = dict[str, str | int]
 
@@ -32,6 +32,8 @@ def evaluate_run(
     run: PathLike | RunFolder, catalog: PathLike | None = None, *, before: bool = False, report: bool = True
 ) -> Evaluation | None:
     """Evaluate a run on the test split of its catalog, or of another; write evaluation.json and report.html.
+
+    They go into the run folder; those of another catalog into a place of their own (RunFolder.evaluation_on).
 
     Args:
         run: the folder of a run whose training has finished.
@@ -68,9 +70,10 @@ def evaluate_run(
     earlier = None if untrained is None else _evaluate(untrained, test, recipe)
     protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
-    _write(run.evaluation, evaluation, earlier, protocol)
+    place = run.evaluation_on(catalog)
+    _write(place.figures, evaluation, earlier, protocol)
     if report:
-        _report(run, recipe, test, embeddings, evaluation, earlier, protocol)
+        _report(run, place, recipe, test, embeddings, evaluation, earlier, protocol)
     return evaluation
 
 
@@ -129,6 +132,7 @@ def _write(path: Path, evaluation: Evaluation, before: Evaluation | None, protoc
 
 def _report(
     run: RunFolder,
+    place: EvaluationFolder,
     recipe: Recipe,
     test: Catalog,
     embeddings: Tensor,
@@ -139,7 +143,7 @@ def _report(
     from proxygml.reports.run_report import write_report  # noqa: PLC0415  (Matplotlib is slow to load; training need not wait)
 
     write_report(
-        run.report,
+        place.report,
         title=run.path.resolve().name,
         evaluation=evaluation,
         history=pd.read_csv(run.metrics) if run.metrics.exists() else None,

@@ -59,6 +59,24 @@ def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
     )
 
 
+def validation_message(metrics: EpochMetrics) -> str:
+    """The validation figures of an epoch, in percent."""
+    return (
+        f"Recall@1 {100 * metrics['val_recall_at_1']:.1f}, MAP@R {100 * metrics['val_map_at_r']:.1f} "
+        "on the validation classes"
+    )
+
+
+def kept_message(progress: Progress) -> str:
+    """Which epoch's network is the model of a finished run."""
+    if not progress.history:
+        return "no epoch was trained: the model is the network as it starts"
+    if not progress.best_epoch:
+        return f"the model is the network after the last epoch, {progress.epoch}"
+    best = progress.history[progress.best_epoch - 1]
+    return f"the model is the network after epoch {progress.best_epoch} of {progress.epoch}: {validation_message(best)}"
+
+
 class Meter:
     """Means over an epoch, kept on the device so that counting does not wait for it."""
 
@@ -79,9 +97,15 @@ class Meter:
         self.images += len(embeddings)
         self.steps += 1
 
-    def describe(self, cosine: float) -> None:
-        """Renew the note beside the progress bar."""
-        self.note = f"loss {float(self.last_loss):.3f}, mean cosine {cosine:.2f}, {self.images_per_second:.0f} images/s"
+    def describe(self, loss: float, cosine: float) -> None:
+        """Renew the note beside the progress bar, once there is a loss to show."""
+        if self.steps:
+            self.note = f"loss {loss:.3f}, mean cosine {cosine:.2f}, {self.images_per_second:.0f} images/s"
+
+    def describe_means(self) -> None:
+        """Make the note that of the whole epoch, as metrics.csv has it."""
+        means = self.means()
+        self.describe(means["loss"], means["mean_cosine"])
 
     @property
     def images_per_second(self) -> float:
@@ -124,7 +148,7 @@ class Monitor:
         if now:
             losses = {"batch/loss": float(meter.last_loss), "batch/mean_cosine": cosine}
             self.accelerator.log(losses, step=self.progress.steps)
-            meter.describe(cosine)
+            meter.describe(float(meter.last_loss), cosine)
         if self.collapse.begins(cosine, self.progress.steps):
             self._warn_of_collapse(cosine, epoch)
 

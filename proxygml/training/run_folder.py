@@ -1,10 +1,39 @@
 """The run folder: the place of every file of a run."""
 
+import json
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from proxygml.errors import OverwriteError, RunError
 from proxygml.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """Where an evaluation is written."""
+
+    path: Path
+
+    @property
+    def figures(self) -> Path:
+        """evaluation.json, the figures and the protocol that gave them."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report(self) -> Path:
+        """report.html; its pictures are in figures/ too."""
+        return self.path / "report.html"
+
+    def is_free_for(self, catalog: Path) -> bool:
+        """Whether nothing is here, or an earlier evaluation on the same catalog."""
+        if not self.figures.exists():
+            return True
+        try:
+            content = json.loads(self.figures.read_text(encoding="utf-8"))
+            return Path(content["protocol"]["catalog"]).resolve() == catalog.resolve()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 @dataclass(frozen=True)
@@ -44,13 +73,24 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """evaluation.json, the figures and the protocol that gave them."""
-        return self.path / "evaluation.json"
+        """evaluation.json of the run's own catalog."""
+        return EvaluationFolder(self.path).figures
 
     @property
     def report(self) -> Path:
-        """report.html; its pictures are in figures/ too."""
-        return self.path / "report.html"
+        """report.html of the run's own catalog."""
+        return EvaluationFolder(self.path).report
+
+    def evaluation_on(self, catalog: Path | None) -> EvaluationFolder:
+        """The place of an evaluation: the run folder for the run's own catalog, evaluations/NAME/ for any other.
+
+        NAME is the catalog's; where another catalog of that name was evaluated before, NAME-2, and so on.
+        """
+        if catalog is None or catalog.resolve() == Path(self.read_recipe().catalog).resolve():
+            return EvaluationFolder(self.path)
+        names = (catalog.stem if number == 1 else f"{catalog.stem}-{number}" for number in count(1))
+        places = (EvaluationFolder(self.path / "evaluations" / name) for name in names)
+        return next(place for place in places if place.is_free_for(catalog))
 
     def check_first_start(self) -> None:
         """Raise OverwriteError when a run is there already."""

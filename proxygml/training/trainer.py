@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from proxygml.console import progress_bar
+from proxygml.console import console, progress_bar
 from proxygml.data.images import ImageDataset, collate
 from proxygml.evaluation.metrics import score_queries
 from proxygml.files import atomic_write
@@ -29,7 +29,7 @@ from proxygml.training.checkpoint import (
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import FeatureDataset, cached_features, embed_catalog, embed_features
 from proxygml.training.initialization import initial_embedder, start_features, start_proxies
-from proxygml.training.monitoring import Meter, Monitor, ProxyCounter
+from proxygml.training.monitoring import Meter, Monitor, ProxyCounter, kept_message, validation_message
 from proxygml.training.optimization import check_learning_rates, freeze, make_optimizers, set_learning_rates
 from proxygml.training.processes import (
     data_parallel,
@@ -194,9 +194,12 @@ class Training:
         if not self.accelerator.is_main_process:
             return
         self.monitor.warn_if_unspread(metrics)
-        if metrics.get("val_map_at_r", -1.0) > best_before:
+        is_best = metrics.get("val_map_at_r", -1.0) > best_before
+        if is_best:
             progress.best_epoch = epoch
             self.embedder.save(self.run.best(epoch))
+        if self.validation_images is not None:
+            console.print(f"epoch {epoch}: {validation_message(metrics)}{', the best so far' if is_best else ''}")
         self._write_metrics()
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self.checkpoint.save(progress)
@@ -216,6 +219,7 @@ class Training:
             best = self.progress.best_epoch
             chosen = Embedder.load(self.run.best(best)) if best else self.embedder
             chosen.save(self.run.path)
+            console.print(kept_message(self.progress))
         self.accelerator.wait_for_everyone()
 
     # Data -------------------------------------------------------------------------------------------------------------
@@ -249,6 +253,8 @@ class Training:
                 labels = self.labels[indices].to(device, non_blocking=True)
                 yield inputs.to(device, non_blocking=True), labels, size
                 bar.update(task, advance=1, note=meter.note)
+            meter.describe_means()
+            bar.update(task, note=meter.note)
 
     def _embed_validation(self) -> Tensor:
         assert self.validation_images is not None

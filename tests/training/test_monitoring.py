@@ -54,3 +54,20 @@ def test_a_last_step_that_ruins_the_network_is_noticed(small_recipe: Recipe, tmp
     with pytest.raises(DivergedError, match="no epoch had finished"):
         fit(recipe, RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_what_training_prints_are_the_figures_of_the_finished_epochs(
+    small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Progress lines end with the epoch's mean loss; validation figures and the epoch that was kept are named."""
+    run = train(replace(small_recipe, validation_classes=0.25, epochs=2), tmp_path / "run")
+    printed = " ".join(capsys.readouterr().err.split())
+    history = metrics(run)
+    best = int(history["val_map_at_r"].idxmax())
+    for row in history.itertuples():
+        assert f"loss {row.loss:.3f}, mean cosine {row.mean_cosine:.2f}" in printed
+        assert f"epoch {row.epoch:.0f}: Recall@1 {100 * row.val_recall_at_1:.1f}, MAP@R" in printed
+    assert "loss 0.000" not in printed
+    assert f"the model is the network after epoch {best + 1} of 2: Recall@1" in printed
+    train(replace(small_recipe, epochs=1), tmp_path / "last")
+    assert "the model is the network after the last epoch, 1" in " ".join(capsys.readouterr().err.split())
