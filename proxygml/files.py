@@ -2,9 +2,11 @@
 
 import errno
 import os
+import platform
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -87,15 +89,25 @@ def check_ending(path: Path, *endings: str) -> None:
 def exclusive_lock(lock: Path) -> Iterator[None]:
     """Be the only process inside such a block with this lock file; raise OverwriteError where another one is.
 
-    The lock goes with the process, however that ends.
+    The message names the process that holds the lock. The lock is free when that process ends, however it ends.
     """
+    holder = lock.with_name(f"{lock.name}-holder")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(lock, timeout=0).acquire()
     except Timeout as error:
-        raise OverwriteError(f"another process is writing {lock.parent}: wait until it has finished") from error
+        found = holder.read_text(encoding="utf-8") if holder.exists() else "which has just started"
+        raise OverwriteError(
+            f"another process is writing {lock.parent} ({found}): wait until it has finished, or stop it"
+        ) from error
     with held:
-        yield
+        holder.write_text(
+            f"{os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8"
+        )
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def cache_folder(purpose: str) -> Path:

@@ -70,7 +70,7 @@ def evaluate_run(
     earlier = None if untrained is None else _evaluate(untrained, test, recipe)
     protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
-    place = run.evaluation_on(catalog)
+    place = run.evaluation_on(table)
     _write(place.figures, evaluation, earlier, protocol)
     if report:
         _report(run, place, recipe, test, embeddings, evaluation, earlier, protocol)

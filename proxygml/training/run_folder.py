@@ -1,11 +1,14 @@
 """The run folder: the place of every file of a run."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from proxygml.errors import OverwriteError, RunError
+from proxygml.files import exclusive_lock
 from proxygml.training.recipe import Recipe
 
 
@@ -91,6 +94,26 @@ class RunFolder:
         names = (catalog.stem if number == 1 else f"{catalog.stem}-{number}" for number in count(1))
         places = (EvaluationFolder(self.path / "evaluations" / name) for name in names)
         return next(place for place in places if place.is_free_for(catalog))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that writes the run; a folder in which no run was started is removed again.
+
+        Raises:
+            OverwriteError: another process is writing the run; the message names it.
+        """
+        lock = self.path / ".lock"
+        try:
+            with exclusive_lock(lock):
+                try:
+                    yield
+                finally:
+                    if not self.recipe.exists():
+                        lock.unlink(missing_ok=True)
+        finally:
+            if not self.recipe.exists():
+                with suppress(OSError):  # something else is in the folder, or it is another process's
+                    self.path.rmdir()
 
     def check_first_start(self) -> None:
         """Raise OverwriteError when a run is there already."""

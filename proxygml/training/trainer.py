@@ -6,9 +6,11 @@ It reads a recipe and a catalog and fills a run folder with a model. It does not
 import csv
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -54,11 +56,15 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
     """
     run.check_first_start()
     check_learning_rates(recipe)
-    training = Training(recipe, run)
-    if training.accelerator.is_main_process:
-        run.start(recipe)
-    training.accelerator.wait_for_everyone()
-    training.run_to_end()
+    accelerator = make_accelerator(recipe, run.path)
+    with _locked(run, accelerator):
+        if accelerator.is_main_process:
+            run.check_first_start()  # again: another process may have started and finished it before the lock was free
+        training = Training(recipe, run, accelerator)
+        if accelerator.is_main_process:
+            run.start(recipe)
+        accelerator.wait_for_everyone()
+        training.run_to_end()
 
 
 def resume(run: RunFolder) -> None:
@@ -66,9 +72,19 @@ def resume(run: RunFolder) -> None:
 
     Raises:
         RunError: the checkpoint cannot be read, or the training images are not those that it was made with.
+        OverwriteError: another process is training this run.
     """
-    remove_half_written(run.checkpoint.parent)
-    Training(run.read_recipe(), run).run_to_end()
+    recipe = run.read_recipe()
+    accelerator = make_accelerator(recipe, run.path)
+    with _locked(run, accelerator):
+        if accelerator.is_main_process:
+            remove_half_written(run.checkpoint.parent)
+        Training(recipe, run, accelerator).run_to_end()
+
+
+def _locked(run: RunFolder, accelerator: Accelerator) -> AbstractContextManager[None]:
+    """The run's lock, which the main process holds for all processes of a training."""
+    return run.locked() if accelerator.is_main_process else nullcontext()
 
 
 class Training:
@@ -77,10 +93,10 @@ class Training:
     They are as the recipe starts them; or, where the run folder has a checkpoint, as that one left them.
     """
 
-    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
+    def __init__(self, recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
         self.recipe = recipe
         self.run = run
-        self.accelerator = make_accelerator(recipe, run.path)
+        self.accelerator = accelerator
         self.train_images, self.validation_images = split_for_training(recipe)
         classes = self.train_images.classes
         labels = mislabelled(class_numbers(self.train_images), len(classes), recipe.label_noise, recipe.seed)

@@ -1,5 +1,6 @@
 """Checkpoints: a run that was stopped or killed ends like one that was not; wrong ones are named."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from proxygml.data.catalog import Catalog
-from proxygml.errors import RunError
+from proxygml.errors import OverwriteError, RunError
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
-from proxygml.training.trainer import resume
+from proxygml.training.trainer import fit, resume
 from tests.helpers.runs import assert_same_run, metrics, train
 
 
@@ -82,3 +83,19 @@ def test_resuming_needs_no_weights_file_that_training_started_from(small_recipe:
     run = train(replace(small_recipe, embedder=settings, epochs=1), tmp_path / "run")
     (tmp_path / "weights.safetensors").unlink()
     resume(run)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(small_recipe: Recipe, tmp_path: Path) -> None:
+    """The second learns which process the first is, and leaves the checkpoint that is being written alone."""
+    run = train(replace(small_recipe, epochs=1), tmp_path / "run")
+    being_written = run.checkpoint.with_name(".last.ckpt.12345678.tmp")
+    being_written.touch()
+    with run.locked(), pytest.raises(OverwriteError, match=rf"another process is writing .*run \({os.getpid()} on"):
+        resume(run)
+    assert being_written.exists()
+    resume(run)
+    assert not being_written.exists()
+    other = RunFolder(tmp_path / "other")
+    with other.locked(), pytest.raises(OverwriteError, match="another process"):
+        fit(small_recipe, other)
+    assert not other.path.exists(), "no run was started"

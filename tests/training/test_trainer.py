@@ -17,6 +17,7 @@ from proxygml.errors import CatalogError, DivergedError, OverwriteError, RecipeE
 from proxygml.evaluation.metrics import score_queries
 from proxygml.models.embedder import EmbedderSettings
 from proxygml.training.evaluate_run import evaluate_run
+from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import Training, fit, resume
@@ -67,7 +68,8 @@ def test_sparse_proxies_train_and_resume(small_recipe: Recipe, tmp_path: Path, p
 
 
 def test_starting_workers_leaves_the_random_numbers_of_dropout_alone(small_recipe: Recipe, tmp_path: Path) -> None:
-    training = Training(replace(small_recipe, workers=2), RunFolder(tmp_path / "unused"))
+    recipe = replace(small_recipe, workers=2)
+    training = Training(recipe, RunFolder(tmp_path / "unused"), make_accelerator(recipe))
     before = torch.get_rng_state()
     images, indices = next(iter(training._loader(training._data())))
     assert images.shape == (16, 3, 16, 16)
@@ -116,7 +118,7 @@ def test_any_seed(small_recipe: Recipe, tmp_path: Path, seed: int) -> None:
 def test_best_epoch_on_validation_classes_is_kept(small_recipe: Recipe, tmp_path: Path) -> None:
     """The model is that of the epoch with the best MAP@R on classes held out whole; test classes choose nothing."""
     recipe = replace(small_recipe, epochs=4, validation_classes=0.25, backbone_lr=0.02)
-    training = Training(recipe, RunFolder(tmp_path / "unused"))
+    training = Training(recipe, RunFolder(tmp_path / "unused"), make_accelerator(recipe))
     assert training.validation_images is not None
     assert not set(training.validation_images.classes) & set(training.train_images.classes)
     assert len(training.validation_images.classes) == 3
