@@ -104,7 +104,7 @@ class Model:
             raise GalleryError("the gallery does not say where its run folder is: give it with --run")
         place = run or Path(gallery.manifest.run)
         if not place.is_dir():
-            raise GalleryError(f"the gallery's run folder {place} is not there: give its place with --run")
+            raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
         model = cls.of(place)
         if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
             raise GalleryError(
