@@ -99,12 +99,12 @@ def _measure_peak(sender: Connection, threads: int, prepare: Callable[..., Work]
         sender.send(torch.cuda.max_memory_allocated() - before)
         return
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     work()
-    sender.send(max(0, _resident("VmHWM") - before))
+    sender.send(max(0, resident("VmHWM") - before))
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
