@@ -17,6 +17,7 @@ from proxygml.data.transforms import ImageSettings
 from proxygml.errors import RecipeError
 from proxygml.files import atomic_write
 from proxygml.models.embedder import EmbedderSettings
+from proxygml.training.yaml_loader import UniqueKeyLoader
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -378,21 +379,6 @@ def find_recipe(name: str, kind: str = "") -> Path:
     raise RecipeError(f"the recipe {name} is not there: give a YAML file or one of {', '.join(shipped)}")
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that comes twice; plain YAML would silently keep the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} comes twice: give each key once", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return node
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
@@ -400,7 +386,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: the file is missing or no YAML, or holds something else.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
     if content is not None and not isinstance(content, dict):
