@@ -6,7 +6,8 @@ from pathlib import Path
 import proxygml
 from proxygml import errors
 
-API_PAGE = Path(__file__).parents[1] / "docs" / "api.md"
+ROOT = Path(__file__).parents[1]
+API_PAGE = ROOT / "docs" / "api.md"
 
 
 def test_the_api_page_lists_what_the_package_exports() -> None:
@@ -33,3 +34,10 @@ def test_every_error_is_a_user_error() -> None:
     kinds = [kind for name, kind in vars(errors).items() if name.endswith("Error")]
     assert len(kinds) > 5
     assert all(issubclass(kind, errors.UserError) for kind in kinds)
+
+
+def test_the_version_is_that_of_the_changelog_and_of_the_citation() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
+    assert versions[0] == proxygml.__version__
+    assert f"\nversion: {proxygml.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
