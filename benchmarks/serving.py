@@ -42,17 +42,17 @@ def photo(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def prepare(folder: Path) -> Path:
-    """A gallery of ITEMS random vectors and the run folder of a MobileNetV2 that nobody has trained."""
+def prepare(folder: Path, count: int = ITEMS) -> Path:
+    """A gallery of `count` random vectors and the run folder of a MobileNetV2 that nobody has trained."""
     run = folder / "run"
     run.mkdir()
     torch.manual_seed(0)
     settings = EmbedderSettings("mobilenetv2_100", "none", embedding_size=SIZE)
     Embedder(settings, ImageSettings(size=128, resize=146)).save(run)
     items = pd.DataFrame(
-        {"path": [f"{n}.jpg" for n in range(ITEMS)], "label": [f"class {n % 500}" for n in range(ITEMS)]}
+        {"path": [f"{n}.jpg" for n in range(count)], "label": [f"class {n % 500}" for n in range(count)]}
     )
-    vectors = np.random.default_rng(0).standard_normal((ITEMS, SIZE), dtype=np.float32)
+    vectors = np.random.default_rng(0).standard_normal((count, SIZE), dtype=np.float32)
     Gallery.create(vectors, items, model=fingerprint(run), run=str(run)).save(folder / "gallery")
     return folder / "gallery"
 
