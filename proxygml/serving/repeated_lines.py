@@ -1,18 +1,20 @@
 """A log that hostile requests cannot fill."""
 
 import logging
+import re
 import time
 
 LINES, SECONDS = 5, 60.0
 """So many lines of one kind are written in so many seconds."""
 
-_KINDS = 256  # that are remembered
+_KINDS = 256  # that are told apart; all further ones count as one kind
+_NUMBER = re.compile(r"\d+")
 
 
 class RepeatedLines(logging.Filter):
     """Leaves out log lines of a kind that comes too often; the next one that is written says how many were left out.
 
-    Lines are of one kind if they have the same level and text, before what is filled in.
+    Lines are of one kind if they have the same level and text, apart from numbers and from what is filled in.
     """
 
     def __init__(self) -> None:
@@ -20,14 +22,14 @@ class RepeatedLines(logging.Filter):
         self._kinds: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind = (record.name, record.levelno, str(record.msg).partition("\n")[0])
+        kind = (record.name, record.levelno, _NUMBER.sub("0", str(record.msg).partition("\n")[0]))
+        if kind not in self._kinds and len(self._kinds) >= _KINDS:
+            kind = ("", 0, "")
         now = time.monotonic()
         start, count = self._kinds.get(kind, (now, 0))
         left_out = 0
         if now - start > SECONDS:
             left_out, start, count = max(0, count - LINES), now, 0
-        if len(self._kinds) >= _KINDS:
-            self._kinds.clear()
         self._kinds[kind] = (start, count + 1)
         if left_out:
             record.msg = f"{record.msg} ({left_out:,} more lines like this one were left out)"

@@ -93,8 +93,11 @@ def run_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> None:
     Those under way are then finished; what takes longer than GRACE seconds gets status 503.
     """
     server = Server(app, limits)
-    for name in ("uvicorn.error", "asyncio", "proxygml"):
-        logging.getLogger(name).addFilter(RepeatedLines())
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms that are refused anyway
+    repeated = RepeatedLines()
+    for handler in (logging.lastResort, *logging.getLogger().handlers, *logging.getLogger("uvicorn").handlers):
+        if handler is not None:
+            handler.addFilter(repeated)
     # Searches run side by side, and the threads of one wait busily for its next product: on two cores, two of them took
     # twice the processor time for the same answer.
     with threadpool_limits(max(1, (os.cpu_count() or 1) // 4), user_api="blas"):
