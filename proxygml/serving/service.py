@@ -132,7 +132,7 @@ class Service:
         """
         if not 1 <= k <= self.limits.max_k:
             raise RequestError(422, f"k is {k}, but must be 1 to {self.limits.max_k}")
-        self._check_filter_columns(where or {})
+        _check_filter_columns(where or {}, [name for name in self.gallery.columns if name not in self.hidden])
         try:
             return await asyncio.to_thread(self._search, vector, k, where, leave_out)
         except GalleryError as error:
@@ -144,7 +144,7 @@ class Service:
         Raises:
             RequestError: 404 for one that is not there; see `search`.
         """
-        return await self.search(await asyncio.to_thread(self._vector, item), k, where, leave_out=item)
+        return await self.search(await asyncio.to_thread(_vector, self.gallery, item), k, where, leave_out=item)
 
     @property
     def columns(self) -> list[str]:
@@ -214,12 +214,6 @@ class Service:
 
     # In the threads ---------------------------------------------------------------------------------------------------
 
-    def _vector(self, item: int) -> Tensor:
-        try:
-            return torch.from_numpy(np.array(self.gallery.vectors([item])[0]))
-        except GalleryError:
-            raise RequestError(404, f"there is no item {item}") from None
-
     def _transformed(self, pixels: Pixels) -> Tensor:
         """Pixels (H, W, 3) to the square that the network sees, uint8 (3, S, S)."""
         return self._transform(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -242,18 +236,25 @@ class Service:
             prediction = predict(found, None if threshold is None else threshold.score)[0]
         return Answer(_shown(found, self.hidden), prediction)
 
-    def _check_filter_columns(self, where: Mapping[str, Sequence[str]]) -> None:
-        """Paths are the server's own: nobody is to find out by filters which there are."""
-        known = [name for name in self.gallery.columns if name not in self.hidden]
-        for name in where:
-            if name not in known:
-                raise RequestError(422, f"there is no column {name!r} to filter by: {did_you_mean(name, known)}")
-
     def _check_changes(self) -> Changes:
         """The changes of the gallery, or RequestError, 403, where it takes none."""
         if self.changes is None:
             raise RequestError(403, "this gallery is in Milvus, and keeps no images: change it with `proxygml index`")
         return self.changes
+
+
+def _vector(gallery: Gallery, item: int) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(gallery.vectors([item])[0]))
+    except GalleryError:
+        raise RequestError(404, f"there is no item {item}") from None
+
+
+def _check_filter_columns(where: Iterable[str], known: Sequence[str]) -> None:
+    """Paths are the server's own: nobody is to find out by filters which there are."""
+    for name in where:
+        if name not in known:
+            raise RequestError(422, f"there is no column {name!r} to filter by: {did_you_mean(name, known)}")
 
 
 def _picture(pixels: Pixels, box: Sequence[int] | None, name: str) -> bytes:
