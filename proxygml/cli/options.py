@@ -64,7 +64,7 @@ def chosen(options: Namespace, *names: str) -> dict[str, Any]:
 
 def recipe_with(content: Mapping[str, Any], options: Namespace, own: Sequence[str], where: str) -> "Recipe":
     """A recipe whose keys are replaced by the options that were given, but for the command's own."""
-    from proxygml.comparison.plan import merged
+    from proxygml.comparison.settings import merged
     from proxygml.training.recipe import Recipe
 
     given = {key: value for key, value in options.as_dict().items() if key not in own}

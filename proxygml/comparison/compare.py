@@ -8,10 +8,11 @@ from accelerate import PartialState
 
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.report import write_comparison
-from proxygml.comparison.runner import Cells, Part
-from proxygml.comparison.tables import Summary, read_rows
+from proxygml.comparison.row import read_rows, write_rows
+from proxygml.comparison.runner import Part, Runner
+from proxygml.comparison.tables import Summary
 from proxygml.console import console
-from proxygml.files import PathLike, atomic_write
+from proxygml.files import PathLike
 from proxygml.training.recipe import find_recipe
 from proxygml.training.train import with_absolute_paths
 
@@ -45,18 +46,17 @@ def compare(
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
     shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
     folder, share = Path(run), Part.read(part)
-    known = read_rows([Path(path) for path in rows]) if rows else None
-    cells = Cells(replace(comparison, shared=with_absolute_paths(shared)), folder, known)
-    cells.run(share)
+    known = read_rows([Path(path) for path in rows])
+    runner = Runner(replace(comparison, shared=with_absolute_paths(shared)), folder, known)
+    runner.run(share)
     if not PartialState().is_main_process:
         return None
-    found = cells.gather()
-    if found.empty:
+    found = runner.rows()
+    if not found:
         console.print("no cell is finished yet, and this part has none to train: there is no table", markup=False)
         return None
-    with atomic_write(cells.rows_file) as temporary:
-        found.to_csv(temporary, index=False)
-    return _write(Summary(found, cells.planned()), folder)
+    write_rows(runner.store.rows_file, found)
+    return _write(Summary(found, runner.planned()), folder)
 
 
 def tabulate(rows: Sequence[PathLike], out: PathLike) -> Summary:

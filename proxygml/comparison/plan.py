@@ -1,6 +1,6 @@
-"""The recipe of a comparison: methods x seeds under one protocol, and the settings that are varied or chosen from.
+"""The plan of a comparison: methods x seeds under one protocol, and the settings that are varied or chosen from.
 
-It says what is to be run. cells.py runs it, summary.py makes the table.
+It is read from a YAML file. runner.py carries it out, tables.py makes the tables.
 """
 
 import math
@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from proxygml.errors import RecipeError
-from proxygml.training.recipe import Recipe, check_content, find_recipe, flattened, nearest_key, read_yaml
+from proxygml.comparison.settings import Settings, is_word, merged, merged_settings, nested, short_key
+from proxygml.errors import RecipeError, did_you_mean
+from proxygml.training.recipe import Recipe, check_content, find_recipe, read_yaml
 
+LONGEST_NAME = 100  # characters of a method's name, values that are varied included: its folder has it too
 KEYS = ("like", "recipe", "seeds", "methods", "trials", "tune_on", "chosen")
 SHARED = ("catalog", "seed", "validation_classes", "recall_at")  # what a method may not have of its own
-
-Values = dict[str, Any]  # keys of a recipe, dotted, and their values
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Method:
     changes: dict[str, Any]  # keys of a recipe, nested as in its file
     tune: dict[str, list[Any]]  # the values to try for a key, dotted; none for a method that is taken as given
     family: str  # the name in the file, which the methods of a sweep have in common
-    varied: Values = field(default_factory=dict)  # what sets it apart from its family; among the changes too
+    varied: Settings = field(default_factory=dict)  # what sets it apart from its family; among the changes too
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,7 @@ class Comparison:
 
     def recipe_of(self, method: Method, values: Mapping[str, Any], seed: int) -> Recipe:
         """The shared recipe with a method's changes, chosen values and a seed."""
-        content = merged(self.shared.content(), method.changes)
-        for key, value in _loss_first(values):
-            content = merged(content, _nested(key, value))
+        content = merged_settings(merged(self.shared.content(), method.changes), values)
         where = f"{self.where}: {method.name}"
         try:
             return replace(Recipe.of(content, where), seed=seed)
@@ -134,7 +132,7 @@ class Comparison:
                 except RecipeError:
                     self.recipe_of(method, {key: value}, self.seeds[0])
 
-    def trials_of(self, method: Method) -> list[Values]:
+    def trials_of(self, method: Method) -> list[Settings]:
         """The settings to try: the method as given, then others drawn at random from its space, none twice.
 
         As many for every method, or the whole space where that is smaller. The draws follow from the space alone, so
@@ -145,7 +143,7 @@ class Comparison:
         self._check_choices(method)
         sizes = [len(values) for values in method.tune.values()]
         seen = [self.recipe_of(method, {}, self.seeds[0])]
-        drawn: list[Values] = [{}]
+        drawn: list[Settings] = [{}]
         for number in np.random.default_rng(0).permutation(math.prod(sizes)):
             if len(drawn) == self.trials:
                 break
@@ -158,44 +156,12 @@ class Comparison:
         return drawn
 
 
-def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys and values with changes in them, section by section; a loss section that names its loss stands alone."""
-    result = dict(content)
-    for key, value in changes.items():
-        whole = key == "loss" and isinstance(value, dict) and "name" in value
-        inner = isinstance(value, dict) and isinstance(result.get(key), dict) and not whole
-        result[key] = merged(result[key], value) if inner else value
-    return result
-
-
-def differences(content: Mapping[str, Any], other: Mapping[str, Any]) -> Values:
-    """The keys, dotted, whose values are not those of the other; sections themselves are left out."""
-    before = flattened(other)
-    return {
-        key: value
-        for key, value in flattened(content).items()
-        if not isinstance(value, dict) and before.get(key) != value
-    }
-
-
-def described(values: Mapping[str, Any]) -> str:
-    """Keys and values as one line, which a table can hold."""
-    return "; ".join(f"{key}={value}" for key, value in values.items())
-
-
-def short_key(key: str) -> str:
-    """loss.scale -> scale."""
-    return key.rpartition(".")[2]
-
-
 def _content(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys and values of a comparison's file, over those of the one that it is like."""
     content = read_yaml(path)
     for key in content:
         if key not in KEYS:
-            nearest = nearest_key(str(key), list(KEYS))
-            hint = f"did you mean {nearest!r}?" if nearest else f"those are {', '.join(KEYS)}"
-            raise RecipeError(f"{path}: a comparison has no key {key!r}; {hint}")
+            raise RecipeError(f"{path}: a comparison has no key {key!r}; {did_you_mean(str(key), KEYS)}")
     like = content.pop("like", None)
     if like is None:
         return content
@@ -213,17 +179,16 @@ def _as_chosen(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     methods = _section(content.get("methods"), f"{where}: methods")
     for name, values in _section(content.get("chosen"), f"{where}: chosen").items():
         if name not in methods:
-            nearest = nearest_key(str(name), list(map(str, methods)))
-            hint = f"did you mean {nearest!r}?" if nearest else f"those are {', '.join(map(str, methods))}"
+            hint = did_you_mean(str(name), map(str, methods))
             raise RecipeError(f"{where}: chosen names {name!r}, which is no method; {hint}")
         section = {key: value for key, value in _section(methods[name], f"{where}: {name}").items() if key != "tune"}
-        for key, value in _loss_first(_section(values, f"{where}: chosen.{name}")):
+        settings = _section(values, f"{where}: chosen.{name}")
+        for key in settings:
             if key in ("tune", "vary") or key in (section.get("vary") or {}):
                 raise RecipeError(
                     f"{where}: chosen.{name} holds {key}, but must hold values of keys that are not varied"
                 )
-            section = merged(section, _nested(key, value))
-        methods = methods | {name: section}
+        methods = methods | {name: merged_settings(section, settings)}
     return methods
 
 
@@ -250,13 +215,16 @@ def _family(name: str, section: Mapping[str, Any], where: str) -> Iterator[Metho
         raise RecipeError(f"{where}: {key} is in tune and in vary: a value is either chosen or given")
     for values in product(*vary.values()):
         varied = dict(zip(vary, values, strict=True))
-        own = changes
-        for key, value in _loss_first(varied):
-            if not re.fullmatch(r"[\w.+-]+", str(value)):
+        for key, value in varied.items():
+            if not is_word(value):
                 raise RecipeError(f"{where}: vary.{key} holds {value!r}, but must hold numbers, true, false or words")
-            own = merged(own, _nested(key, value))
         label = " ".join([name, *(f"{short_key(key)}={value}" for key, value in varied.items())])
-        yield Method(label, own, tune, name, varied)
+        if len(label) > LONGEST_NAME:
+            raise RecipeError(
+                f"{where}: a method's name is {len(label)} characters long with the values that are varied, but must "
+                f"have at most {LONGEST_NAME}: shorten it"
+            )
+        yield Method(label, merged_settings(changes, varied), tune, name, varied)
 
 
 def _choices(section: object, what: str) -> dict[str, list[Any]]:
@@ -268,19 +236,8 @@ def _spread(choices: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Dotted keys as a recipe's file has them, nested, each with the first of its values."""
     content: dict[str, Any] = {}
     for key, values in choices.items():
-        content = merged(content, _nested(key, values[0]))
+        content = merged(content, nested(key, values[0]))
     return content
-
-
-def _loss_first(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Keys and values, the loss's name before its arguments: a loss that is named starts anew."""
-    return sorted(values.items(), key=lambda item: item[0] != "loss.name")
-
-
-def _nested(key: str, value: object) -> dict[str, Any]:
-    """loss.scale, 3 -> {loss: {scale: 3}}"""
-    first, _, rest = key.partition(".")
-    return {first: _nested(rest, value) if rest else value}
 
 
 def _section(value: object, what: str) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from proxygml.comparison.plan import short_key
+from proxygml.comparison.settings import short_key
 from proxygml.comparison.tables import Summary, Sweep, metric_name
 from proxygml.files import atomic_write
 from proxygml.reports import figures
-from proxygml.reports.html import Picture, Section, table_html, write_page
+from proxygml.reports.html import Picture, Section, write_page
 
 
 def write_comparison(folder: Path, title: str, summary: Summary) -> None:
@@ -18,7 +18,7 @@ def write_comparison(folder: Path, title: str, summary: Summary) -> None:
             temporary.write_text(text, encoding="utf-8")
     pictures = _pictures(summary)
     sections = [Section("Side by side", "", pictures)]
-    sections += [Section(table.title, table.note, (), table_html(table.head, table.rows)) for table in tables]
+    sections += [Section(table.title, table.note, (), table.head, table.rows) for table in tables]
     count = sum(summary.mean(method, "map_at_r").count for method in summary.methods)
     lead = f"{len(summary.methods)} methods, {count} trained networks"
     write_page(folder / "comparison.html", title, lead, sections)
@@ -62,4 +62,5 @@ def _sweep_picture(summary: Summary, sweep: Sweep) -> Picture:
 
 def _spread(summary: Summary, method: str, metric: str) -> figures.Spread:
     mean = summary.mean(method, metric)
-    return figures.Spread(mean.value, mean.low, mean.high, (100 * summary.values(method, metric)).tolist())
+    single = [100 * value for value in summary.values(method, metric).values()]
+    return figures.Spread(mean.value, mean.low, mean.high, single)

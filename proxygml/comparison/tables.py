@@ -1,32 +1,27 @@
-"""The table of a comparison: means over seeds, their intervals, and a paired test against the first method.
+"""The tables of a comparison: means over seeds, their intervals, and a paired test against the first method.
 
-It takes the rows that cells.py gathers, or CSV files of them; it looks at no run folder.
+They are made of rows alone; nothing here looks at a run folder.
 """
 
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 from scipy import stats
 
-from proxygml.comparison.plan import short_key
+from proxygml.comparison.row import RECALL, Cost, Row, recall_k
+from proxygml.comparison.settings import described, short_key
 from proxygml.errors import UserError
 
 NAMES = {"map_at_r": "MAP@R", "r_precision": "R-precision", "nmi": "NMI"}
-# Columns whose values are never numbers, nor missing.
-TEXTS = ("method", "family", "varied", "data", "protocol", "settings", "run_settings", "data_fingerprint")
-COSTS = ("seconds_per_epoch", "peak_memory_mib", "gpu_memory_mib", "loss_parameters")
-NEEDED = ("method", "seed", "trial", "data", "protocol", "settings", "note")
 IN_PER_CENT = ("mean", "low", "high", "difference", "difference_low", "difference_high")  # columns of the table
 DASH = "\N{EN DASH}"
 
-Values = npt.NDArray[np.float64]
+Sample = npt.NDArray[np.float64]  # (n,), one value a seed
 
 
 @dataclass(frozen=True)
@@ -83,71 +78,66 @@ class Sweep:
 
 
 class Summary:
-    """What the rows of a comparison say.
+    """The figures of a comparison, by method.
 
     Args:
-        rows: as `Cells.gather` gives them; of one protocol and data set.
+        rows: of one protocol and data set.
         planned: the methods and seeds that there should be; those of the rows themselves if left out.
 
     Raises:
         UserError: no rows, rows of different protocols, or two of the same method and seed.
     """
 
-    def __init__(self, rows: pd.DataFrame, planned: Sequence[tuple[str, int]] = ()) -> None:
-        if rows.empty:
+    def __init__(self, rows: Sequence[Row], planned: Sequence[tuple[str, int]] = ()) -> None:
+        if not rows:
             raise UserError("no cell of the comparison has finished: there is nothing to make a table of")
-        prints = fingerprints(rows)
-        # A catalog is known by what it holds; rows from before there was a fingerprint, by its name alone.
-        named = rows["data"] if prints.isna().any() else rows["data"].iloc[:0]
-        for what, values in (("data", named), ("data_fingerprint", prints.dropna()), ("protocol", rows["protocol"])):
-            found = values.dropna().unique()
-            if len(found) > 1:
-                raise UserError(f"the rows are of different {what}, {found[0]!r} and {found[1]!r}: one table each")
-        twice = rows[rows.duplicated(["method", "seed", "trial"])]
-        if len(twice):
-            raise UserError(f"{twice['method'].iloc[0]}, seed {twice['seed'].iloc[0]}, comes twice: give each row once")
-        self.data, self.protocol = (str(rows[column].iloc[0]) for column in ("data", "protocol"))
-        rows = _with_families(rows)
-        self.cells = rows[rows["trial"].isna()]
-        self.trials = rows[rows["trial"].notna()]
-        self.methods = list(dict.fromkeys([*(name for name, _ in planned), *rows["method"]]))
-        seeds = sorted(set(rows["seed"]))
+        _check_same_origin(rows)
+        self.data, self.protocol = rows[0].data, rows[0].protocol
+        self.cells = [row for row in rows if row.trial is None]
+        self.trials = [row for row in rows if row.trial is not None]
+        self.methods = list(dict.fromkeys([*(name for name, _ in planned), *(row.method for row in rows)]))
+        seeds = sorted({row.seed for row in rows})
         self.planned = list(planned) or [(method, seed) for method in self.methods for seed in seeds]
-        recalls = [str(name) for name in rows if _is_recall(str(name))]
-        self.metrics = [*sorted(recalls, key=lambda name: int(name.rsplit("_", 1)[1])), *NAMES]
+        names = {name for row in rows for name in row.metrics if RECALL.fullmatch(name)}
+        self.metrics = [*sorted(names, key=recall_k), *NAMES]
 
-    def values(self, method: str, column: str) -> pd.Series:
-        """A column of a method's cells, by seed, without those that have no figures."""
-        cells = self.cells[self.cells["method"] == method].set_index("seed")
-        return cells[column].dropna() if column in cells else pd.Series(dtype=float)
+    def cells_of(self, method: str) -> list[Row]:
+        """The cells of a method."""
+        return [row for row in self.cells if row.method == method]
+
+    def values(self, method: str, metric: str) -> dict[int, float]:
+        """A figure of a method's cells by seed, in 0..1, without those that have none."""
+        return {row.seed: row.metrics[metric] for row in self.cells_of(method) if metric in row.metrics}
 
     def curves(self, method: str) -> Iterator[list[float]]:
         """Recall@1 on validation classes by epoch, in per cent, for each of a method's cells that has them."""
-        for text in self.values(method, "val_recall_at_1"):
-            yield [100 * float(value) for value in str(text).split()]
+        for row in self.cells_of(method):
+            if row.val_recall_at_1:
+                yield [100 * value for value in row.val_recall_at_1]
 
     def mean(self, method: str, metric: str) -> Mean:
-        """The mean of a figure over a method's seeds, in per cent."""
-        return Mean(*_mean(100 * self.values(method, metric).to_numpy(dtype=float)))
+        """The mean of a figure over a method's seeds, in per cent; its interval ends at 0 and 100."""
+        value, low, high, count = _mean(100 * np.array(list(self.values(method, metric).values())))
+        return Mean(value, float(np.clip(low, 0, 100)), float(np.clip(high, 0, 100)), count)
 
     def difference(self, method: str, metric: str) -> Difference:
         """How far a method lies above the first one, in points, over the seeds that both have."""
-        both = pd.concat([self.values(method, metric), self.values(self.methods[0], metric)], axis=1).dropna()
-        gaps = 100 * (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy(dtype=float)
+        own, first = self.values(method, metric), self.values(self.methods[0], metric)
+        gaps = 100 * np.array([value - first[seed] for seed, value in own.items() if seed in first])
         # Without any spread, but for rounding, there is nothing to test by: both methods may not depend on the seed.
         varied = len(gaps) > 1 and np.ptp(gaps) > 1e-9
         return Difference(*_mean(gaps), p=float(stats.ttest_1samp(gaps, 0).pvalue) if varied else math.nan)
 
     def missing(self) -> list[str]:
         """The cells that are planned and have no figures, a text for each method, and which of them diverged."""
-        notes = dict(zip(zip(self.cells["method"], self.cells["seed"], strict=True), self.cells["note"], strict=True))
+        notes = {(row.method, row.seed): row.note for row in self.cells}
         found = []
         for method in self.methods:
             planned = [seed for name, seed in self.planned if name == method]
             seeds = [
                 f"{seed} (diverged)" if (method, seed) in notes else str(seed)
                 for seed in planned
-                if pd.notna(notes.get((method, seed), "not finished"))
+                if notes.get((method, seed), "not finished") is not None
             ]
             if seeds:
                 found.append(f"{method}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}")
@@ -159,16 +149,16 @@ class Summary:
         Methods of which no cell has figures are left out.
         """
         found: dict[str, dict[str, dict[float, str]]] = {}
-        methods = self.cells.drop_duplicates("method")
-        for method, family, text in zip(methods["method"], methods["family"], methods["varied"], strict=True):
+        first_cells = {row.method: row for row in reversed(self.cells)}
+        for method in dict.fromkeys(row.method for row in self.cells):
             if not self.mean(method, "map_at_r").count:
                 continue
-            varied = dict(part.partition("=")[::2] for part in text.split("; ") if part)
+            varied = first_cells[method].varied
             for key, value in varied.items():
-                if _is_number(value):
+                if type(value) in (int, float) and math.isfinite(value):
                     others = [f"{short_key(name)} {other}" for name, other in varied.items() if name != key]
-                    line = found.setdefault(key, {}).setdefault(", ".join([family, *others]), {})
-                    line[float(value)] = method
+                    name = ", ".join([first_cells[method].family or method, *others])
+                    found.setdefault(key, {}).setdefault(name, {})[float(value)] = method
         return [
             Sweep(key, {name: dict(sorted(line.items())) for name, line in lines.items()})
             for key, lines in found.items()
@@ -190,118 +180,103 @@ class Summary:
 
     def tables(self) -> list[Table]:
         """Everything that a reader is shown: figures, differences, costs and settings, trials."""
-        tables = [self._figures(), self._differences(), self._costs()]
-        return [*tables, self._tuning()] if len(self.trials) else tables
-
-    def _figures(self) -> Table:
-        missing = self.missing()
-        note = f"Data: {self.data}. All methods share: {self.protocol or 'the defaults of a recipe'}. In per cent: "
-        note += "the mean over seeds and its 95% t interval. "
-        note += "Each run looked at the test classes once, when its settings and its epoch stood. "
-        if len(self.trials):
-            note += "Hyper-parameters were chosen on validation classes; see the trials below. "
-        if missing:
-            note += f"Missing: {'; '.join(missing)}."
-        head = ["method", "seeds", *map(metric_name, self.metrics)]
-        rows = []
-        for method in self.methods:
-            means = [self.mean(method, metric) for metric in self.metrics]
-            rows.append([method, str(means[0].count), *map(str, means)])
-        return Table("Figures", note.strip(), head, rows)
-
-    def _differences(self) -> Table:
-        note = "In points: the mean over the seeds that both have, its 95% t interval, and the p value of the paired t "
-        note += "test, two-sided and not corrected for the number of methods."
-        rows = [
-            [method, str(self.difference(method, self.metrics[0]).count)]
-            + [str(self.difference(method, metric)) for metric in self.metrics]
-            for method in self.methods[1:]
-        ]
-        head = ["method", "pairs", *map(metric_name, self.metrics)]
-        return Table(f"Difference from {self.methods[0]}", note, head, rows)
-
-    def _costs(self) -> Table:
-        note = "Medians over the cells. Memory is that of the training process at its peak, without the workers that "
-        note += "decode images. Settings are those that differ from what all share."
-        head = ["method", "seconds per epoch", "peak memory, MiB", "GPU memory, MiB", "numbers learned by the loss"]
-        rows = []
-        for method in self.methods:
-            medians = [self.values(method, column).median() for column in COSTS]
-            shown = [
-                DASH if math.isnan(value) else f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in medians
-            ]
-            settings = self.values(method, "settings")
-            devices = self.values(method, "device")
-            rows.append([method, *shown, ", ".join(sorted(set(devices))) or DASH, next(iter(settings), "") or DASH])
-        return Table("Costs and settings", note, [*head, "device", "settings"], rows)
-
-    def _tuning(self) -> Table:
-        note = "Every setting that was tried, judged by MAP@R on validation classes. "
-        counts = self.trials.groupby("method", sort=False).size()
-        note += "Tried: " + ", ".join(f"{method} {count}" for method, count in counts.items()) + ". "
-        as_given = [method for method in self.methods if method in set(self.cells["method"]) - set(counts.index)]
-        note += f"Taken as given: {', '.join(as_given)}." if as_given else ""
-        rows = []
-        for row in self.trials.itertuples():
-            score = f"{100 * row.val_map_at_r:.1f}" if pd.notna(row.val_map_at_r) else "diverged"
-            rows.append([row.method, row.settings, score, "chosen" if str(row.chosen) == "True" else ""])
-        return Table("Trials", note.strip(), ["method", "settings", "MAP@R on validation classes", ""], rows)
+        tables = [_figures(self), _differences(self), _costs(self)]
+        return [*tables, _tuning(self)] if self.trials else tables
 
 
-def fingerprints(rows: pd.DataFrame) -> pd.Series:
-    """Which catalog each row is of, by what it holds; missing in rows from before that was told."""
-    told = rows["data_fingerprint"] if "data_fingerprint" in rows else pd.Series(index=rows.index, dtype=str)
-    return told.where(told != "")
+def _figures(summary: Summary) -> Table:
+    missing = summary.missing()
+    note = f"Data: {summary.data}. All methods share: {described(summary.protocol) or 'the defaults of a recipe'}. "
+    note += "In per cent: the mean over seeds and its 95% t interval. "
+    note += "Each run looked at the test classes once, when its settings and its epoch stood. "
+    if summary.trials:
+        note += "Hyper-parameters were chosen on validation classes; see the trials below. "
+    if missing:
+        note += f"Missing: {'; '.join(missing)}."
+    head = ["method", "seeds", *map(metric_name, summary.metrics)]
+    rows = []
+    for method in summary.methods:
+        means = [summary.mean(method, metric) for metric in summary.metrics]
+        rows.append([method, str(means[0].count), *map(str, means)])
+    return Table("Figures", note.strip(), head, rows)
 
 
-def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
-    """The rows of CSV files that a comparison has written, one after the other.
-
-    Raises:
-        UserError: a file is missing or holds no such rows.
-    """
-    return pd.concat([_read_rows(path) for path in paths], ignore_index=True)
-
-
-def _read_rows(path: Path) -> pd.DataFrame:
-    try:
-        columns = pd.read_csv(path, nrows=0).columns
-        missing = {name: [""] for name in columns if name not in TEXTS}
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=missing)
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read ({error}): give the cells.csv that a comparison has written"
-        raise UserError(message) from error
-    needed = (*NEEDED, "val_map_at_r", "chosen") if "trial" in table and table["trial"].notna().any() else NEEDED
-    absent = [name for name in needed if name not in table]
-    if absent:
-        raise UserError(f"{path} has no column {absent[0]!r}: give the cells.csv that a comparison has written")
-    for name, values in (("seed", table["seed"]), ("trial", table["trial"].dropna())):
-        numbers = pd.to_numeric(values, errors="coerce")
-        if not (numbers >= 0).all() or (numbers % 1).any():
-            raise UserError(f"{path}: a {name} is no whole number: give the cells.csv that a comparison has written")
-    for name in table if len(table) else ():  # a column without values has no kind
-        if (name in (*NAMES, "val_map_at_r", *COSTS) or _is_recall(name)) and not is_numeric_dtype(table[name]):
-            raise UserError(f"{path}: a {name} is no number: give the cells.csv that a comparison has written")
-    return table
+def _differences(summary: Summary) -> Table:
+    note = "In points: the mean over the seeds that both have, its 95% t interval, and the p value of the paired t "
+    note += "test, two-sided and not corrected for the number of methods."
+    rows = [
+        [method, str(summary.difference(method, summary.metrics[0]).count)]
+        + [str(summary.difference(method, metric)) for metric in summary.metrics]
+        for method in summary.methods[1:]
+    ]
+    head = ["method", "pairs", *map(metric_name, summary.metrics)]
+    return Table(f"Difference from {summary.methods[0]}", note, head, rows)
 
 
-def _with_families(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, each with its family and what it varies, which older files do not have."""
-    family = rows["family"].fillna(rows["method"]) if "family" in rows else rows["method"]
-    varied = rows["varied"].fillna("") if "varied" in rows else ""
-    return rows.assign(family=family, varied=varied)
+def _costs(summary: Summary) -> Table:
+    note = "Medians over the cells. Memory is that of the training process at its peak, without the workers that "
+    note += "decode images. Settings are those that differ from what all share."
+    head = ["method", "seconds per epoch", "peak memory, MiB", "GPU memory, MiB", "numbers learned by the loss"]
+    rows = []
+    for method in summary.methods:
+        cells = summary.cells_of(method)
+        costs = [row.cost for row in cells if row.cost is not None]
+        medians = [_median(costs, of) for of in _COSTS]
+        devices = ", ".join(sorted({cost.device for cost in costs}))
+        settings = next((described(row.settings) for row in cells if row.settings is not None), "")
+        rows.append([method, *medians, devices or DASH, settings or DASH])
+    return Table("Costs and settings", note, [*head, "device", "settings"], rows)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+_COSTS: tuple[Callable[[Cost], float | None], ...] = (
+    lambda cost: cost.seconds_per_epoch,
+    lambda cost: cost.peak_memory_mib,
+    lambda cost: cost.gpu_memory_mib,
+    lambda cost: cost.loss_parameters,
+)
 
 
-def _is_recall(column: str) -> bool:
-    """Whether it is recall_at_K."""
-    return re.fullmatch(r"recall_at_\d+", column) is not None
+def _median(costs: Iterable[Cost], of: Callable[[Cost], float | None]) -> str:
+    values = [value for value in map(of, costs) if value is not None]
+    if not values:
+        return DASH
+    value = float(median(values))
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _tuning(summary: Summary) -> Table:
+    note = "Every setting that was tried, judged by MAP@R on validation classes. "
+    tried = [row.method for row in summary.trials]
+    counts = {method: tried.count(method) for method in dict.fromkeys(tried)}
+    note += "Tried: " + ", ".join(f"{method} {count}" for method, count in counts.items()) + ". "
+    trained = {row.method for row in summary.cells}
+    as_given = [method for method in summary.methods if method in trained and method not in counts]
+    note += f"Taken as given: {', '.join(as_given)}." if as_given else ""
+    rows = []
+    for row in summary.trials:
+        score = "diverged" if row.val_map_at_r is None else f"{100 * row.val_map_at_r:.1f}"
+        rows.append([row.method, described(row.tried or {}) or "as given", score, "chosen" if row.chosen else ""])
+    return Table("Trials", note.strip(), ["method", "settings", "MAP@R on validation classes", ""], rows)
+
+
+def _check_same_origin(rows: Sequence[Row]) -> None:
+    """Raise UserError for rows of different data or protocols, and for two rows of one cell."""
+    prints = [row.data_fingerprint for row in rows]
+    # A catalog is known by its content; where a row lacks the fingerprint, by its name alone.
+    names = [row.data for row in rows] if None in prints else []
+    for what, values in (
+        ("data", names),
+        ("data_fingerprint", [text for text in prints if text is not None]),
+        ("protocol", [described(row.protocol) for row in rows]),
+    ):
+        found = list(dict.fromkeys(values))
+        if len(found) > 1:
+            raise UserError(f"the rows are of different {what}, {found[0]!r} and {found[1]!r}: one table each")
+    seen = set()
+    for row in rows:
+        if row.key in seen:
+            raise UserError(f"{row.method}, seed {row.seed}, comes twice: give each row once")
+        seen.add(row.key)
 
 
 def metric_name(column: str) -> str:
@@ -309,7 +284,7 @@ def metric_name(column: str) -> str:
     return NAMES.get(column, column.replace("recall_at_", "Recall@"))
 
 
-def _mean(values: Values) -> tuple[float, float, float, int]:
+def _mean(values: Sample) -> tuple[float, float, float, int]:
     """Mean, both ends of its 95% t interval, and the number of values."""
     count = len(values)
     if count == 0:
@@ -317,5 +292,6 @@ def _mean(values: Values) -> tuple[float, float, float, int]:
     mean = float(values.mean())
     if count == 1:
         return mean, math.nan, math.nan, 1
-    half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count))
-    return mean, mean - half, mean + half, count
+    error = float(stats.sem(values))
+    low, high = stats.t.interval(0.95, count - 1, mean, error) if error else (mean, mean)
+    return mean, float(low), float(high), count

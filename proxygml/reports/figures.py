@@ -6,7 +6,8 @@ touches pyplot's global state; report.py chooses what is shown.
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ Image = npt.NDArray[np.uint8]  # (H, W, 3), upright RGB
 Points = npt.NDArray[np.float64]  # (n, 2), each coordinate in 0..1
 
 DPI, GRID_DPI = 160, 130  # photographs weigh more than lines
+LABEL_LETTERS, LABEL_WIDTH = 17, 1.1  # most below a tile; the width is in tiles
 INK, MUTED, FAINT = "#1f2933", "#66727f", "#e3e7eb"
 RIGHT, WRONG, BEFORE = "#0072b2", "#d55e00", "#a9b4c0"
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
@@ -73,10 +75,17 @@ class Tile:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file's content."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a label in a script that the font lacks
+    with mpl.rc_context(_STYLE), _any_script():
         figure.savefig(buffer, format="png", dpi="figure")
     return buffer.getvalue()
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Without warnings of a label in a script that the font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 @mpl.rc_context(_STYLE)
@@ -135,7 +144,9 @@ def training_curves(history: pd.DataFrame) -> Figure:
         if names == ["mean_cosine"]:
             axes.set_ylim(min(0.0, float(history["mean_cosine"].min())), 1)
             axes.axhspan(0.9, 1, color=WRONG, alpha=0.12, lw=0)
-            axes.text(0.01, 0.95, "collapse", color=WRONG, fontsize=8, va="center", transform=axes.transAxes)
+            # Beside the axes, where no line can cross it.
+            place = axes.get_yaxis_transform()
+            axes.text(1.01, 0.95, "collapse", color=WRONG, fontsize=8, va="center", transform=place)
         if names[0] in rates:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
@@ -287,6 +298,7 @@ def retrieval_grid(rows: Sequence[Sequence[Tile]]) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.06, width - 0.06), ylim=(len(rows) * height, -0.3), aspect="equal")
     axes.axis("off")
+    axes.apply_aspect()  # before labels are measured
     for column in range(columns):
         x = column * pitch + gap * (column > 0)
         head = "query" if column == 0 else f"nearest {column}" if column == 1 else str(column)
@@ -306,6 +318,7 @@ def contact_sheet(tiles: Sequence[Tile], title: str, columns: int = 8) -> Figure
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.06, columns * pitch - 0.06), ylim=(rows * height, -head), aspect="equal")
     axes.axis("off")
+    axes.apply_aspect()  # before labels are measured
     axes.text(0, -0.15, title, fontsize=10, fontweight="bold")
     for place, tile in enumerate(tiles):
         _draw_tile(axes, tile, place % columns * pitch, place // columns * height)
@@ -326,15 +339,26 @@ def _draw_tile(axes: Axes, tile: Tile, x: float, y: float) -> None:
         axes.add_patch(Circle((x + 0.88, y + 0.12), 0.085, facecolor=colour, edgecolor="white", lw=1, zorder=3))
         mark = "\N{CHECK MARK}" if tile.right else "\N{BALLOT X}"
         axes.text(x + 0.88, y + 0.122, mark, ha="center", va="center", color="white", fontsize=8, zorder=4)
-    axes.text(x + 0.5, y + 1.05, _shortened(tile.label), ha="center", va="top", fontsize=7)
-    axes.text(x + 0.5, y + 1.18, tile.note, ha="center", va="top", fontsize=7, color=colour if tile.note else MUTED)
+    _write_below(axes, x + 0.5, y + 1.05, tile.label, INK)
+    _write_below(axes, x + 0.5, y + 1.18, tile.note, colour)
 
 
-def _shortened(label: str, most: int = 17) -> str:
-    """The label, its middle left out where it would run into the next."""
+def _write_below(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    """Write centred text below a tile, its middle left out as far as it would run into the next or off the picture."""
+    drawn = axes.text(x, y, _shortened(text, LABEL_LETTERS), ha="center", va="top", fontsize=7, color=colour)
+    with _any_script():
+        for most in range(LABEL_LETTERS - 1, 7, -1):
+            if drawn.get_window_extent().transformed(axes.transData.inverted()).width <= LABEL_WIDTH:
+                break
+            drawn.set_text(_shortened(text, most))
+
+
+def _shortened(label: str, most: int) -> str:
+    """At most so many letters of the label, its middle left out."""
     if len(label) <= most:
         return label
-    return f"{label[: most - 8]}\N{HORIZONTAL ELLIPSIS}{label[-7:]}"
+    tail = min(7, (most - 1) // 2)
+    return f"{label[: most - 1 - tail]}\N{HORIZONTAL ELLIPSIS}{label[-tail:]}"
 
 
 def project(embeddings: npt.NDArray[np.float32], seed: int) -> Points:

@@ -19,7 +19,7 @@ from proxygml.data.images import thumbnail
 from proxygml.errors import UserError
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
 from proxygml.reports import figures
-from proxygml.reports.html import Picture, Section, table_html, write_page
+from proxygml.reports.html import Picture, Section, write_page
 
 NEIGHBOURS = 7  # shown beside each query
 QUERIES = 5  # rows of a retrieval grid
@@ -122,7 +122,7 @@ def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol
             row.append(f"{100 * earlier[name].value:.1f}" if name in earlier else "")
         rows.append(row)
     picture = Picture("recall", "Bars of Recall@K, MAP@R, R-precision and NMI with their intervals", drawn)
-    return Section("How well it retrieves", protocol, (picture,), table_html(head, rows))
+    return Section("How well it retrieves", protocol, (picture,), head, rows)
 
 
 def _protocol(evaluation: Evaluation, all_search_all: bool) -> str:
@@ -214,7 +214,7 @@ def _classes_section(split: _TestSplit) -> Section:
         rows.insert(CLASSES, ["\N{VERTICAL ELLIPSIS}", "", "", "", ""])
     text = f"The {len(classes):,} classes from the hardest to the easiest, figures in per cent"
     text += f": the first and the last {CLASSES}." if cut else "."
-    return Section("Hard and easy classes", text, (), table_html(head, rows))
+    return Section("Hard and easy classes", text, (), head, rows)
 
 
 def _taken_for(split: _TestSplit, label: str) -> str:
@@ -267,4 +267,4 @@ def _proxies_section(counts: npt.NDArray[np.int64] | None) -> Section:
 
 
 def _facts_section(facts: Sequence[tuple[str, str]]) -> Section:
-    return Section("Settings", "", (), table_html([], [list(fact) for fact in facts]) if facts else "")
+    return Section("Settings", rows=facts)

@@ -389,6 +389,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise RecipeError(f"the recipe {path} is nested too deep: a recipe has two levels, or three") from error
     if content is not None and not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds {type(content).__name__}, but must hold keys and values")
     return content or {}

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from proxygml.comparison.plan import Comparison, described, differences, merged
+from proxygml.comparison.plan import Comparison
+from proxygml.comparison.row import read_rows
+from proxygml.comparison.settings import described, differences, merged
 from proxygml.errors import RecipeError
 from proxygml.training.criterion import make_criterion
 from proxygml.training.recipe import Recipe, find_recipe
@@ -118,11 +118,9 @@ def test_what_was_chosen_is_taken_elsewhere_as_it_was_chosen(name: str, table: s
     """The kept rows say which setting the held-out classes chose for every method."""
     chosen = Comparison.read(find_recipe(name, "compare"))
     shared = chosen.shared.content()
-    settings = {m.name: described(differences(chosen.recipe_of(m, {}, 0).content(), shared)) for m in chosen.methods}
-    rows = pd.read_csv(SHIPPED[0].parents[3] / "docs" / "results" / f"{table}.csv", keep_default_na=False)
-    rows = rows.replace({"trial": {"": np.nan}})
-    rows = rows[rows["trial"].isna() & (rows["seed"] == 0)]
-    assert settings == dict(zip(rows["method"], rows["run_settings"], strict=True))
+    settings = {m.name: differences(chosen.recipe_of(m, {}, 0).content(), shared) for m in chosen.methods}
+    rows = read_rows([SHIPPED[0].parents[3] / "docs" / "results" / f"{table}.csv"])
+    assert settings == {row.method: row.settings for row in rows if row.trial is None and row.seed == 0}
 
 
 def test_a_varied_method_stands_for_every_combination(tmp_path: Path) -> None:
@@ -244,6 +242,13 @@ def test_changes_are_merged_and_found_again() -> None:
         ("method: {}", "a comparison has no key 'method'; did you mean 'methods'"),
         ("methods: {}", "methods is empty"),
         ("methods: [A]", r"methods is \['A'\], but must be keys and values"),
+        (f"methods: {{{'A' * 300}: {{}}}}", "name is 300 characters long .* at most 100"),
+        (f"methods: {{A: {{vary: {{epochs: [{'1' * 120}]}}}}}}", "name is 129 characters long"),
+        ("methods: " + "{A: " * 900 + "3" + "}" * 900, "is nested too deep"),
+        ("methods: {A: " + "[" * 900 + "]" * 900 + "}", "is nested too deep"),
+        ("methods: {[A, B]: {}}", "a key is a list or a mapping"),
+        ("methods: {{A: 3}: {}}", "a key is a list or a mapping"),
+        ("methods: {A: {loss: {[A, B]: 3}}}", "a key is a list or a mapping"),
         ("methods: {A: 3}", "methods.A is 3, but must be keys and values"),
         ("methods: {a/b: {}}", "a/b: a method's name is its folder's too"),
         ("methods: {..: {}}", "a method's name is its folder's too"),
@@ -274,7 +279,7 @@ def test_changes_are_merged_and_found_again() -> None:
         ("methods: {A: {vary: {epochs: [3, 3]}}}", "'A epochs=3': names and values of vary must differ"),
         ("methods: {A: {vary: {milestones: [[3]]}}}", r"vary.milestones holds \[3\], but must hold numbers"),
         ("methods: {A: {vary: {epochs: [3]}, tune: {epochs: [3]}}}", "epochs is in tune and in vary"),
-        ("methods: {A: {}}\nchosen: {B: {}}", "chosen names 'B', which is no method; those are A"),
+        ("methods: {A: {}}\nchosen: {B: {}}", "chosen names 'B', which is no method; choose one of A"),
         ("methods: {Angle: {}}\nchosen: {Angel: {}}", "no method; did you mean 'Angle'"),
         ("methods: {A: {}}\nchosen: {A: {tune: {epochs: [3]}}}", "chosen.A holds tune"),
         ("methods: {A: {vary: {epochs: [3]}}}\nchosen: {A: {epochs: 3}}", "chosen.A holds epochs"),

@@ -1,12 +1,15 @@
 """The table of a comparison: means, intervals and tests against plain computations, and what is missing."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from proxygml.comparison.tables import Summary, read_rows
+from proxygml.comparison.row import Row, read_rows, write_rows
+from proxygml.comparison.tables import Summary
 from proxygml.errors import UserError
 from tests.helpers.comparisons import rows
 
@@ -19,6 +22,14 @@ def test_means_and_intervals() -> None:
     half = 4.302653 * 2 / np.sqrt(3)
     assert (mean.value, mean.low, mean.high) == pytest.approx((52, 52 - half, 52 + half), rel=1e-6)
     assert mean.count == 3
+
+
+def test_intervals_of_figures_end_at_0_and_100_and_those_of_differences_do_not() -> None:
+    summary = Summary(rows({"B": [0.90, 0.99], "A": [0.02, 0.10]}))
+    low, high = summary.mean("A", "recall_at_2"), summary.mean("B", "recall_at_2")
+    assert (low.low, high.high) == (0, 100)
+    assert str(high) == "94.5 (37.3 \N{EN DASH} 100.0)"
+    assert summary.difference("A", "recall_at_2").high < 0
 
 
 def test_paired_differences() -> None:
@@ -63,11 +74,11 @@ def test_figures_come_in_the_order_of_k() -> None:
 
 def test_rows_survive_their_file(tmp_path: Path) -> None:
     table = rows(THREE)
-    table.to_csv(tmp_path / "cells.csv", index=False)
+    write_rows(tmp_path / "cells.csv", table)
     again = Summary(read_rows([tmp_path / "cells.csv"]))
     assert [part.markdown() for part in again.tables()] == [part.markdown() for part in Summary(table).tables()]
-    table[table["method"] == "A"].to_csv(tmp_path / "a.csv", index=False)
-    table[table["method"] != "A"].to_csv(tmp_path / "b.csv", index=False)
+    write_rows(tmp_path / "a.csv", [row for row in table if row.method == "A"])
+    write_rows(tmp_path / "b.csv", [row for row in table if row.method != "A"])
     both = Summary(read_rows([tmp_path / "a.csv", tmp_path / "b.csv"]))
     pd.testing.assert_frame_equal(both.table(), again.table())
 
@@ -75,11 +86,11 @@ def test_rows_survive_their_file(tmp_path: Path) -> None:
 def test_rows_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     table = rows(THREE)
     with pytest.raises(UserError, match="different protocol, 'epochs=3' and 'epochs=4'"):
-        Summary(pd.concat([table, table.assign(protocol="epochs=4")]))
+        Summary([*table, *changed(table, protocol={"epochs": 4})])
     with pytest.raises(UserError, match="A, seed 0, comes twice"):
-        Summary(pd.concat([table, table]))
+        Summary([*table, *table])
     with pytest.raises(UserError, match="no cell of the comparison has finished"):
-        Summary(table.head(0))
+        Summary([])
     with pytest.raises(UserError, match=r"nowhere\.csv cannot be read"):
         read_rows([tmp_path / "nowhere.csv"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -87,20 +98,24 @@ def test_rows_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
         read_rows([tmp_path / "other.csv"])
 
 
-def swept() -> pd.DataFrame:
+def changed(table: list[Row], **values: Any) -> list[Row]:
+    return [replace(row, **values) for row in table]
+
+
+def swept() -> list[Row]:
     """Two families over N and r, and a method of its own; B lacks the cells of N 4 at r 1."""
-    table = []
+    table: list[Row] = []
     for family, numbers in (("A", (4, 1)), ("B", (1,))):
         for number in numbers:
             for ratio in (0.05, 1.0):
-                varied = f"loss.proxies_per_class={number}; loss.neighbor_ratio={ratio}"
+                varied = {"loss.proxies_per_class": number, "loss.neighbor_ratio": ratio}
                 cells = rows({f"{family} proxies_per_class={number} neighbor_ratio={ratio}": [0.5, 0.6]})
-                table.append(cells.assign(family=family, varied=varied))
-    return pd.concat([*table, rows({"C": [0.5, 0.5]})], ignore_index=True)
+                table += changed(cells, family=family, varied=varied)
+    return [*table, *rows({"C": [0.5, 0.5]})]
 
 
 def test_sweeps_have_a_line_for_each_family_and_combination_of_the_other_keys(tmp_path: Path) -> None:
-    swept().to_csv(tmp_path / "cells.csv", index=False)
+    write_rows(tmp_path / "cells.csv", swept())
     numbers, ratios = Summary(read_rows([tmp_path / "cells.csv"])).sweeps()
     assert (numbers.key, ratios.key) == ("loss.proxies_per_class", "loss.neighbor_ratio")
     assert numbers.lines == {
@@ -115,28 +130,27 @@ def test_sweeps_have_a_line_for_each_family_and_combination_of_the_other_keys(tm
 
 
 def test_a_line_without_any_figure_is_left_out() -> None:
-    wild = rows({"W N=1": [np.nan], "W N=2": [np.nan]}).assign(
-        family="W", varied=["loss.proxies_per_class=1", "loss.proxies_per_class=2"]
-    )
-    (sweep, _) = Summary(pd.concat([swept(), wild], ignore_index=True)).sweeps()
+    one, two = changed(rows({"W N=1": [np.nan], "W N=2": [np.nan]}), family="W")
+    wild = [replace(row, varied={"loss.proxies_per_class": n}) for n, row in ((1, one), (2, two))]
+    (sweep, _) = Summary([*swept(), *wild]).sweeps()
     assert {name.partition(",")[0] for name in sweep.lines} == {"A", "B"}
     assert Summary(wild).sweeps() == []
 
 
 def test_rows_of_one_catalog_belong_together_whatever_it_is_called() -> None:
-    table = rows(THREE).assign(data_fingerprint="abc")
-    moved = table.assign(data=["birds"] * 3 + ["moved"] * 6)
+    table = changed(rows(THREE), data_fingerprint="abc")
+    moved = [*table[:3], *changed(table[3:], data="moved")]
     assert len(Summary(moved).methods) == 3
     with pytest.raises(UserError, match="different data_fingerprint, 'abc' and 'def'"):
-        Summary(table.assign(data_fingerprint=["abc"] * 3 + ["def"] * 6))
+        Summary([*table[:3], *changed(table[3:], data_fingerprint="def")])
     with pytest.raises(UserError, match="different data, 'birds' and 'moved'"):
-        Summary(moved.assign(data_fingerprint=["abc"] * 6 + [None] * 3))
+        Summary([*moved[:6], *changed(moved[6:], data_fingerprint=None)])
 
 
 def test_methods_whose_trials_are_not_run_yet_are_not_called_given() -> None:
     table = rows({"A": [0.5], "B": [0.6]})
-    trial = rows({"A": [0.5]}).assign(trial=0, chosen=True, val_map_at_r=0.3)
-    note = Summary(pd.concat([table, trial]), [("A", 0), ("B", 0), ("C", 0)]).tables()[-1].note
+    trial = changed(rows({"A": [0.5]}), trial=0, chosen=True, val_map_at_r=0.3)
+    note = Summary([*table, *trial], [("A", 0), ("B", 0), ("C", 0)]).tables()[-1].note
     assert note.endswith("Tried: A 1. Taken as given: B.")
 
 
@@ -148,5 +162,6 @@ def test_small_p_values_are_kept() -> None:
 def test_what_is_no_number_or_has_one_value_is_no_sweep() -> None:
     table = rows({"A": [0.5], "B": [0.6]})
     assert Summary(table).sweeps() == []
-    assert Summary(table.assign(varied=["loss.positive_mask=True", "loss.positive_mask=False"])).sweeps() == []
-    assert Summary(table.assign(varied="epochs=3")).sweeps() == []
+    masks = [replace(row, varied={"loss.positive_mask": mask}) for row, mask in zip(table, (True, False), strict=True)]
+    assert Summary(masks).sweeps() == []
+    assert Summary(changed(table, varied={"epochs": 3})).sweeps() == []

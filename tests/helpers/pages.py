@@ -37,4 +37,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self._open and data.strip():
-            self.found.setdefault(self._open[-1], []).append(data)
+            if self._open[-1] == "span":  # a part of the text around it
+                self.found[self._open[-2]][-1] += data
+            else:
+                self.found.setdefault(self._open[-1], []).append(data)

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -102,6 +103,26 @@ def test_wrong_neighbours_differ_from_right_ones_by_more_than_colour():
 @pytest.mark.parametrize("label", ["$x_1$ & $y", "a very long label of a class indeed", "\u3042\u3044", "<b>", ""])
 def test_any_label_can_be_drawn(label):
     opened(figures.retrieval_grid([[Tile(np.zeros((5, 5, 3), dtype=np.uint8), label)]]))
+
+
+@pytest.mark.parametrize("label", ["W" * 40, "a very long label of a class indeed", "wren"])
+def test_labels_stay_on_the_picture_and_apart(label):
+    tile = Tile(np.zeros((5, 5, 3), dtype=np.uint8), label, "0.90", right=True)
+    for figure in (figures.retrieval_grid([[tile] * 3]), figures.contact_sheet([tile] * 3, "title", columns=3)):
+        opened(figure)
+        drawn = [text for text in figure.axes[0].texts if text.get_text()[:4] == label[:4]]
+        boxes = sorted((text.get_window_extent() for text in drawn), key=lambda box: box.x0)
+        assert len(boxes) == 3
+        assert boxes[0].x0 >= 0
+        assert boxes[-1].x1 <= figure.bbox.x1
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_no_line_crosses_the_word_collapse():
+    axes = figures.training_curves(history(mean_cosine=[0.99, 0.95, 0.9])).axes[0]
+    (word,) = axes.texts
+    assert word.get_text() == "collapse"
+    assert word.get_window_extent().x0 > axes.get_window_extent().x1
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,159 @@
+"""A cell: one training run of a comparison, how it is trained and judged, and what it leaves in its run folder.
+
+cost.json is written when the training is over, diverged.txt in its place where the loss became no number.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+
+from proxygml.comparison.row import METRICS, Cost, Key
+from proxygml.console import console
+from proxygml.errors import DivergedError
+from proxygml.files import atomic_write
+from proxygml.training.evaluate_run import evaluate_run
+from proxygml.training.recipe import Recipe
+from proxygml.training.run_folder import RunFolder
+from proxygml.training.trainer import fit, resume
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell, or a trial, and its run folder."""
+
+    key: Key
+    run: RunFolder
+
+    @property
+    def is_trial(self) -> bool:
+        return self.key.trial is not None
+
+    @property
+    def cost_file(self) -> Path:
+        return self.run.path / "cost.json"
+
+    @property
+    def diverged_file(self) -> Path:
+        """Why there is no model: the message of a training whose loss became no number."""
+        return self.run.path / "diverged.txt"
+
+    @property
+    def diverged(self) -> bool:
+        return self.diverged_file.exists()
+
+    @property
+    def finished(self) -> bool:
+        judged = self.is_trial or self.run.evaluation.exists()
+        return self.diverged or (judged and self.cost_file.exists())
+
+    def history(self) -> pd.DataFrame:
+        """metrics.csv, a row an epoch; empty where nothing was trained."""
+        return pd.read_csv(self.run.metrics) if self.run.metrics.exists() else pd.DataFrame()
+
+    def cost(self) -> Cost:
+        """What it took to train it."""
+        return Cost(**json.loads(self.cost_file.read_text(encoding="utf-8")))
+
+    def metrics(self) -> dict[str, float]:
+        """The values of evaluation.json, in 0..1."""
+        content = json.loads(self.run.evaluation.read_text(encoding="utf-8"))
+        values = {f"recall_at_{k}": estimate["value"] for k, estimate in content["recall"].items()}
+        return values | {name: content[name]["value"] for name in METRICS}
+
+    def protocol(self) -> dict[str, Any]:
+        """How it was judged, as evaluation.json says."""
+        found: dict[str, Any] = json.loads(self.run.evaluation.read_text(encoding="utf-8"))["protocol"]
+        return found
+
+    def note(self) -> str:
+        """Why it diverged, in short."""
+        return self.diverged_file.read_text(encoding="utf-8").partition(";")[0]
+
+
+def train_and_judge(cell: Cell, recipe: Recipe) -> None:
+    """Train a cell, from where it stopped; then judge it on the test classes, unless it is a trial.
+
+    Every process of a run calls it. A cell that diverges is one that has been trained.
+    """
+    state = PartialState()
+    if state.is_main_process and cell.run.recipe.exists():
+        recipe.write(cell.run.recipe)  # workers, tracker and the folders of data may have changed since
+    trained = cell.cost_file.exists() or _train(cell, recipe)
+    if trained and not cell.is_trial:
+        evaluate_run(cell.run, report=False)
+    state.wait_for_everyone()
+
+
+def remove_leftovers(cell: Cell) -> None:
+    """Remove what a finished cell no longer needs, and hundreds of which fill a disk: checkpoints, a trial's model."""
+    shutil.rmtree(cell.run.checkpoint.parent, ignore_errors=True)
+    if cell.is_trial:
+        cell.run.model.unlink(missing_ok=True)
+
+
+def _train(cell: Cell, recipe: Recipe) -> bool:
+    """Train a cell and note what it took; False where it diverged."""
+    _reset_peak_memory()
+    started, state = cell.run.recipe.exists(), PartialState()
+    state.wait_for_everyone()  # before one of several processes writes what another looks for
+    try:
+        if started:
+            resume(cell.run)
+        else:
+            fit(recipe, cell.run)
+    except DivergedError as error:
+        # A setting that is too bold is a result of its method; the cells after it are trained all the same.
+        if state.is_main_process:
+            console.print(str(error), style="yellow", markup=False)
+            _write(cell.diverged_file, str(error))
+        return False
+    if state.is_main_process:
+        _write(cell.cost_file, json.dumps(asdict(_cost(cell)), indent=2) + "\n")
+    return True
+
+
+def _cost(cell: Cell) -> Cost:
+    on_gpu = torch.cuda.is_available()
+    history = cell.history()
+    learned: dict[str, torch.Tensor] = {}
+    if cell.run.checkpoint.exists():
+        learned = torch.load(cell.run.checkpoint, map_location="cpu", weights_only=True, mmap=True)["criterion"]
+    return Cost(
+        seconds_per_epoch=round(median(history["seconds"] if len(history) else [0.0]), 3),
+        peak_memory_mib=_peak_memory(),
+        gpu_memory_mib=round(torch.cuda.max_memory_allocated() / MIB, 1) if on_gpu else None,
+        device=torch.cuda.get_device_name() if on_gpu else "CPU",
+        loss_parameters=sum(tensor.numel() for tensor in learned.values()),
+    )
+
+
+def _reset_peak_memory() -> None:
+    """Start measuring anew, where the system can: on Linux, and on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> float | None:
+    """MiB of main memory that this process has held at its peak; None where the system does not say (not Linux)."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return round(int(found[1]) / 1024, 1) if found else None
+    return None
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

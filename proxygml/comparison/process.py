@@ -1,0 +1,99 @@
+"""A process of its own for each cell.
+
+Its peak memory is then that of the cell alone, whatever was trained or loaded before it. On Linux the processes are
+forked from one that has loaded the modules and done nothing else: that is faster than to load them for each cell.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+
+from proxygml.comparison.cell import Cell, train_and_judge
+from proxygml.errors import RunError, UserError
+from proxygml.training.recipe import Recipe
+
+LOADED_LATE = ("faiss", "jsonargparse", "pyarrow.parquet", "sklearn.metrics")  # by functions that a cell calls
+PARENT_GONE, STOPPED = 3, 128 + signal.SIGTERM  # exit codes
+
+
+def train_in_process(cell: Cell, recipe: Recipe) -> None:
+    """Train and judge a cell in a process of its own, and wait for it.
+
+    The process ends with this one, however this one ends. A script of yours must call this under
+    `if __name__ == "__main__":`, as Python demands of everything that starts processes.
+
+    Raises:
+        UserError: as training raises it; or the process was stopped.
+        RuntimeError: a bug, whose traceback the process has printed.
+    """
+    context = _context()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, cell, recipe), name=str(cell.key))
+    process.start()
+    sender.close()
+    try:
+        error = _received(receiver, process.sentinel)
+        process.join()
+    finally:
+        if process.is_alive():  # Ctrl-C in this one
+            process.terminate()
+            process.join()
+        receiver.close()
+    if error is not None:
+        raise error
+    if process.exitcode:
+        raise _failure(cell, process.exitcode)
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *LOADED_LATE])
+    return context
+
+
+def _received(receiver: Connection, ended: int) -> Exception | None:
+    """The error that the process sends, or None where it ends without one."""
+    wait([receiver, ended])
+    try:
+        error: Exception | None = receiver.recv() if receiver.poll() else None
+    except EOFError:
+        return None
+    return error
+
+
+def _failure(cell: Cell, code: int) -> Exception:
+    number = signal.SIGTERM if code == STOPPED else -code
+    if number <= 0:
+        return RuntimeError(f"the process that trained {cell.key} failed with status {code}: its traceback is above")
+    name = signal.Signals(number).name
+    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return RunError(f"the process that trained {cell.key} was stopped by {name}{hint}: the same command continues it")
+
+
+def _work(sender: Connection, cell: Cell, recipe: Recipe) -> None:
+    """What the process does: train, and send back an error that is the user's to fix."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
+    signal.signal(signal.SIGTERM, _stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        train_and_judge(cell, recipe)
+    except (UserError, OSError) as error:
+        sender.send(error)
+
+
+def _stop(*_: object) -> None:
+    """End by an exception, so that a progress bar gives the terminal its cursor back."""
+    sys.exit(STOPPED)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(PARENT_GONE)

@@ -1,0 +1,73 @@
+"""The process of a cell: it measures the cell alone, brings errors back, and outlives nobody."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from proxygml.comparison.cell import Cell
+from proxygml.comparison.process import train_in_process
+from proxygml.comparison.row import Key
+from proxygml.errors import CatalogError
+from proxygml.training.recipe import Recipe
+from proxygml.training.run_folder import RunFolder
+from tests.helpers.comparisons import METHODS, write
+from tests.helpers.descendants import descendants, wait_until_gone
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say what a process holds")
+
+
+@linux
+def test_memory_is_that_of_the_cell_alone(small_recipe: Recipe, tmp_path: Path) -> None:
+    """Whatever is held beside it, and whichever comes first."""
+    recipe, peaks = replace(small_recipe, epochs=1, warmup_epochs=0), []
+    for seed in (0, 1):
+        cell = Cell(Key("A", seed), RunFolder(tmp_path / str(seed)))
+        held = np.ones(seed * 2**26)  # nothing, then half a GiB
+        train_in_process(cell, recipe)
+        peaks.append(cell.cost().peak_memory_mib)
+        del held
+    assert peaks[0] is not None
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.05)
+
+
+def test_errors_come_back_as_they_are(small_recipe: Recipe, tmp_path: Path) -> None:
+    cell = Cell(Key("A", 0), RunFolder(tmp_path / "run"))
+    with pytest.raises(CatalogError, match="nowhere"):
+        train_in_process(cell, replace(small_recipe, catalog=str(tmp_path / "nowhere.csv")))
+    assert not cell.finished
+
+
+@linux
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_no_process_outlives_the_comparison(
+    number: signal.Signals, status: int, content: dict[str, Any], tmp_path: Path
+) -> None:
+    long = content["recipe"] | {"epochs": 10_000, "warmup_epochs": 0}
+    one = {"recipe": long, "seeds": [0], "methods": {"ProxyGML": METHODS["ProxyGML"]}}
+    command = [sys.executable, "-m", "proxygml", "compare", "--recipe", write(one, tmp_path / "mine.yaml")]
+    metrics = tmp_path / "run" / "ProxyGML" / "seed-0" / "metrics.csv"
+    with subprocess.Popen(
+        [*command, "--run", tmp_path / "run"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        started = descendants(process.pid)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        errors = process.communicate(timeout=120)[1]
+    assert metrics.exists()
+    assert process.returncode == status
+    assert started, "the cell was trained in the process itself"
+    assert not wait_until_gone(started)
+    assert "Traceback" not in errors
