@@ -27,7 +27,7 @@ from benchmarks.measure import (
     table,
 )
 from proxygml.evaluation.metrics import Evaluation, evaluate
-from proxygml.evaluation.ranking import Precision
+from proxygml.evaluation.retrieval import Precision
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 

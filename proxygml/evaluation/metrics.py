@@ -1,6 +1,6 @@
 """How well embeddings retrieve and cluster: Recall@K, MAP@R, R-precision and NMI, each with a 95% interval.
 
-Exact, ties included, and in bounded memory (retrieval.py finds the ranks). This module takes embeddings and labels; it
+Exact, ties included, and in bounded memory (ranking.py finds the ranks). This module takes embeddings and labels; it
 opens no image and runs no network.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from proxygml.errors import UserError
-from proxygml.evaluation import ranking as retrieval
+from proxygml.evaluation import ranking
 from proxygml.evaluation.kmeans import kmeans
-from proxygml.evaluation.ranking import Array, Precision, QueryScores, Retrieval
+from proxygml.evaluation.retrieval import Array, Precision, QueryScores, Retrieval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -238,7 +238,7 @@ def nearest(
     k = min(k, task.num_gallery - int((task.column[images] >= 0).any()))
     if k < 1:
         raise UserError(f"k is {k} after it was cut to the gallery: at least one other image is needed")
-    values, columns = retrieval.nearest(task, images, k, memory_limit, progress)
+    values, columns = ranking.nearest(task, images, k, memory_limit, progress)
     return values, task.tensor(task.gallery)[columns]
 
 
@@ -265,7 +265,7 @@ def _scores(task: Retrieval, memory_limit: int, progress: bool) -> QueryScores:
             f"none of the {task.is_query.sum()} queries has another image of its class in the gallery of "
             f"{task.num_gallery}: retrieval needs classes with at least two images"
         )
-    return retrieval.score(task, memory_limit, progress)
+    return ranking.score(task, memory_limit, progress)
 
 
 def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, seconds: dict[str, float]) -> Estimate:

@@ -75,9 +75,9 @@ def _from_touched(step: Step, wanted: tuple[bool, bool], sparse: bool) -> Gradie
         return grad_samples, None
     values = values.to(proxies.dtype)
     if sparse:
-        return grad_samples, torch.sparse_coo_tensor(
-            rows[None], values, proxies.shape, check_invariants=False, is_coalesced=True
-        )
+        # The rows rise and are in range; releases of torch that check this warn of the cost until they are told.
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
+            return grad_samples, torch.sparse_coo_tensor(rows[None], values, proxies.shape, is_coalesced=True)
     return grad_samples, torch.zeros_like(proxies).index_copy_(0, rows, values)
 
 

@@ -198,9 +198,7 @@ class ProxyCounter:
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
         """Count the sub-graphs of a batch."""
-        kept = self.criterion.select(embeddings.detach(), labels)
-        others = kept // self.criterion.proxies_per_class != labels[:, None]
-        self.counts.index_add_(0, kept.flatten(), others.flatten().to(self.counts.dtype))
+        self.counts += self.criterion.kept_by_others(embeddings.detach(), labels)
 
     def write(self, path: Path, classes: tuple[str, ...]) -> None:
         """Write one row per proxy: its class, its number within the class, how often it was kept."""

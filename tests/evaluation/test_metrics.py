@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxygml.errors import UserError
+from proxygml.evaluation import lists, retrieval, tiles
 from proxygml.evaluation import metrics as module
-from proxygml.evaluation import ranking as retrieval
 from proxygml.evaluation.metrics import Evaluation, evaluate, nearest, score_queries
 
 
@@ -183,9 +183,11 @@ def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, til
     queries = np.flatnonzero(is_query & (positives > 0))
     if not len(queries):
         return
-    listed = retrieval._score_by_lists(task, queries, positives, module.MEMORY_LIMIT, progress=False)
+    listed = lists.score_by_lists(task, queries, positives, module.MEMORY_LIMIT, progress=False)
     rows = task.gallery if kind == "self" else queries
-    counted = retrieval._Tiles(task, rows, kind == "self", (tile, tile)).scores(queries, positives[queries], False)
+    counted = tiles.score_by_tiles(
+        task, rows, kind == "self", (tile, tile), queries, positives[queries], progress=False
+    )
     assert counted.index.tolist() == listed.index.tolist() == queries.tolist()
     assert counted.first_positive.tolist() == listed.first_positive.tolist()
     assert counted.average_precision == pytest.approx(listed.average_precision, abs=1e-6)
@@ -196,8 +198,8 @@ def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, til
 def test_the_size_of_a_block_changes_nothing(rows):
     generator = np.random.default_rng(3)
     embeddings, labels = signs(generator, 40, 4), generator.integers(8, size=40)
-    row_bytes = retrieval._Rows(module._retrieval(embeddings, labels, None, None, "float32")).row_bytes
-    longest = int(np.bincount(labels).max()) * retrieval._LIST_BYTES
+    row_bytes = lists.Rows(module._retrieval(embeddings, labels, None, None, "float32")).row_bytes
+    longest = int(np.bincount(labels).max()) * lists._LIST_BYTES
     agrees(embeddings, labels, memory_limit=rows * (row_bytes + longest))
 
 

@@ -24,7 +24,7 @@ def dense_loss(
     **switches: bool,
 ) -> Tensor:
     """Steps 1 to 8 of the paper written out with one-hot matrices."""
-    Y = one_hot_proxies(C, N, torch.promote_types(embeddings.dtype, proxies.dtype))
+    Y = one_hot_proxies(C, N, torch.promote_types(embeddings.dtype, proxies.dtype)).to(embeddings.device)
     return dense_loss_of(embeddings, proxies, labels, Y, r, weight, scale, **switches)
 
 

@@ -1,0 +1,154 @@
+"""Ranks for large classes: the R nearest of every query, from blocks of whole rows of similarities."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxygml.evaluation.retrieval import SMALLEST_PRODUCT, Array, QueryScores, Retrieval, padded_rows, tracked
+
+_CHUNK = 128  # columns that are searched as one when the largest of a row are sought
+_LIST_BYTES = 96  # taken by one entry of a list of nearest images: values, columns, hits, and their sorted copies
+
+
+class Rows:
+    """Similarities of queries to the whole gallery."""
+
+    def __init__(self, task: Retrieval) -> None:
+        self.task = task
+        self.gallery_unit = padded_rows(task.gallery_unit, max(SMALLEST_PRODUCT, task.num_gallery))
+        # Whole chunks of columns, so that `largest_entries` can look at the maximum of each. Beyond the gallery: -inf.
+        self.width = -(-task.num_gallery // _CHUNK) * _CHUNK
+        self._buffer = task.unit.new_empty(0)
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory for a row of similarities, a copy of it and the comparisons that count what lies before a positive."""
+        return self.width * (3 * self._buffer.element_size() + 4)
+
+    def similarities(self, images: Array) -> Tensor:
+        """(b, width) cosine similarities to the gallery; -inf to the query itself and beyond the gallery.
+
+        The next call overwrites them: memory is claimed once for all blocks.
+        """
+        task, height = self.task, max(SMALLEST_PRODUCT, len(images))
+        if len(self._buffer) < height * self.width:
+            self._buffer = task.unit.new_empty(height * self.width)
+        whole = self._buffer[: height * self.width].view(height, self.width)
+        left = padded_rows(task.unit[task.tensor(images)], height)
+        task.product(left, self.gallery_unit, whole[:, : len(self.gallery_unit)])
+        block = whole[: len(images)]
+        block[:, task.num_gallery :] = -torch.inf
+        rows = np.flatnonzero(task.column[images] >= 0)
+        block[task.tensor(rows), task.tensor(task.column[images[rows]])] = -torch.inf
+        return block
+
+
+def score_by_lists(task: Retrieval, queries: Array, positives: Array, memory_limit: int, progress: bool) -> QueryScores:
+    """Score those with equally many positives together: a block's lists are of one length."""
+    device, rows = task.unit.device, Rows(task)
+    order = queries[np.argsort(-positives[queries], kind="stable")]
+    classes = _ClassColumns(task.codes[task.gallery], device)
+    first_positive = torch.empty(len(order), dtype=torch.int64, device=device)
+    precisions = torch.empty(2, len(order), device=device)
+    for block in tracked(row_blocks(positives[order], rows.row_bytes, memory_limit), "Comparing", progress):
+        images = order[block]
+        similarity = rows.similarities(images)
+        codes, relevant = (task.tensor(array[images]) for array in (task.codes, positives))
+        values, columns = largest_entries(similarity, int(positives[images[0]]))
+        # A query whose list is as long as the gallery ends it on itself or on a column beyond the gallery: no hits.
+        found = classes.codes[columns.clamp(max=task.num_gallery - 1)]
+        hits = (found == codes[:, None]) & (values > -torch.inf)
+        first_positive[block] = _first_positive(similarity, hits, codes, classes)
+        precisions[:, block] = torch.stack(_precisions(hits, relevant))
+    back = np.argsort(order)
+    average_precision, r_precision = precisions.double().cpu().numpy()[:, back]
+    return QueryScores(order[back], first_positive.cpu().numpy()[back], average_precision, r_precision)
+
+
+class _ClassColumns:
+    """Which columns of the gallery belong to a class, in rising order."""
+
+    def __init__(self, gallery_codes: Array, device: torch.device) -> None:
+        counts = np.bincount(gallery_codes)
+        self.codes = torch.from_numpy(gallery_codes).to(device)
+        self._columns = torch.from_numpy(np.argsort(gallery_codes, kind="stable")).to(device)
+        self._counts = torch.from_numpy(counts).to(device)
+        self._starts = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+
+    def of(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """For each class its columns, filled up to the largest class, and which of them are its own."""
+        counts = self._counts[codes][:, None]
+        offset = torch.arange(int(counts.max()), device=codes.device)
+        place = (self._starts[codes][:, None] + offset).clamp(max=len(self._columns) - 1)
+        return self._columns[place], offset < counts
+
+
+def _first_positive(similarity: Tensor, hits: Tensor, codes: Tensor, classes: _ClassColumns) -> Tensor:
+    """How many gallery images come before the nearest positive: read from the list, counted where it is not in it."""
+    found, ahead = hits.max(dim=1)
+    missing = torch.nonzero(~found).squeeze(1)
+    if len(missing):
+        ahead[missing] = _count_ahead(similarity[missing], *classes.of(codes[missing]))
+    return ahead
+
+
+def _count_ahead(similarity: Tensor, columns: Tensor, own: Tensor) -> Tensor:
+    """Columns that are more similar than the best of the given ones, or as similar and before it in the gallery."""
+    best, place = similarity.gather(1, columns).masked_fill_(~own, -torch.inf).max(dim=1, keepdim=True)
+    before = torch.arange(similarity.shape[1], device=columns.device) < columns.gather(1, place)
+    return torch.where(before, similarity >= best, similarity > best).sum(dim=1)
+
+
+def _precisions(hits: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """Average precision at R and R-precision of lists (b, k) of hits and misses; R is `relevant`, (b,)."""
+    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    hits = hits & (rank <= relevant[:, None])
+    precision = hits.cumsum(dim=1).to(torch.float32) / rank
+    return (precision * hits).sum(dim=1) / relevant, hits.sum(dim=1) / relevant
+
+
+def largest_entries(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns, exactly as a stable descending sort would give them."""
+    count = min(k + 1, similarity.shape[1])
+    values, columns = _largest(similarity, count)
+    straddling = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -torch.inf) & (count > k)
+    # A tie that goes on beyond the list: of the equals, the first in the gallery belong in it.
+    tied = straddling.nonzero().squeeze(1)
+    columns = columns[:, :k]
+    if len(tied):
+        columns[tied] = _first_of_equals(similarity[tied], values[tied, k - 1 : k], k)
+    # Ties inside the list: bring the columns into their order, then sort by value without disturbing it.
+    columns = columns.sort(dim=1).values
+    values, order = similarity.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, order)
+
+
+def _first_of_equals(similarity: Tensor, last: Tensor, k: int) -> Tensor:
+    """The columns, rising, of the k largest of each row, whose smallest value is `last`; the first of equals of it."""
+    larger, equal = similarity > last, similarity == last
+    room = k - larger.sum(dim=1, keepdim=True)
+    chosen = larger | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
+    return chosen.nonzero()[:, 1].view(len(similarity), k)
+
+
+def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """torch.topk, several times faster for small k: a row's k largest lie in its k chunks of largest maximum."""
+    chunks = similarity.view(len(similarity), -1, _CHUNK)
+    if 4 * k > chunks.shape[1]:
+        return similarity.topk(k, dim=1)
+    best = chunks.amax(dim=2).topk(k, dim=1, sorted=False).indices
+    candidates = chunks.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    values, place = candidates.topk(k, dim=1)
+    return values, best.gather(1, place // _CHUNK) * _CHUNK + place % _CHUNK
+
+
+def row_blocks(lengths: Array, row_bytes: int, memory_limit: int) -> list[slice]:
+    """Slices of the queries, whose lists have these falling lengths, that fit in the memory or are one row."""
+    blocks, start = [], 0
+    while start < len(lengths):
+        rows = max(1, memory_limit // (row_bytes + int(lengths[start]) * _LIST_BYTES))
+        blocks.append(slice(start, min(start + rows, len(lengths))))
+        start += rows
+    return blocks
