@@ -24,11 +24,12 @@ import torch
 
 from benchmarks.measure import MIB, console, default_device, machine, mebibytes, milliseconds, side_by_side, table
 from proxygml.arrays import Vectors
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.vector_file import write_vectors
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.neighbors import Kind, recall_against_exact
-from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.models.embedder import Embedder
+from proxygml.models.embedder_settings import EmbedderSettings
 
 PER_CLASS, CLASSES_PER_GROUP, SPREAD, QUERIES, K = 10, 30, 0.7, 200, 10
 KINDS: tuple[Kind, ...] = ("hnsw", "ivfpq")

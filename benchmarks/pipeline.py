@@ -25,10 +25,12 @@ from torchvision.transforms import v2
 from benchmarks.measure import Work, console, default_device, machine, milliseconds, side_by_side, synchronize, table
 from proxygml import ProxyGMLLoss
 from proxygml.data.catalog import Catalog
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, collate, decode_image, decode_part
 from proxygml.data.resize import Size, copy_smaller
-from proxygml.data.transforms import ImageSettings, random_crop, train_transform
-from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.data.transforms import random_crop, train_transform
+from proxygml.models.embedder import Embedder
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.optimization import make_optimizers, set_learning_rates
 from proxygml.training.recipe import Recipe
 from proxygml.training.sampler import Batches

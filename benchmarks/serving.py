@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from proxygml import Embedder, Gallery
-from proxygml.data.transforms import ImageSettings
-from proxygml.models.embedder import EmbedderSettings
+from proxygml.data.image_settings import ImageSettings
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.model_files import fingerprint
 
 ITEMS, SIZE = 100_000, 512

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.util import find_spec
 
-MOST_NAMED = 20
+MOST_NAMED = 30
 """Known names that a message still lists."""
 
 
@@ -59,6 +59,12 @@ def check_extra(extra: str, *packages: str) -> None:
             raise UserError(f"{package} is not installed, which this needs: pip install proxygml[{extra}]")
 
 
+def check_setting(holds: bool, key: str, found: object, expected: str) -> None:
+    """Raise RecipeError for a value of a recipe that is not what was expected."""
+    if not holds:
+        raise RecipeError(f"{key} is {found!r}, but must be {expected}")
+
+
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """The end of a message about an unknown name: the known names that are spelt most like it; or all, if they are few.
 
@@ -70,7 +76,8 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     known = list(known)
     if not known:
         return "there are none"
-    same_ending = [other for other in known if "." in other and other.rpartition(".")[2] == name.strip("-")]
+    ending = name.rpartition(".")[2].strip("-")
+    same_ending = [other for other in known if "." in other and other.rpartition(".")[2] == ending]
     close = list(dict.fromkeys((*get_close_matches(name, known, n=most), *same_ending)))[:most]
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.transforms import ImageSettings
-from proxygml.models.embedder import EmbedderSettings
-from proxygml.training.recipe import LossSettings, Recipe
+from proxygml.data.image_settings import ImageSettings
+from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.training.loss_settings import LossSettings
+from proxygml.training.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

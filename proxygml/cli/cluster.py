@@ -11,8 +11,7 @@ from proxygml.cli.parser import Parser
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Sort images into clusters."""
-    from proxygml.gallery.cluster_folder import Layout, describe
-    from proxygml.gallery.clustering import ClusterSettings
+    from proxygml.gallery.cluster_settings import ClusterSettings, Layout
 
     parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...) --out FOLDER [options]"
     parser.add_argument("run", type=Path, help="the run folder")
@@ -25,6 +24,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     options = parser.parse(arguments)
     settings = ClusterSettings(**chosen(options, *(key.name for key in fields(ClusterSettings))))
     from proxygml.gallery.cluster import cluster
+    from proxygml.gallery.cluster_folder import describe
 
     found = cluster(options.run, options.out, settings, **chosen(options, *SOURCE, "layout", *EMBEDDING))
     say(describe(found), f"clusters: {options.out / 'clusters.csv'}", f"sheets:   {options.out / 'sheets'}")

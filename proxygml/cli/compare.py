@@ -43,7 +43,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         raise UserError(f"a comparison needs its recipe, --recipe, and its folder, --run{alone}")
     from proxygml.comparison.compare import compare
     from proxygml.comparison.plan import Comparison
-    from proxygml.training.recipe import find_recipe
+    from proxygml.training.recipe_files import find_recipe
 
     path = find_recipe(options.recipe, "compare")
     comparison = Comparison.read(path)

@@ -16,7 +16,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help=words)
     options = parser.parse(arguments)
     from proxygml.data.prepare import prepare
-    from proxygml.training.recipe import Recipe, find_recipe
+    from proxygml.training.recipe import Recipe
+    from proxygml.training.recipe_files import find_recipe
 
     catalog, folder = options.out / "glyphs.parquet", options.out / "run"
     if not catalog.exists():

@@ -33,7 +33,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if resumed is None and folder is None:
         raise UserError("no run folder is given: name one with --run (or go on with a run by --resume)")
 
-    from proxygml.training.recipe import find_recipe, read_yaml
+    from proxygml.training.recipe_files import find_recipe, read_yaml
 
     recipe = None
     if resumed is None:

@@ -13,7 +13,7 @@ from proxygml.comparison.runner import Part, Runner
 from proxygml.comparison.tables import Summary
 from proxygml.console import console
 from proxygml.files import PathLike
-from proxygml.training.recipe import find_recipe
+from proxygml.training.recipe_files import find_recipe
 from proxygml.training.train import with_absolute_paths
 
 

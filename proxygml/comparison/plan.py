@@ -15,7 +15,8 @@ import numpy as np
 
 from proxygml.comparison.settings import Settings, is_word, merged, merged_settings, nested, short_key
 from proxygml.errors import RecipeError, did_you_mean
-from proxygml.training.recipe import Recipe, check_content, find_recipe, read_yaml
+from proxygml.training.recipe import Recipe, check_content
+from proxygml.training.recipe_files import find_recipe, read_yaml
 
 LONGEST_NAME = 100  # characters of a method's name, values that are varied included: its folder has it too
 KEYS = ("like", "recipe", "seeds", "methods", "trials", "tune_on", "chosen")

@@ -9,9 +9,9 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from proxygml.data.catalog import Catalog as Catalog
+    from proxygml.data.image_settings import ImageSettings as ImageSettings
     from proxygml.data.images import ImageDataset as ImageDataset
-    from proxygml.data.transforms import ImageSettings as ImageSettings
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"catalog": ["Catalog"], "images": ["ImageDataset"], "transforms": ["ImageSettings"]}
+    __name__, submod_attrs={"catalog": ["Catalog"], "images": ["ImageDataset"], "image_settings": ["ImageSettings"]}
 )

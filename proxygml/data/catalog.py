@@ -8,7 +8,6 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from proxygml.errors import CatalogError
+from proxygml.errors import CatalogError, did_you_mean
 from proxygml.files import atomic_write, check_overwrite
 
 SPLITS = ("train", "val", "test")
@@ -295,9 +294,9 @@ def _check_columns(table: pd.DataFrame) -> None:
             )
     for column in TEXT_COLUMNS:
         if column not in columns:
-            nearest = get_close_matches(column, columns, n=1, cutoff=0.5)
-            hint = f"; rename {nearest[0]!r}?" if nearest else ""
-            raise CatalogError(f"has no column {column!r}; its columns are {', '.join(columns) or 'none'}{hint}")
+            raise CatalogError(
+                f"has no column {column!r}; rename the one that holds it: {did_you_mean(column, columns)}"
+            )
 
 
 def _as_text(column: pd.Series) -> pd.Series:
@@ -317,9 +316,8 @@ def _as_splits(column: pd.Series) -> pd.Series:
     unknown = ~splits.isin(SPLITS)
     if unknown.any():
         found = str(splits[unknown].iloc[0])
-        nearest = get_close_matches(found.lower(), [*SPLITS, "validation"], n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}; the splits are {', '.join(SPLITS)}{hint}")
+        hint = did_you_mean(found.lower(), (*SPLITS, "validation"))
+        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}, which is none of ours; {hint}")
     return splits
 
 

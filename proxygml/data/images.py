@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from proxygml.data.decode import decode, read_file
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.jpeg import JPEG, read_header
 from proxygml.data.orientation import UPRIGHT
 from proxygml.data.transforms import (
-    ImageSettings,
     Region,
     box_region,
     cut_box,

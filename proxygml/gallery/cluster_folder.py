@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,12 +14,11 @@ from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError
 from proxygml.files import check_overwrite
-from proxygml.gallery.clustering import Clusters, ClusterSettings, cluster_vectors
+from proxygml.gallery.cluster_settings import ClusterSettings, Layout
+from proxygml.gallery.clustering import Clusters, cluster_vectors
 from proxygml.gallery.duplicates import near_duplicates
 from proxygml.reports import figures
 from proxygml.spreadsheet import without_formulas
-
-Layout = Literal["table", "links", "copies"]
 
 SHEET_TILES, TILE_PIXELS = 48, 120
 

@@ -1,15 +1,13 @@
 """Clusters of images that nobody has labelled. The folder that shows them is written by cluster_folder.py."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import UserError
 from proxygml.evaluation.kmeans import kmeans
-
-Method = Literal["kmeans", "hdbscan", "agglomerative"]
+from proxygml.gallery.cluster_settings import ClusterSettings
 
 MOST_AGGLOMERATIVE = 20_000
 """Images whose pairwise distances, 1.6 GB, are still computed."""
@@ -24,52 +22,6 @@ class Clusters(NamedTuple):
     """int64 (n,): the cluster of each image, the largest is 0; -1 for images in none."""
     duplicates: list[Rows]
     """Groups of near-duplicates, each the places of its images."""
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """How images are grouped: the options of `proxygml cluster`.
-
-    Raises:
-        UserError: a value is impossible, or one that the method needs is missing.
-    """
-
-    method: Method = "kmeans"
-    """kmeans (needs num_clusters), hdbscan (finds their number; leaves outliers in no cluster), agglomerative (average
-    linkage; needs num_clusters or max_distance)."""
-
-    num_clusters: int | None = None
-    """For kmeans and agglomerative."""
-
-    max_distance: float | None = None
-    """For agglomerative: clusters are joined up to this mean cosine distance (1 - cosine) between their images."""
-
-    min_cluster_size: int = 5
-    """For hdbscan: the smallest number of images that form a cluster."""
-
-    duplicate_cosine: float = 0.97
-    """Cosine, -1..1, from which two images are reported as near-duplicates."""
-
-    seed: int = 0
-    """Of kmeans."""
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise UserError(f"method is {self.method!r}, but must be one of {', '.join(get_args(Method))}")
-        if self.method == "kmeans" and self.num_clusters is None:
-            raise UserError(
-                "kmeans needs --num_clusters; if you do not know how many there are, choose --method hdbscan"
-            )
-        if self.method == "agglomerative" and (self.num_clusters is None) == (self.max_distance is None):
-            raise UserError("agglomerative needs either --num_clusters or --max_distance, such as 0.4")
-        if self.num_clusters is not None and self.num_clusters < 1:
-            raise UserError(f"num_clusters is {self.num_clusters}, but must be 1 or more")
-        if self.max_distance is not None and not 0 < self.max_distance <= 2:
-            raise UserError(f"max_distance is {self.max_distance}, but must be above 0 and at most 2")
-        if self.min_cluster_size < 2:
-            raise UserError(f"min_cluster_size is {self.min_cluster_size}, but must be 2 or more")
-        if not -1 <= self.duplicate_cosine <= 1:
-            raise UserError(f"duplicate_cosine is {self.duplicate_cosine}, but must be in -1..1")
 
 
 def cluster_vectors(vectors: Vectors, settings: ClusterSettings) -> Rows:

@@ -9,8 +9,8 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from proxygml.models.embedder import Embedder as Embedder
-    from proxygml.models.embedder import EmbedderSettings as EmbedderSettings
+    from proxygml.models.embedder_settings import EmbedderSettings as EmbedderSettings
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"embedder": ["Embedder", "EmbedderSettings"]}
+    __name__, submod_attrs={"embedder": ["Embedder"], "embedder_settings": ["EmbedderSettings"]}
 )

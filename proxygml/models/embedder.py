@@ -1,12 +1,13 @@
 """The embedder: backbone, pooling, linear layer, L2 norm; from RGB images to unit vectors.
 
-Backbones and their weights are in backbones.py, the files of a saved model in model_files.py; training/ trains it.
+Its settings are in embedder_settings.py, backbones and their weights in backbones.py, the files of a saved model in
+model_files.py; training/ trains it.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,82 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from proxygml.console import track
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
 from proxygml.models.backbones import Backbone, InputSpace, build_backbone
 from proxygml.models.dilation import FinerMap
-from proxygml.models.head import FeatureNorm, Head, Pool, Pooling
+from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.head import Head, Pool
 from proxygml.models.image_batches import ImageLike, image_batches
 from proxygml.models.model_files import DESCRIPTION, TENSORS, read_description, read_tensors, write_model
 from proxygml.models.views import ONE_VIEW, View, apply_view, combined_views
-
-
-@dataclass(frozen=True)
-class EmbedderSettings:
-    """What the embedder is made of: the `embedder` section of a recipe.
-
-    Raises:
-        RecipeError: a value is impossible; the message names the key.
-    """
-
-    backbone: str = "bn_inception"
-    """`bn_inception` (the paper's), `conv4` or `conv4_small` (for characters) or the name of any timm model."""
-
-    weights: str = "pretrained"
-    """`pretrained` (downloaded), `none` (random), or the path of a .safetensors or .pth file."""
-
-    pooling: Pooling = "avg"
-    """How the backbone's feature map becomes one vector: avg, max, avg+max (their sum), gem (generalised mean) or
-    flatten (all positions side by side: for small maps of things that all stand alike, such as characters)."""
-
-    embedding_size: int = 512
-    """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
-
-    feature_norm: FeatureNorm = "none"
-    """Bring the pooled features to mean 0 and variance 1 before the linear layer: `batch`, each over the batch, by a
-    layer of batch norm (Luo et al. 2019); `layer`, those of each image, without parameters (Teh et al. 2020). So
-    embeddings do not all point the same way when training from random weights begins."""
-
-    mirror: bool = False
-    """Embed every image by the mean of its features and its mirror image's: in twice the time. Training takes one view,
-    but for `cache_features`, which trains on features of images as they are embedded."""
-
-    tilt: float = 0.0
-    """Embed every image by the mean of its features upright and turned by so many degrees to either side, 0 to 45: in
-    three times the time, with one view in training, as with `mirror`."""
-
-    zoom: float = 1.0
-    """Embed every image by the mean of its features whole and with its centre so many times enlarged, 1 to 2: in twice
-    the time, with one view in training. With `tilt` and `mirror`, every combination is embedded."""
-
-    output_stride: int = 0
-    """Embed every image by a finer feature map of the same weights, with a position for every so many pixels to a side,
-    such as 8: the backbone's last strides are taken out and what follows is dilated. In about three times the time for
-    8, with the backbone's own map in training, as with `mirror`. 0: its own. For convolutional networks of timm."""
-
-    def __post_init__(self) -> None:
-        for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm)):
-            if getattr(self, key) not in get_args(choices):
-                allowed = ", ".join(get_args(choices))
-                raise RecipeError(f"embedder.{key} is {getattr(self, key)!r}, but must be one of {allowed}")
-        if self.embedding_size < 0:
-            raise RecipeError(f"embedder.embedding_size is {self.embedding_size}, but must be 0 or more")
-        if not 0 <= self.tilt <= 45:
-            raise RecipeError(f"embedder.tilt is {self.tilt}, but must be 0 to 45 degrees")
-        if not 1 <= self.zoom <= 2:
-            raise RecipeError(f"embedder.zoom is {self.zoom}, but must be 1 to 2")
-        if self.output_stride < 0:
-            raise RecipeError(f"embedder.output_stride is {self.output_stride}, but must be 0 or more")
-        if self.output_stride and self.pooling == "flatten":
-            raise RecipeError(
-                f"embedder.output_stride is {self.output_stride}, but embedder.pooling is flatten, which needs as many "
-                "positions in training: take another pooling, or leave output_stride out"
-            )
-
-    @property
-    def views(self) -> Sequence[View]:
-        """The views whose mean an image is embedded by."""
-        return combined_views(self.mirror, self.tilt, self.zoom)
 
 
 class Embedder(nn.Module):
@@ -139,6 +73,11 @@ class Embedder(nn.Module):
             self._positions(finer=True)  # raised now where the size does not suit it, and not after an epoch
 
     @property
+    def views(self) -> Sequence[View]:
+        """The views whose mean an image is embedded by, as the settings say."""
+        return combined_views(self.settings.mirror, self.settings.tilt, self.settings.zoom)
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.mean.device
@@ -157,7 +96,7 @@ class Embedder(nn.Module):
             finer: take the finer feature map; by default where the settings have one, but not in training mode.
         """
         if views is None:
-            views = ONE_VIEW if self.training else self.settings.views
+            views = ONE_VIEW if self.training else self.views
         if finer is None:
             finer = self.finer_map is not None and not self.training
         images = self._normalise(images)

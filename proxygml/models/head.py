@@ -1,13 +1,10 @@
 """What follows the backbone: pooling of its feature map, and the head that makes unit vectors of it."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pooling = Literal["avg", "max", "avg+max", "gem", "flatten"]
-FeatureNorm = Literal["none", "batch", "layer"]
+from proxygml.models.embedder_settings import FeatureNorm, Pooling
 
 
 class Pool(nn.Module):

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, collate
-from proxygml.data.transforms import ImageSettings, test_transform
+from proxygml.data.transforms import test_transform
 from proxygml.errors import ImageError
 
 ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image

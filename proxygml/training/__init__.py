@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from proxygml.training.recipe import LossSettings as LossSettings
+    from proxygml.training.loss_settings import LossSettings as LossSettings
     from proxygml.training.recipe import Recipe as Recipe
     from proxygml.training.run_folder import RunFolder as RunFolder
     from proxygml.training.trainer import fit as fit
@@ -17,5 +17,10 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"recipe": ["LossSettings", "Recipe"], "run_folder": ["RunFolder"], "trainer": ["fit", "resume"]},
+    submod_attrs={
+        "loss_settings": ["LossSettings"],
+        "recipe": ["Recipe"],
+        "run_folder": ["RunFolder"],
+        "trainer": ["fit", "resume"],
+    },
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proxygml.errors import RecipeError, did_you_mean
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
-from proxygml.training.recipe import OURS, Argument, LossSettings
+from proxygml.training.loss_settings import OURS, Argument, LossSettings
 
 DERIVED = ("num_classes", "embedding_size")  # known from the data and the network
 # Arguments that take an object of the library, which no recipe can hold.

@@ -67,7 +67,7 @@ def cached_features(
         embedder, catalog, accelerator, workers, batch_size: see embed_catalog.
         as_trained: features of one view and the backbone's own map, as training on images sees them.
     """
-    views = ONE_VIEW if as_trained else embedder.settings.views
+    views = ONE_VIEW if as_trained else embedder.views
     stride = 0 if as_trained else embedder.settings.output_stride
     path = cache_folder("features") / f"{_key(embedder, catalog, views, stride)}.safetensors"
     kept = _read_cache(path)

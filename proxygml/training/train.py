@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxygml.files import PathLike
-from proxygml.training.recipe import Recipe, find_recipe
+from proxygml.training.recipe import Recipe
+from proxygml.training.recipe_files import find_recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
 

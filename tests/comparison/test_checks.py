@@ -24,7 +24,7 @@ from proxygml.comparison.runner import Part, Runner
 from proxygml.data.catalog import Catalog
 from proxygml.errors import RecipeError, RunError
 from proxygml.models.conv4 import Conv4
-from proxygml.training.recipe import find_recipe
+from proxygml.training.recipe_files import find_recipe
 from tests.helpers.comparisons import METHODS, assert_same_cells, compare, table_of, write
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

@@ -10,7 +10,8 @@ from proxygml.comparison.row import read_rows
 from proxygml.comparison.settings import described, differences, merged
 from proxygml.errors import RecipeError
 from proxygml.training.criterion import make_criterion
-from proxygml.training.recipe import Recipe, find_recipe
+from proxygml.training.recipe import Recipe
+from proxygml.training.recipe_files import find_recipe
 
 SHIPPED = sorted((Path(__file__).parents[2] / "proxygml" / "recipes" / "compare").glob("*.yaml"))
 TUNED = """
@@ -285,7 +286,7 @@ def test_changes_are_merged_and_found_again() -> None:
         ("methods: {A: {vary: {epochs: [3]}}}\nchosen: {A: {epochs: 3}}", "chosen.A holds epochs"),
         ("methods: {A: {}}\nchosen: {A: 3}", "chosen.A is 3, but must be keys and values"),
         ("methods: {A: {}}\nchosen: {A: {epoch: 3}}", "A: a recipe has no key 'epoch'; did you mean 'epochs'"),
-        ("like: nowhere", "the recipe nowhere is not there"),
+        ("like: nowhere", "the recipe nowhere is neither a file nor the name of one"),
         ("like: cub200_2010_heads\nmethod: {}", "no key 'method'; did you mean 'methods'"),
         ("- 3", "holds list"),
     ],

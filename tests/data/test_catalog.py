@@ -104,7 +104,7 @@ BOXES = "path,label,split,x_1,y_1,x_2,y_2\na.jpg,a,train,"
     ("text", "message"),
     [
         ("", "cannot be read as csv"),
-        ("image_path,label,split\na,b,train\n", "no column 'path'.*rename 'image_path'"),
+        ("image_path,label,split\na,b,train\n", "no column 'path'.*rename.*image_path"),
         ("path;label;split\na;b;train\n", "no column 'path'"),
         ("path,label,split\na.jpg,b,trian\n", "'trian' in row 0.*did you mean 'train'"),
         ("path,label,split\na.jpg,b,train\n,b,train\n", "no path in row 1"),

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from proxygml.data import decode, images, transforms
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, decode_image
-from proxygml.data.transforms import ImageSettings
 from proxygml.errors import ImageError, RecipeError
 from tests.helpers.pictures import as_tensor, encoded, gradient
 

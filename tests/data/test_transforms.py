@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop, v2
 
 from proxygml.data import transforms
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import ImageError, RecipeError
 from tests.helpers.pictures import as_tensor, gradient
 

@@ -9,7 +9,8 @@ import pytest
 from proxygml.data.image_list import ImageList
 from proxygml.errors import OverwriteError, UserError
 from proxygml.gallery.cluster_folder import write_clusters
-from proxygml.gallery.clustering import ClusterSettings, cluster_vectors
+from proxygml.gallery.cluster_settings import ClusterSettings
+from proxygml.gallery.clustering import cluster_vectors
 from proxygml.gallery.duplicates import near_duplicates
 from tests.helpers.pictures import write_picture
 from tests.helpers.vectors import Array

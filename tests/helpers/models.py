@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from proxygml import Embedder
-from proxygml.data.transforms import ImageSettings
-from proxygml.models.embedder import EmbedderSettings
+from proxygml.data.image_settings import ImageSettings
+from proxygml.models.embedder_settings import EmbedderSettings
 
 
 def untrained(folder: Path, seed: int = 0) -> Path:

@@ -11,10 +11,11 @@ import torch
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import ImageError, OverwriteError, RunError
 from proxygml.models.embed_images import embed_images
-from proxygml.models.embedder import Embedder, EmbedderSettings
+from proxygml.models.embedder import Embedder
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.model_files import fingerprint
 from tests.helpers.pictures import write_picture
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from scipy.ndimage import affine_transform
 
 from proxygml import Embedder
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import ImageError, RecipeError, RunError, UserError, WeightsError
 from proxygml.models.bn_inception import BNInception
-from proxygml.models.embedder import EmbedderSettings
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
 from tests.helpers.shared import shared_file
 

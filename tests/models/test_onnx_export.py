@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from proxygml import Embedder
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import UserError
-from proxygml.models.embedder import EmbedderSettings
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.onnx_export import export
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command

@@ -5,7 +5,8 @@ from dataclasses import asdict
 import pytest
 
 from proxygml.comparison.plan import Comparison
-from proxygml.training.recipe import SHIPPED, Recipe, find_recipe
+from proxygml.training.recipe import Recipe
+from proxygml.training.recipe_files import SHIPPED, find_recipe
 
 
 @pytest.mark.parametrize(

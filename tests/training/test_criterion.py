@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from proxygml import ProxyGMLLoss
 from proxygml.errors import RecipeError
 from proxygml.training.criterion import make_criterion
-from proxygml.training.recipe import LossSettings, Recipe
+from proxygml.training.loss_settings import LossSettings
+from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
 from tests.helpers.runs import assert_same_run

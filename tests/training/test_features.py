@@ -10,9 +10,9 @@ import torch
 
 from proxygml import Embedder
 from proxygml.data.catalog import Catalog
-from proxygml.data.transforms import ImageSettings
+from proxygml.data.image_settings import ImageSettings
 from proxygml.evaluation.metrics import score_queries
-from proxygml.models.embedder import EmbedderSettings
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.features import cached_features
 from proxygml.training.processes import make_accelerator

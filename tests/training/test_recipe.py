@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from proxygml.errors import RecipeError
-from proxygml.training.recipe import Recipe, find_recipe
+from proxygml.training.recipe import Recipe
+from proxygml.training.recipe_files import find_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "proxygml" / "recipes").glob("*.yaml"))
 
@@ -50,7 +51,7 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("optimizer: sgd", "optimizer"),
         ("schedule: linear", "schedule"),
         ("recall_at: [0]", "recall_at"),
-        ("{batch_size: 32, images_per_class: 5}", "no multiple of images_per_class"),
+        ("{batch_size: 32, images_per_class: 5}", "must be a multiple of images_per_class"),
         ("cache_features: true", "cache_features needs a frozen backbone, but backbone_lr is 0.0001"),
         ("loss: null", "loss is None, but must be keys and values"),
         ("embedding_start: features\nembedder: {embedding_size: 0}", "there is no linear layer to start"),
@@ -63,7 +64,10 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("whitening: 0.3", "whitening is 0.3, but embedding_start is random"),
         ("proxy_start: features\nembedder: {feature_norm: layer}", "proxy_start is features, but .*norm is layer"),
         ("embedder: {feature_norm: group}", "'none', 'batch', 'layer'.*group"),
-        ("proxy_start: features\nloss: {name: ProxyAnchorLoss}", "only ProxyGMLLoss can start so"),
+        (
+            "proxy_start: features\nloss: {name: ProxyAnchorLoss}",
+            "only the proxies of ProxyGMLLoss can start from features",
+        ),
         ("images: 3", "images is 3, but must be keys and values"),
         ("workers: null", "workers is None, but must be a value"),
         ("milestones: [-3]", "milestones"),

@@ -15,7 +15,7 @@ from proxygml import Embedder
 from proxygml.data.catalog import Catalog
 from proxygml.errors import CatalogError, DivergedError, OverwriteError, RecipeError, RunError
 from proxygml.evaluation.metrics import score_queries
-from proxygml.models.embedder import EmbedderSettings
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe

@@ -1,0 +1,78 @@
+"""The settings of images: the `images` section of a recipe.
+
+They stand apart from transforms.py, which does what they say, so that the command line can list them without PyTorch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from proxygml.errors import check_setting
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images are cut and scaled for the network: the `images` section of a recipe.
+
+    Raises:
+        RecipeError: a value is impossible; the message names the key.
+    """
+
+    size: int = 224
+    """Side of the square that the network sees, in pixels."""
+
+    resize: int = 256
+    """Shorter side, in pixels, that a test image is scaled to before its centre is cut out; at least `size`."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest area of a random training crop, as fractions of the image's area."""
+
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width of a random training crop divided by its height."""
+
+    horizontal_flip: bool = True
+    """Whether every second training image, at random, is mirrored left to right. Turn it off for characters."""
+
+    rotation: float = 0.0
+    """Training images are turned by a random angle of at most so many degrees to either side, before the crop."""
+
+    fill: int = 255
+    """Grey level, 0 (black) to 255 (white), of the corners that a turned image leaves empty."""
+
+    interpolation: Interpolation = "bilinear"
+    """How pixels are interpolated when an image is scaled; always with antialiasing."""
+
+    def __post_init__(self) -> None:
+        least_scale, greatest_scale = _pair("crop_scale", self.crop_scale)
+        least_ratio, greatest_ratio = _pair("crop_ratio", self.crop_ratio)
+        _check(self.size >= 1, "size", self.size, "1 or more")
+        _check(self.resize >= self.size, "resize", self.resize, f"images.size ({self.size}) or more")
+        _check(
+            0 < least_scale <= greatest_scale <= 1,
+            "crop_scale",
+            self.crop_scale,
+            "a least and a greatest fraction, above 0 and up to 1",
+        )
+        _check(
+            0 < least_ratio <= greatest_ratio < math.inf,
+            "crop_ratio",
+            self.crop_ratio,
+            "a least and a greatest ratio, above 0",
+        )
+        _check(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
+        _check(0 <= self.fill <= 255, "fill", self.fill, "between 0 and 255")
+        _check(
+            self.interpolation in get_args(Interpolation), "interpolation", self.interpolation, "bilinear or bicubic"
+        )
+
+
+def _check(holds: bool, key: str, found: object, expected: str) -> None:
+    check_setting(holds, f"images.{key}", found, expected)
+
+
+def _pair(key: str, values: Sequence[float]) -> tuple[float, float]:
+    _check(len(values) == 2, key, values, "two numbers, the least and the greatest")
+    return values[0], values[1]

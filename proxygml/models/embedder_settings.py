@@ -1,0 +1,75 @@
+"""The settings of the embedder: the `embedder` section of a recipe.
+
+They stand apart from embedder.py, which does what they say, so that the command line can list them without PyTorch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from proxygml.errors import RecipeError
+
+Pooling = Literal["avg", "max", "avg+max", "gem", "flatten"]
+FeatureNorm = Literal["none", "batch", "layer"]
+
+
+@dataclass(frozen=True)
+class EmbedderSettings:
+    """What the embedder is made of: the `embedder` section of a recipe.
+
+    Raises:
+        RecipeError: a value is impossible; the message names the key.
+    """
+
+    backbone: str = "bn_inception"
+    """`bn_inception` (the paper's), `conv4` or `conv4_small` (for characters) or the name of any timm model."""
+
+    weights: str = "pretrained"
+    """`pretrained` (downloaded), `none` (random), or the path of a .safetensors or .pth file."""
+
+    pooling: Pooling = "avg"
+    """How the backbone's feature map becomes one vector: avg, max, avg+max (their sum), gem (generalised mean) or
+    flatten (all positions side by side: for small maps of things that all stand alike, such as characters)."""
+
+    embedding_size: int = 512
+    """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
+
+    feature_norm: FeatureNorm = "none"
+    """Bring the pooled features to mean 0 and variance 1 before the linear layer: `batch`, each over the batch, by a
+    layer of batch norm (Luo et al. 2019); `layer`, those of each image, without parameters (Teh et al. 2020). So
+    embeddings do not all point the same way when training from random weights begins."""
+
+    mirror: bool = False
+    """Embed every image by the mean of its features and its mirror image's: in twice the time. Training takes one view,
+    but for `cache_features`, which trains on features of images as they are embedded."""
+
+    tilt: float = 0.0
+    """Embed every image by the mean of its features upright and turned by so many degrees to either side, 0 to 45: in
+    three times the time, with one view in training, as with `mirror`."""
+
+    zoom: float = 1.0
+    """Embed every image by the mean of its features whole and with its centre so many times enlarged, 1 to 2: in twice
+    the time, with one view in training. With `tilt` and `mirror`, every combination is embedded."""
+
+    output_stride: int = 0
+    """Embed every image by a finer feature map of the same weights, with a position for every so many pixels to a side,
+    such as 8: the backbone's last strides are taken out and what follows is dilated. In about three times the time for
+    8, with the backbone's own map in training, as with `mirror`. 0: its own. For convolutional networks of timm."""
+
+    def __post_init__(self) -> None:
+        for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm)):
+            if getattr(self, key) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise RecipeError(f"embedder.{key} is {getattr(self, key)!r}, but must be one of {allowed}")
+        if self.embedding_size < 0:
+            raise RecipeError(f"embedder.embedding_size is {self.embedding_size}, but must be 0 or more")
+        if not 0 <= self.tilt <= 45:
+            raise RecipeError(f"embedder.tilt is {self.tilt}, but must be 0 to 45 degrees")
+        if not 1 <= self.zoom <= 2:
+            raise RecipeError(f"embedder.zoom is {self.zoom}, but must be 1 to 2")
+        if self.output_stride < 0:
+            raise RecipeError(f"embedder.output_stride is {self.output_stride}, but must be 0 or more")
+        if self.output_stride and self.pooling == "flatten":
+            raise RecipeError(
+                f"embedder.output_stride is {self.output_stride}, but embedder.pooling is flatten, which needs as many "
+                "positions in training: take another pooling, or leave output_stride out"
+            )
