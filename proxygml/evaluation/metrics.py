@@ -30,7 +30,8 @@ Mask = Tensor | Array | Sequence[bool]
 
 __all__ = ["Estimate", "Evaluation", "QueryScores", "evaluate", "nearest", "score_queries"]
 
-MEMORY_LIMIT = 256 * 2**20
+CPU_MEMORY_LIMIT = 256 * 2**20
+GPU_MEMORY_LIMIT = 8 * 2**30  # small tiles leave a GPU waiting for the next one
 _RESAMPLES = 100  # drawn together: one matrix product for all of them
 
 
@@ -124,7 +125,7 @@ def evaluate(
     is_gallery: Mask | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
     progress: bool = False,
     precision: Precision = "float32",
 ) -> Evaluation:
@@ -153,7 +154,8 @@ def evaluate(
         seed: of k-means and of the bootstrap, 0 to below 2**32.
         bootstrap: how often the classes are drawn anew, with replacement, for the intervals.
         memory_limit: bytes for a part of the similarities and all that is derived from it (16 rows of
-            them at least); normalised copies of the embeddings come on top.
+            them at least); normalised copies of the embeddings come on top. None takes 256 MiB on a CPU, and on a GPU
+            8 GiB or a quarter of its free memory, whichever is less.
         progress: show a progress bar on standard error.
         precision: of the products of float32 embeddings, whatever torch is set to. "tf32" (GPUs that have it) keeps 11
             significant bits of each factor, and images about equally far may change places; "bfloat16" rounds the
@@ -201,7 +203,7 @@ def score_queries(
     *,
     is_query: Mask | None = None,
     is_gallery: Mask | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
     progress: bool = False,
     precision: Precision = "float32",
 ) -> QueryScores:
@@ -215,7 +217,7 @@ def nearest(
     k: int,
     *,
     is_gallery: Mask | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
     progress: bool = False,
     precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
@@ -238,7 +240,7 @@ def nearest(
     k = min(k, task.num_gallery - int((task.column[images] >= 0).any()))
     if k < 1:
         raise UserError(f"k is {k} after it was cut to the gallery: at least one other image is needed")
-    values, columns = ranking.nearest(task, images, k, memory_limit, progress)
+    values, columns = ranking.nearest(task, images, k, memory_limit or _memory_limit(task.unit.device), progress)
     return values, task.tensor(task.gallery)[columns]
 
 
@@ -259,13 +261,20 @@ def _retrieval(
     return Retrieval(unit, codes, query_mask, gallery_mask, precision)
 
 
-def _scores(task: Retrieval, memory_limit: int, progress: bool) -> QueryScores:
+def _scores(task: Retrieval, memory_limit: int | None, progress: bool) -> QueryScores:
     if not (task.is_query & (task.num_positives() > 0)).any():
         raise UserError(
             f"none of the {task.is_query.sum()} queries has another image of its class in the gallery of "
             f"{task.num_gallery}: retrieval needs classes with at least two images"
         )
-    return ranking.score(task, memory_limit, progress)
+    return ranking.score(task, memory_limit or _memory_limit(task.unit.device), progress)
+
+
+def _memory_limit(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CPU_MEMORY_LIMIT
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(GPU_MEMORY_LIMIT, free // 4)
 
 
 def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, seconds: dict[str, float]) -> Estimate:

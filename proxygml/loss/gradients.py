@@ -29,6 +29,7 @@ class Step(NamedTuple):
     slopes: Tensor  # (M, e): of each edge, divided by the proxy's length; (M, C*N) where every proxy is a neighbour
     neighbors: Tensor | None  # (M, e) int64: the proxy of each edge; None where every proxy is a neighbour
     kept: Tensor | None  # (M, e) bool: False where a place holds no edge, and its slope is 0; None where all do
+    along: Tensor | None  # (C*N,): see `along_proxies`; None where it has to be computed from the gradient itself
 
 
 def step_gradients(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool, bool], sparse: bool) -> Gradients:
@@ -69,7 +70,8 @@ def _from_touched(step: Step, wanted: tuple[bool, bool], sparse: bool) -> Gradie
     rows = touched.nonzero().squeeze(1)
     place = touched.cumsum(0).sub_(1)[step.neighbors]
     spread = _spread(step, place.clamp_(min=0), len(rows))
-    part = step._replace(proxies=proxies[rows], inverse=step.inverse[rows], slopes=spread)
+    along = None if step.along is None else step.along[rows]
+    part = step._replace(proxies=proxies[rows], inverse=step.inverse[rows], slopes=spread, along=along)
     grad_samples, values = _from_all(part, None, wanted)
     if values is None:
         return grad_samples, None
@@ -89,6 +91,20 @@ def _from_kept(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool, bo
         return _from_all(whole, proxy_gradient, wanted)
     grad_samples = F.embedding_bag(step.neighbors, step.proxies, per_sample_weights=step.slopes, mode="sum")
     return grad_samples, _from_all(whole, proxy_gradient, (False, wanted[1]))[1]
+
+
+def along_proxies(
+    slopes: Tensor, similarity: Tensor, neighbors: Tensor, kept: Tensor | None, num_proxies: int
+) -> Tensor:
+    """The product of each proxy with its gradient before what lies along it is taken out: (num_proxies,).
+
+    It is the sum of slope times similarity over the proxy's edges, all (M, e): a small part of what the product of two
+    (num_proxies, D) tensors reads.
+    """
+    terms = slopes * similarity
+    if kept is not None:
+        terms = torch.where(kept, terms, 0)
+    return terms.new_zeros(num_proxies).index_add_(0, neighbors.flatten(), terms.flatten())
 
 
 def _spread(step: Step, place: Tensor, columns: int) -> Tensor:
@@ -115,8 +131,8 @@ def _from_all(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool, boo
             grad_samples.addmm_(slopes, part)
         if grad_proxies is not None:
             rows = grad_proxies[block].addmm_(slopes.T, step.samples, beta=0 if proxy_gradient is None else 1)
-            along = torch.linalg.vecdot(rows, part) * inverse * inverse
-            rows.addcmul_(part, along[:, None], value=-1)
+            along = torch.linalg.vecdot(rows, part) if step.along is None else step.along[block]
+            rows.addcmul_(part, (along * inverse * inverse)[:, None], value=-1)
     return grad_samples, grad_proxies
 
 

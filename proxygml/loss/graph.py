@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from proxygml.loss.gradients import Step, once_differentiable, proxy_blocks, step_gradients
+from proxygml.loss.gradients import Step, along_proxies, once_differentiable, proxy_blocks, step_gradients
 from proxygml.loss.regularizer import proxy_loss, sampled_proxy_loss
 from proxygml.loss.sharded import Shard, own_classes, own_proxies
 from proxygml.loss.softmax import class_loss, cross_entropy, row_maximum, row_sums
@@ -70,8 +70,11 @@ def cosine_similarity(samples: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]
     similarity = samples.new_empty(len(samples), len(proxies))
     for block, part in proxy_blocks(proxies, samples.dtype):
         inverse[block] = inverse_lengths(part, samples.dtype)
-        # This way round the product is the faster one: the proxies, which are many, are its rows.
-        torch.mul((part @ samples.T).T, inverse[block], out=similarity[:, block])
+        if part.device.type == "cpu":
+            # This way round the product is the faster one: the proxies, which are many, are its rows.
+            torch.mul((part @ samples.T).T, inverse[block], out=similarity[:, block])
+        else:  # where it makes no difference to the product, but to what is read and written after it
+            torch.mm(samples, part.T, out=similarity[:, block]).mul_(inverse[block])
     return similarity, inverse
 
 
@@ -191,22 +194,22 @@ class _ProxyGraphLoss(Function):
         if shard is not None and sizes is not None:
             samples, labels = shard.gathered(samples, sizes), shard.gathered(labels, sizes)
         similarity, inverse = cosine_similarity(samples, proxies)
-        neighbors = kept = None
+        edge_similarity = neighbors = kept = None
         if terms.whole and not terms.sparse:
             loss, slopes = _whole_graph_loss(similarity, labels, terms, shard)
         else:
-            loss, slopes, (_, neighbors, kept, _) = _sub_graph_loss(similarity, labels, terms, shard)
+            loss, slopes, (edge_similarity, neighbors, kept, _) = _sub_graph_loss(similarity, labels, terms, shard)
         ctx.proxy_gradient = None
         if terms.proxy_weight > 0:
             value, ctx.proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, with_gradient, shard)
             loss = loss + terms.proxy_weight * value
-        ctx.save_for_backward(samples, proxies, inverse, slopes, neighbors, kept, sampled)
+        ctx.save_for_backward(samples, proxies, inverse, slopes, edge_similarity, neighbors, kept, sampled)
         ctx.terms, ctx.shard, ctx.sizes = terms, shard, sizes
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        samples, proxies, inverse, slopes, neighbors, kept, sampled = ctx.saved_tensors
+        samples, proxies, inverse, slopes, edge_similarity, neighbors, kept, sampled = ctx.saved_tensors
         terms, shard, wanted = ctx.terms, ctx.shard, ctx.needs_input_grad[:2]
         with torch.no_grad(), torch.autocast(samples.device.type, enabled=False):
             proxy_gradient = None
@@ -216,12 +219,14 @@ class _ProxyGraphLoss(Function):
                     proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, True, shard)[1]
                 assert proxy_gradient is not None
                 proxy_gradient.mul_(terms.proxy_weight * grad_loss)
-            slopes = slopes * grad_loss
+            slopes, along = slopes * grad_loss, None
+            if neighbors is not None and proxy_gradient is None and wanted[1]:
+                along = along_proxies(slopes, edge_similarity, neighbors, kept, len(proxies))
             if neighbors is None:
                 slopes = slopes.repeat_interleave(terms.proxies_per_class, dim=1).mul_(inverse)
             else:
                 slopes = slopes.mul_(inverse[neighbors])
-            step = Step(samples, proxies, inverse, slopes, neighbors, kept)
+            step = Step(samples, proxies, inverse, slopes, neighbors, kept, along)
             grad_samples, grad_proxies = step_gradients(step, proxy_gradient, wanted, terms.sparse)
             if shard is not None and grad_samples is not None:
                 # Data parallelism divides by the number of processes.

@@ -63,7 +63,7 @@ def plain(similarity: np.ndarray, labels, is_query=None, is_gallery=None) -> Pla
 
 
 def agrees(
-    embeddings, labels, *, is_query=None, is_gallery=None, memory_limit=module.MEMORY_LIMIT, similarity=None
+    embeddings, labels, *, is_query=None, is_gallery=None, memory_limit=module.CPU_MEMORY_LIMIT, similarity=None
 ) -> None:
     """Every score of every query, and the figures, are those of the plain computation."""
     similarity = cosine(embeddings) if similarity is None else similarity
@@ -92,7 +92,7 @@ def signs(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 seeds = st.integers(0, 2**32 - 1)
-limits = st.sampled_from([1, 5_000, 12_000, 40_000, module.MEMORY_LIMIT])  # 40,000 bytes: tiles of 16 x 16
+limits = st.sampled_from([1, 5_000, 12_000, 40_000, module.CPU_MEMORY_LIMIT])  # 40,000 bytes: tiles of 16 x 16
 
 
 @settings(max_examples=150, deadline=None)
@@ -121,7 +121,7 @@ def test_generic_embeddings_agree_with_the_plain_computation(seed, count, size, 
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=seeds, tied=st.booleans(), limit=st.sampled_from([1, 300_000, module.MEMORY_LIMIT]))
+@given(seed=seeds, tied=st.booleans(), limit=st.sampled_from([1, 300_000, module.CPU_MEMORY_LIMIT]))
 def test_galleries_of_many_chunks_agree_with_the_plain_computation(seed, tied, limit):
     """More than a thousand images in small classes: the lists come from chunk maxima, and ties straddle their ends."""
     generator = np.random.default_rng(seed)
@@ -183,7 +183,7 @@ def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, til
     queries = np.flatnonzero(is_query & (positives > 0))
     if not len(queries):
         return
-    listed = lists.score_by_lists(task, queries, positives, module.MEMORY_LIMIT, progress=False)
+    listed = lists.score_by_lists(task, queries, positives, module.CPU_MEMORY_LIMIT, progress=False)
     rows = task.gallery if kind == "self" else queries
     counted = tiles.score_by_tiles(
         task, rows, kind == "self", (tile, tile), queries, positives[queries], progress=False
@@ -245,7 +245,7 @@ def test_collapsed_embeddings_are_ranked_by_the_gallery_alone():
     agrees(np.zeros((40, 16), dtype=np.float32), np.arange(40) % 10)
 
 
-@pytest.mark.parametrize("limit", [1, 40_000, module.MEMORY_LIMIT])
+@pytest.mark.parametrize("limit", [1, 40_000, module.CPU_MEMORY_LIMIT])
 @pytest.mark.parametrize("different", [2, 3])
 def test_a_handful_of_different_embeddings(different, limit):
     embeddings = signs(np.random.default_rng(0), different, 16)[np.arange(96) % different]
