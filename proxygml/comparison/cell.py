@@ -134,7 +134,8 @@ def _cost(cell: Cell) -> Cost:
         peak_memory_mib=_peak_memory(),
         gpu_memory_mib=round(torch.cuda.max_memory_allocated() / MIB, 1) if on_gpu else None,
         device=torch.cuda.get_device_name() if on_gpu else "CPU",
-        loss_parameters=sum(tensor.numel() for tensor in learned.values()),
+        # Not what a loss keeps beside its parameters, such as the numbers that a checkpoint must agree with.
+        loss_parameters=sum(tensor.numel() for name, tensor in learned.items() if not name.endswith("_extra_state")),
     )
 
 

@@ -74,7 +74,7 @@ def test_a_part_without_work_leaves_the_folder_to_the_others(
         content | {"methods": {"ProxyGML": METHODS["ProxyGML"]}, "seeds": [0], "trials": 0}, tmp_path / "one.yaml"
     )
     main(["compare", "--recipe", str(one), "--run", str(tmp_path / "run"), "--part", "2/2"])
-    assert "no cell is finished yet" in capsys.readouterr().out
+    assert "no cell is finished yet" in capsys.readouterr().err
     assert not (tmp_path / "run" / "cells.csv").exists()
     assert len(compare(one, tmp_path / "run", "--part", "1/2")) == 1
 
