@@ -4,7 +4,7 @@ Every message names the thing, what was found, what was expected and how to fix 
 traceback and exit with 2; anything else that escapes is a bug.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 
@@ -84,3 +84,9 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     if len(known) > MOST_NAMED:
         return f"none of the {len(known)} known names is spelt like it"
     return f"choose one of {', '.join(known)}"
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

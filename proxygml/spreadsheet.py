@@ -1,8 +1,11 @@
 """Tables that people open in a spreadsheet program, which takes some text for formulas."""
 
+import re
+
 import pandas as pd
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = re.compile(r"[=+@\t\r]|-(?!\d+(\.\d+)?$)")
+"""How text begins that is run; a negative number is none, and columns of a CSV catalog hold numbers as text."""
 
 
 def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
@@ -19,4 +22,4 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _quoted(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

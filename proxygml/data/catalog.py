@@ -10,20 +10,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from proxygml.errors import CatalogError, did_you_mean
+from proxygml.data.columns import BOX_COLUMNS, ROLE_COLUMNS, SPLITS
+from proxygml.errors import CatalogError, first_few
 from proxygml.files import atomic_write, check_overwrite
 
-SPLITS = ("train", "val", "test")
-TEXT_COLUMNS = ("path", "label", "split")
-BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
-ROLE_COLUMNS = ("is_query", "is_gallery")
-MAX_COORDINATE = 2**31 - 1
+if TYPE_CHECKING:
+    import pandas as pd
+
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -50,11 +48,20 @@ class Catalog:
             `Catalog.read` refuses them, `prepare` reports them.
     """
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     folder: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _normalised(self.table))
+        from proxygml.data.catalog_table import normalised  # noqa: PLC0415  # pandas loads when there is a table
+
+        object.__setattr__(self, "table", normalised(self.table))
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Sequence[object]], columns: Sequence[str], folder: Path) -> "Catalog":
+        """A catalog of these rows, each with one value for each of the columns."""
+        import pandas as pd  # noqa: PLC0415
+
+        return cls(pd.DataFrame(list(rows), columns=list(columns)), folder)
 
     @classmethod
     def read(cls, path: Path | str, check_boxes: bool = True) -> "Catalog":
@@ -69,12 +76,14 @@ class Catalog:
         Raises:
             CatalogError: The file is missing or no table, or the table is wrong (see the class).
         """
+        from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
+
         path = Path(path)
         check_suffix(path)
         try:
-            catalog = cls(_load(path), path.parent)
+            catalog = cls(load_table(path), path.parent)
             if check_boxes:
-                _check_box_areas(catalog.table)
+                check_box_areas(catalog.table)
         except CatalogError as error:
             raise CatalogError(f"{path}: {error}") from error
         return catalog
@@ -170,7 +179,7 @@ def check_suffix(path: Path) -> None:
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
 
 
-def boxes_of(table: pd.DataFrame) -> npt.NDArray[np.int64] | None:
+def boxes_of(table: "pd.DataFrame") -> npt.NDArray[np.int64] | None:
     """The boxes of a table of images; see Catalog.boxes."""
     if BOX_COLUMNS[0] not in table:
         return None
@@ -194,7 +203,7 @@ def check_splits(catalog: Catalog) -> list[str]:
     for (one, ones), (other, others) in combinations(parts.items(), 2):
         if shared := sorted(set(ones.labels) & set(others.labels)):
             raise CatalogError(
-                f"{len(shared)} classes are in both {one} and {other} ({_some(shared)}): retrieval is judged on "
+                f"{len(shared)} classes are in both {one} and {other} ({first_few(shared)}): retrieval is judged on "
                 "classes never seen in training, so every class belongs whole to one split"
             )
     warnings = [
@@ -246,129 +255,12 @@ def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
     return Catalog(table, catalog.folder)
 
 
-def _load(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise CatalogError("there is no such file; `proxygml prepare` makes a catalog")
-    try:
-        return _load_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
-        raise CatalogError(f"cannot be read as {path.suffix.lower()[1:]}: {error}") from error
-
-
-def _load_csv(path: Path) -> pd.DataFrame:
-    """Text stays text: a class may be called 007, NA or null."""
-    columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-    missing = {column: ["", "None", "nan", "NaN", "NA", "<NA>"] for column in columns if column not in TEXT_COLUMNS}
-    return pd.read_csv(
-        path,
-        encoding="utf-8-sig",
-        dtype=dict.fromkeys(TEXT_COLUMNS, str),
-        keep_default_na=False,
-        na_values=missing,
-        low_memory=False,
-    )
-
-
-def _normalised(table: pd.DataFrame) -> pd.DataFrame:
-    _check_columns(table)
-    table = table.reset_index(drop=True)
-    for column in TEXT_COLUMNS:
-        table[column] = _as_text(table[column])
-    table["split"] = _as_splits(table["split"])
-    if BOX_COLUMNS[0] in table:
-        table[list(BOX_COLUMNS)] = _as_boxes(table[list(BOX_COLUMNS)])
-    if ROLE_COLUMNS[0] in table:
-        for role in ROLE_COLUMNS:
-            table[role] = _as_flags(table[role], table["split"])
-    return table
-
-
-def _check_columns(table: pd.DataFrame) -> None:
-    columns = [str(column) for column in table.columns]
-    for group in (BOX_COLUMNS, ROLE_COLUMNS):
-        there = [column for column in group if column in columns]
-        if there and len(there) < len(group):
-            absent = ", ".join(column for column in group if column not in columns)
-            raise CatalogError(
-                f"has the column {', '.join(there)} but not {absent}: all of {', '.join(group)}, or none"
-            )
-    for column in TEXT_COLUMNS:
-        if column not in columns:
-            raise CatalogError(
-                f"has no column {column!r}; rename the one that holds it: {did_you_mean(column, columns)}"
-            )
-
-
-def _as_text(column: pd.Series) -> pd.Series:
-    """Text as it is; whole numbers without a fraction, also where a missing value made them floats."""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")
-    text = column.astype("string").astype(object)
-    empty = text.isna() | (text.str.strip() == "")
-    if empty.any():
-        raise CatalogError(f"has no {column.name} in {_rows(empty)}: every image needs one")
-    return text.astype("str")
-
-
-def _as_splits(column: pd.Series) -> pd.Series:
-    validation = "val" if (column == "test").any() else "test"
-    splits = column.replace("validation", validation)
-    unknown = ~splits.isin(SPLITS)
-    if unknown.any():
-        found = str(splits[unknown].iloc[0])
-        hint = did_you_mean(found.lower(), (*SPLITS, "validation"))
-        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}, which is none of ours; {hint}")
-    return splits
-
-
-def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:
-    """Whole pixels, rounded outwards, so that nothing of the box is lost."""
-    try:
-        boxes = columns.apply(pd.to_numeric).astype("Float64").astype("float64")
-    except (ValueError, TypeError) as error:
-        raise CatalogError(f"has a box ({', '.join(BOX_COLUMNS)}) that is no number: {error}") from error
-    given = boxes.notna().sum(axis=1)
-    if (partial := (given > 0) & (given < len(BOX_COLUMNS))).any():
-        raise CatalogError(f"has a part of a box in {_rows(partial)}: all of {', '.join(BOX_COLUMNS)}, or none")
-    if (boundless := (boxes.abs() > MAX_COORDINATE).any(axis=1)).any():
-        raise CatalogError(f"has a box beyond {MAX_COORDINATE} pixels in {_rows(boundless)}")
-    lower, upper = list(BOX_COLUMNS[:2]), list(BOX_COLUMNS[2:])
-    boxes[lower] = np.floor(boxes[lower])
-    boxes[upper] = np.ceil(boxes[upper])
-    return boxes.astype("Int64")
-
-
-def _as_flags(column: pd.Series, splits: pd.Series) -> pd.Series:
-    """True and False, however the file spells them; training rows may leave it out, and are neither."""
-    spelled = column.map(lambda value: value.strip().lower() if isinstance(value, str) else value)
-    flags = spelled.map({True: True, False: False, "true": True, "false": False, "1": True, "0": False})
-    wrong = flags.isna() & ~((splits == "train") & column.isna())
-    if wrong.any():
-        found = column[wrong].iloc[0]
-        raise CatalogError(
-            f"has {column.name} {str(found)!r} in {_rows(wrong)}: True or False in every val and test row"
-        )
-    return flags.eq(True).astype(bool)
-
-
-def _check_box_areas(table: pd.DataFrame) -> None:
-    if BOX_COLUMNS[0] not in table:
-        return
-    x_1, y_1, x_2, y_2 = (table[column] for column in BOX_COLUMNS)
-    wrong = ((x_1 >= x_2) | (y_1 >= y_2) | (x_1 < 0) | (y_1 < 0)).fillna(False).astype(bool)
-    if wrong.any():
-        box = tuple(int(value) for value in table.loc[wrong, list(BOX_COLUMNS)].iloc[0])
-        raise CatalogError(
-            f"has the box {box} in {_rows(wrong)}: expected 0 <= x_1 < x_2 and 0 <= y_1 < y_2, in pixels"
-        )
-
-
 def _check_retrieval(part: Catalog, name: str) -> list[str]:
     """Warnings about one validation or test split; CatalogError when no query can find anything."""
     table = part.table
-    is_query, is_gallery = (
-        (table[role] if role in table else pd.Series(True, index=table.index)) for role in ROLE_COLUMNS
-    )
+    everything = np.ones(len(table), dtype=bool)
+    is_query = everything if part.is_query is None else part.is_query
+    is_gallery = everything if part.is_gallery is None else part.is_gallery
     if not is_query.any() or not is_gallery.any():
         raise CatalogError(
             f"the {name} split has {is_query.sum()} queries and {is_gallery.sum()} gallery images: both needed"
@@ -385,7 +277,7 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     reason = "a query but no gallery image" if "is_query" in table else "one image"
     if len(lost) == 1:
         return [f"{name} class {lost[0]!r} has {reason} and cannot be retrieved"]
-    return [f"{len(lost)} {name} classes have {reason} each and cannot be retrieved: {_some(lost)}"]
+    return [f"{len(lost)} {name} classes have {reason} each and cannot be retrieved: {first_few(lost)}"]
 
 
 def _rebased(paths: Iterable[str], old: Path, new: Path) -> list[str]:
@@ -393,14 +285,3 @@ def _rebased(paths: Iterable[str], old: Path, new: Path) -> list[str]:
     # Resolved on both sides, because `..` after a symbolic link goes somewhere else.
     prefix = Path(os.path.relpath(old.resolve(), new.resolve())).as_posix()
     return [path if Path(path).is_absolute() else posixpath.normpath(posixpath.join(prefix, path)) for path in paths]
-
-
-def _rows(mask: pd.Series) -> str:
-    numbers = [str(row) for row in np.flatnonzero(mask)]
-    return f"row{'s' if len(numbers) > 1 else ''} {_some(numbers)}"
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

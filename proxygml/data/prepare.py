@@ -18,7 +18,8 @@ from rich.table import Column, Table
 
 from proxygml.console import console, track
 from proxygml.data.archives import STAMP, atomic_folder, is_archive, unpacked
-from proxygml.data.catalog import BOX_COLUMNS, Catalog, check_splits, check_suffix
+from proxygml.data.catalog import Catalog, check_splits, check_suffix
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.resize import Size, copy_smaller

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from proxygml.console import console, track
-from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.data.catalog import Catalog
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.images import decode_image
 from proxygml.data.transforms import scale_down, scaled_size
 from proxygml.errors import DatasetError

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxygml.arrays import Block
+from proxygml.data.arrow import to_pandas
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write, check_overwrite
 
@@ -89,5 +90,5 @@ class VectorFile:
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(ROWS_AT_A_TIME):
                 flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
-                table = batch.drop_columns(["embedding"]).to_pandas()
+                table = to_pandas(batch.drop_columns(["embedding"]))
                 yield flat.astype(np.float32).reshape(len(table), -1), table

@@ -15,7 +15,8 @@ import torch
 
 from proxygml.arrays import Block
 from proxygml.console import console
-from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.data.catalog import Catalog
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError

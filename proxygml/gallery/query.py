@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from proxygml.arrays import Rows
-from proxygml.data.catalog import BOX_COLUMNS
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError

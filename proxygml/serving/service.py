@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from proxygml.data.catalog import BOX_COLUMNS
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.decode import read_file
 from proxygml.data.images import grey_square, small_picture
 from proxygml.data.orientation import Pixels

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.data.catalog import Catalog
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.errors import RunError
 from proxygml.files import atomic_write
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from proxygml.data.catalog import Catalog, Count, check_splits, hold_out_classes
@@ -30,6 +32,42 @@ def test_text_stays_text(tmp_path: Path) -> None:
     assert catalog.classes == sorted(names)
     assert catalog.paths[1] == tmp_path / "1.jpg"
     assert catalog.boxes is None
+
+
+OWN = {
+    "article": ["00123", "7", ""],
+    "code": ["12E4", "1.10", "0x1F"],
+    "state": ["NA", "None", "nan"],
+    "photo_id": ["1450000000000000001", "", str(2**64)],
+    "sold": ["true", "False", " yes "],
+    "text": ['a "b", c', "line\nend", "é"],
+}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_of_a_csv_that_are_not_ours_stay_as_the_file_has_them(tmp_path: Path, suffix: str) -> None:
+    table = pd.DataFrame({"path": ["a.jpg", "b.jpg", "c.jpg"], "label": "x", "split": "train"} | OWN)
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    catalog = Catalog.read(tmp_path / "mine.csv")
+    catalog.write(tmp_path / f"again{suffix}")
+    for found in (catalog, Catalog.read(tmp_path / f"again{suffix}")):
+        assert {name: found.table[name].tolist() for name in OWN} == OWN
+
+
+def test_whole_numbers_of_a_parquet_file_stay_whole_where_some_are_missing(tmp_path: Path) -> None:
+    columns = {
+        "photo_id": pa.array([1450000000000000001, None, 7], pa.int64()),
+        "large": pa.array([2**64 - 1, None, 0], pa.uint64()),
+        "sold": pa.array([True, None, False]),
+        "count": pa.array([2**53 + 1, 0, 1], pa.int64()),
+    }
+    pq.write_table(
+        pa.table({"path": list("abc"), "label": list("xxy"), "split": ["train"] * 3} | columns), tmp_path / "c.parquet"
+    )
+    Catalog.read(tmp_path / "c.parquet").write(tmp_path / "again.parquet")
+    table = Catalog.read(tmp_path / "again.parquet").table
+    for name, column in columns.items():
+        assert [None if pd.isna(value) else value for value in table[name]] == column.to_pylist(), name
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".PARQUET"])

@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from proxygml.console import console
-from proxygml.data.catalog import BOX_COLUMNS, Catalog
+from proxygml.data.catalog import Catalog
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, folder, table
 from proxygml.data.images import decode_image
 from proxygml.data.prepare import prepare

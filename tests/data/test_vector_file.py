@@ -28,3 +28,12 @@ def test_vectors_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
     for name, message in (("t", "no column of vectors"), ("n", "cannot be read"), ("x", "there is no")):
         with pytest.raises(GalleryError, match=message):
             VectorFile(tmp_path / f"{name}.parquet")
+
+
+def test_whole_numbers_come_back_exactly_where_some_are_missing(tmp_path: Path) -> None:
+    ids = [1450000000000000001, None, 1450000000000000003]
+    table = pd.DataFrame({"photo_id": pd.array(ids, "Int64"), "sold": pd.array([True, None, False], "boolean")})
+    write_vectors(tmp_path / "v.parquet", [(np.eye(3, 4, dtype=np.float32), table)], model="m", run="r")
+    ((_, read),) = VectorFile(tmp_path / "v.parquet").blocks()
+    assert [None if pd.isna(value) else value for value in read["photo_id"]] == ids
+    assert [None if pd.isna(value) else value for value in read["sold"]] == [True, None, False]

@@ -8,9 +8,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pandas as pd
-
-from proxygml.data.catalog import BOX_COLUMNS, Catalog, Count
+from proxygml.data.catalog import Catalog, Count
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets.layout import existing_path, find
 from proxygml.errors import DatasetError
 
@@ -41,11 +40,16 @@ def read(root: Path, *, boxes: bool = False) -> Catalog:
             annotations = existing_path(root, lists, expected)
             rows += _rows(annotations, existing_path(root, part, expected))
         names = _class_names(find(root, "cars_meta.mat"))
-    table = pd.DataFrame(rows, columns=["path", "class", *BOX_COLUMNS])
-    table["path"] = [path.relative_to(root).as_posix() for path in table["path"]]
-    table["label"] = [_label(number, names) for number in table["class"]]
-    table["split"] = ["train" if number <= TRAIN_CLASSES else "test" for number in table["class"]]
-    return Catalog(table[["path", "label", "split", *(BOX_COLUMNS if boxes else ())]], root)
+    listed = [
+        (
+            path.relative_to(root).as_posix(),
+            _label(number, names),
+            "train" if number <= TRAIN_CLASSES else "test",
+            *(box if boxes else ()),
+        )
+        for path, number, *box in rows
+    ]
+    return Catalog.of_rows(listed, ["path", "label", "split", *(BOX_COLUMNS if boxes else ())], root)
 
 
 def _rows(annotations: Path, images: Path) -> list[tuple[Path, int, int, int, int, int]]:

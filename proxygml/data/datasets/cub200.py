@@ -6,9 +6,8 @@ The photos are not opened here.
 import math
 from pathlib import Path
 
-import pandas as pd
-
-from proxygml.data.catalog import BOX_COLUMNS, Catalog, Count
+from proxygml.data.catalog import Catalog, Count
+from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets.layout import existing_path, read_number, read_numbered
 from proxygml.errors import DatasetError
 
@@ -36,18 +35,19 @@ def read(root: Path, *, boxes: bool = False) -> Catalog:
             f"{folder}: images.txt lists {len(names)} images and image_class_labels.txt {len(classes)}, "
             f"{len(names.keys() & classes.keys())} of them the same: are both of the same edition?"
         )
-    table = pd.DataFrame(
-        {
-            "path": [f"images/{name}" for (name,) in names.values()],
-            "label": [name.partition("/")[0] for (name,) in names.values()],
-            "split": [
-                "train" if read_number(classes[image][0], labels) <= TRAIN_CLASSES else "test" for image in names
-            ],
-        }
-    )
+    rows: list[tuple[object, ...]] = [
+        (
+            f"images/{name}",
+            name.partition("/")[0],
+            "train" if read_number(classes[image][0], labels) <= TRAIN_CLASSES else "test",
+        )
+        for image, (name,) in names.items()
+    ]
+    columns = ["path", "label", "split"]
     if boxes:
-        table[list(BOX_COLUMNS)] = _boxes(folder, list(names))
-    return Catalog(table, folder)
+        columns += BOX_COLUMNS
+        rows = [(*row, *box) for row, box in zip(rows, _boxes(folder, list(names)), strict=True)]
+    return Catalog.of_rows(rows, columns, folder)
 
 
 def _boxes(folder: Path, images: list[int]) -> list[tuple[int, int, int, int]]:

@@ -6,9 +6,8 @@ The images are not opened here.
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
-from proxygml.data.catalog import SPLITS, Catalog
+from proxygml.data.catalog import Catalog
+from proxygml.data.columns import SPLITS
 from proxygml.errors import DatasetError
 
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -110,7 +109,7 @@ def _choose(classes: list[str], test_classes: str) -> set[str]:
 
 def _catalog(top: Path, classes: Iterable[tuple[str, str, list[Path]]]) -> Catalog:
     rows = [(path.relative_to(top).as_posix(), name, split) for split, name, files in classes for path in files]
-    return Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), top)
+    return Catalog.of_rows(rows, ["path", "label", "split"], top)
 
 
 def _folders(folder: Path) -> list[Path]:

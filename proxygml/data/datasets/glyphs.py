@@ -12,13 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from proxygml.console import track
@@ -96,7 +92,7 @@ def make(out_folder: Path, *, images_per_class: int = 20, size: int = 64, seed: 
         temporary.replace(out_folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Catalog(pd.DataFrame(rows), out_folder)
+    return Catalog.of_rows(rows, ["path", "label", "split"], out_folder)
 
 
 @dataclass(frozen=True)
@@ -113,6 +109,9 @@ class Face:
         Raises:
             DatasetError: the file is not there.
         """
+        import matplotlib  # noqa: PLC0415  # only here, so that a command's help does without it
+        from matplotlib.ft2font import FT2Font  # noqa: PLC0415
+
         path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
         if not path.is_file():
             raise DatasetError(
@@ -191,7 +190,7 @@ def _write(
     images_per_class: int,
     size: int,
     seed: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[str, str, str]]:
     """Write the images of every character, and yield their rows of the catalog."""
     for script, character in track(letters, "rendering glyphs"):
         label = label_of(character)
@@ -201,7 +200,7 @@ def _write(
         for number, ink in enumerate(_drawings(character, faces, images_per_class, generator)):
             path = f"{relative}/{number:02}.png"
             Image.fromarray(_distorted(ink, size, generator)).save(folder / path)
-            yield {"path": path, "label": label, "split": script.split}
+            yield path, label, script.split
 
 
 def _drawings(

@@ -5,8 +5,6 @@ The photos are not opened here.
 
 from pathlib import Path
 
-import pandas as pd
-
 from proxygml.data.catalog import Catalog, Count
 from proxygml.data.datasets.layout import existing_path, read_list
 from proxygml.errors import DatasetError
@@ -38,4 +36,4 @@ def read(root: Path) -> Catalog:
         if status not in ("train", "query", "gallery"):
             raise DatasetError(f"{partition}: {path} has the status {status!r}: expected train, query or gallery")
         rows.append((path, item, "train" if status == "train" else "test", status == "query", status == "gallery"))
-    return Catalog(pd.DataFrame(rows, columns=["path", "label", "split", "is_query", "is_gallery"]), folder)
+    return Catalog.of_rows(rows, ["path", "label", "split", "is_query", "is_gallery"], folder)

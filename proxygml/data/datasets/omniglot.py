@@ -5,8 +5,6 @@ The drawings are not opened here.
 
 from pathlib import Path
 
-import pandas as pd
-
 from proxygml.data.catalog import Catalog, Count
 from proxygml.data.datasets.layout import existing_path
 
@@ -29,4 +27,4 @@ def read(root: Path) -> Catalog:
         for split, part in (("train", "images_background"), ("test", "images_evaluation"))
         for path in sorted(existing_path(folder, part, "Omniglot").glob("*/*/*.png"))
     ]
-    return Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), folder)
+    return Catalog.of_rows(rows, ["path", "label", "split"], folder)

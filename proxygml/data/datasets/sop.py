@@ -5,8 +5,6 @@ The photos are not opened here.
 
 from pathlib import Path
 
-import pandas as pd
-
 from proxygml.data.catalog import Catalog, Count
 from proxygml.data.datasets.layout import existing_path, read_list
 
@@ -31,4 +29,4 @@ def read(root: Path) -> Catalog:
         ):
             category = path.partition("/")[0].removesuffix("_final")
             rows.append((path, f"{category}/{number.zfill(5)}", split))
-    return Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), folder)
+    return Catalog.of_rows(rows, ["path", "label", "split"], folder)

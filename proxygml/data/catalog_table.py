@@ -1,0 +1,145 @@
+"""The table of a catalog: read from its file, checked column by column, its values brought to one type each.
+
+What a catalog is for is in catalog.py; pandas is loaded here, so that a command's help does without it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from proxygml.data.arrow import to_pandas
+from proxygml.data.columns import BOX_COLUMNS, ROLE_COLUMNS, SPLITS, TEXT_COLUMNS
+from proxygml.errors import CatalogError, did_you_mean, first_few
+
+MAX_COORDINATE = 2**31 - 1
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """The table of a .csv or .parquet file, as the file has it.
+
+    Raises:
+        CatalogError: the file is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise CatalogError("there is no such file; `proxygml prepare` makes a catalog")
+    try:
+        if path.suffix.lower() == ".csv":
+            return _load_csv(path)
+        return to_pandas(pq.read_table(path, partitioning=None))
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+        raise CatalogError(f"cannot be read as {path.suffix.lower()[1:]}: {error}") from error
+
+
+def _load_csv(path: Path) -> pd.DataFrame:
+    """Text stays text, in the user's own columns too: an article may be 00123, a class may be called NA."""
+    columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+    parsed = [column for column in columns if column in (*BOX_COLUMNS, *ROLE_COLUMNS)]
+    return pd.read_csv(
+        path,
+        encoding="utf-8-sig",
+        dtype={column: str for column in columns if column not in parsed},
+        keep_default_na=False,
+        na_values={column: ["", "None", "nan", "NaN", "NA", "<NA>"] for column in parsed},
+        low_memory=False,
+    )
+
+
+def normalised(table: pd.DataFrame) -> pd.DataFrame:
+    _check_columns(table)
+    table = table.reset_index(drop=True)
+    for column in TEXT_COLUMNS:
+        table[column] = _as_text(table[column])
+    table["split"] = _as_splits(table["split"])
+    if BOX_COLUMNS[0] in table:
+        table[list(BOX_COLUMNS)] = _as_boxes(table[list(BOX_COLUMNS)])
+    if ROLE_COLUMNS[0] in table:
+        for role in ROLE_COLUMNS:
+            table[role] = _as_flags(table[role], table["split"])
+    return table
+
+
+def _check_columns(table: pd.DataFrame) -> None:
+    columns = [str(column) for column in table.columns]
+    for group in (BOX_COLUMNS, ROLE_COLUMNS):
+        there = [column for column in group if column in columns]
+        if there and len(there) < len(group):
+            absent = ", ".join(column for column in group if column not in columns)
+            raise CatalogError(
+                f"has the column {', '.join(there)} but not {absent}: all of {', '.join(group)}, or none"
+            )
+    for column in TEXT_COLUMNS:
+        if column not in columns:
+            raise CatalogError(
+                f"has no column {column!r}; rename the one that holds it: {did_you_mean(column, columns)}"
+            )
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    """Text as it is; whole numbers without a fraction, also where a missing value made them floats."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    text = column.astype("string").astype(object)
+    empty = text.isna() | (text.str.strip() == "")
+    if empty.any():
+        raise CatalogError(f"has no {column.name} in {_rows(empty)}: every image needs one")
+    return text.astype("str")
+
+
+def _as_splits(column: pd.Series) -> pd.Series:
+    validation = "val" if (column == "test").any() else "test"
+    splits = column.replace("validation", validation)
+    unknown = ~splits.isin(SPLITS)
+    if unknown.any():
+        found = str(splits[unknown].iloc[0])
+        hint = did_you_mean(found.lower(), (*SPLITS, "validation"))
+        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}, which is none of ours; {hint}")
+    return splits
+
+
+def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:
+    """Whole pixels, rounded outwards, so that nothing of the box is lost."""
+    try:
+        boxes = columns.apply(pd.to_numeric).astype("Float64").astype("float64")
+    except (ValueError, TypeError) as error:
+        raise CatalogError(f"has a box ({', '.join(BOX_COLUMNS)}) that is no number: {error}") from error
+    given = boxes.notna().sum(axis=1)
+    if (partial := (given > 0) & (given < len(BOX_COLUMNS))).any():
+        raise CatalogError(f"has a part of a box in {_rows(partial)}: all of {', '.join(BOX_COLUMNS)}, or none")
+    if (boundless := (boxes.abs() > MAX_COORDINATE).any(axis=1)).any():
+        raise CatalogError(f"has a box beyond {MAX_COORDINATE} pixels in {_rows(boundless)}")
+    lower, upper = list(BOX_COLUMNS[:2]), list(BOX_COLUMNS[2:])
+    boxes[lower] = np.floor(boxes[lower])
+    boxes[upper] = np.ceil(boxes[upper])
+    return boxes.astype("Int64")
+
+
+def _as_flags(column: pd.Series, splits: pd.Series) -> pd.Series:
+    """True and False, however the file spells them; training rows may leave it out, and are neither."""
+    spelled = column.astype(object).map(lambda value: value.strip().lower() if isinstance(value, str) else value)
+    flags = spelled.map({True: True, False: False, "true": True, "false": False, "1": True, "0": False})
+    wrong = flags.isna() & ~((splits == "train") & column.isna())
+    if wrong.any():
+        found = column[wrong].iloc[0]
+        raise CatalogError(
+            f"has {column.name} {str(found)!r} in {_rows(wrong)}: True or False in every val and test row"
+        )
+    return flags.eq(True).astype(bool)
+
+
+def check_box_areas(table: pd.DataFrame) -> None:
+    if BOX_COLUMNS[0] not in table:
+        return
+    x_1, y_1, x_2, y_2 = (table[column] for column in BOX_COLUMNS)
+    wrong = ((x_1 >= x_2) | (y_1 >= y_2) | (x_1 < 0) | (y_1 < 0)).fillna(False).astype(bool)
+    if wrong.any():
+        box = tuple(int(value) for value in table.loc[wrong, list(BOX_COLUMNS)].iloc[0])
+        raise CatalogError(
+            f"has the box {box} in {_rows(wrong)}: expected 0 <= x_1 < x_2 and 0 <= y_1 < y_2, in pixels"
+        )
+
+
+def _rows(mask: pd.Series) -> str:
+    numbers = [str(row) for row in np.flatnonzero(mask)]
+    return f"row{'s' if len(numbers) > 1 else ''} {first_few(numbers)}"
