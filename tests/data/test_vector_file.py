@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from proxygml.data.vector_file import VectorFile, write_vectors
@@ -34,6 +35,9 @@ def test_whole_numbers_come_back_exactly_where_some_are_missing(tmp_path: Path) 
     ids = [1450000000000000001, None, 1450000000000000003]
     table = pd.DataFrame({"photo_id": pd.array(ids, "Int64"), "sold": pd.array([True, None, False], "boolean")})
     write_vectors(tmp_path / "v.parquet", [(np.eye(3, 4, dtype=np.float32), table)], model="m", run="r")
+    written = pq.read_table(tmp_path / "v.parquet")
+    own = {b"proxygml": written.schema.metadata[b"proxygml"]}  # and not pandas', which other programs do not write
+    pq.write_table(written.replace_schema_metadata(own), tmp_path / "v.parquet")
     ((_, read),) = VectorFile(tmp_path / "v.parquet").blocks()
     assert [None if pd.isna(value) else value for value in read["photo_id"]] == ids
     assert [None if pd.isna(value) else value for value in read["sold"]] == [True, None, False]
