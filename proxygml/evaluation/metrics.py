@@ -132,43 +132,31 @@ def evaluate(
     """Let every query find its class in the gallery by cosine similarity.
 
     Recall@K is the share of queries with an image of their class among the K nearest; R-precision and MAP@R are of
-    Musgrave et al., "A Metric Learning Reality Check", 2020. Intervals are 95% bootstrap percentile intervals over the
-    classes of the queries.
-
-    A query never finds itself, and a query whose class has no other image in the gallery is left out and counted. Equal
-    similarities rank in the order of the gallery, as a stable descending sort has them. An embedding of zeros has
-    similarity 0 to all.
-
-    The similarity of two images is an entry of a matrix product of the embeddings, and all that follows is what sorting
-    whole rows of that matrix would give. In float32 copies of an image are equally similar to any other, to the bit;
-    in float64 the product of some processors' libraries may tell them apart in its last bit.
+    Musgrave et al., "A Metric Learning Reality Check", 2020. Intervals are 95% bootstrap percentiles over the queries'
+    classes. A query never finds itself; one whose class has no other image in the gallery is left out and counted.
+    All figures are what sorting whole rows of the similarity matrix would give: equals rank in the order of the
+    gallery, and an embedding of zeros has similarity 0 to all. In float32, though not always in float64, copies of an
+    image are equally similar to any other, to the bit.
 
     Args:
-        embeddings: (n, D) floats of any precision, of any length: they are normalised here. Computed where they are, in
-            float32 (float64 stays float64).
+        embeddings: (n, D) floats of any length, normalised here. Computed where they are, in float32 (or float64).
         labels: n integers or strings.
         recall_at: the K of Recall@K, each 1 or more.
-        nmi: whether to compare the classes with the clusters of k-means (as many as there are classes, seeded) over the
-            query and gallery images.
-        is_query, is_gallery: n booleans each; without them every image is in. An image may be both.
-        seed: of k-means and of the bootstrap, 0 to below 2**32.
-        bootstrap: how often the classes are drawn anew, with replacement, for the intervals.
-        memory_limit: bytes for a part of the similarities and all that is derived from it (16 rows of
-            them at least); normalised copies of the embeddings come on top. None takes 256 MiB on a CPU, and on a GPU
-            8 GiB or a quarter of its free memory, whichever is less.
+        nmi: whether to compare the classes with as many clusters of k-means over the query and gallery images.
+        is_query: n booleans: which images are queries; None for all. An image may be in both.
+        is_gallery: likewise: which are searched.
+        seed: of k-means and bootstrap, 0 to below 2**32.
+        bootstrap: how often the classes are drawn anew, with replacement.
+        memory_limit: bytes for a part of the similarities and all that is derived from it (16 rows at least), beside
+            normalised copies of the embeddings. None: 256 MiB; on a GPU 8 GiB, or a quarter of what is free if less.
         progress: show a progress bar on standard error.
-        precision: of the products of float32 embeddings, whatever torch is set to. "tf32" (GPUs that have it) keeps 11
-            significant bits of each factor, and images about equally far may change places; "bfloat16" rounds the
-            embeddings to 8 bits. Sums are float32 in all of them.
+        precision: of the products of float32 embeddings; "tf32" (on GPUs) keeps 11 bits of each factor, "bfloat16" 8.
 
     Raises:
         UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive.
     """
     ks = _checked_ks(recall_at)
-    if bootstrap < 1:
-        raise UserError(f"bootstrap is {bootstrap}, but at least 1 resample is needed: give 1000 for a steady interval")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}, but an integer from 0 to below 2**32 was expected")
+    _check_resampling(bootstrap, seed)
     seconds: dict[str, float] = {}
     with _timed("retrieval", seconds):
         task = _retrieval(embeddings, labels, is_query, is_gallery, precision)
@@ -420,6 +408,13 @@ def _checked_images(queries: Tensor | Array | Sequence[int], count: int) -> Arra
     if len(outside):
         raise UserError(f"queries holds {outside[0]}, but there are {count} embeddings: give 0..n-1")
     return images.astype(np.int64)
+
+
+def _check_resampling(bootstrap: int, seed: int) -> None:
+    if bootstrap < 1:
+        raise UserError(f"bootstrap is {bootstrap}, but at least 1 resample is needed: give 1000 for a steady interval")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}, but an integer from 0 to below 2**32 was expected")
 
 
 def _checked_ks(recall_at: Sequence[int]) -> list[int]:

@@ -58,6 +58,22 @@ def neighbor_count(num_classes: int, proxies_per_class: int, neighbor_ratio: flo
     return min(max(math.ceil(neighbor_ratio * num_classes * proxies_per_class), proxies_per_class + 1), total)
 
 
+def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> Tensor:
+    """The embeddings (M, D), L2-normalised, in the precision of the computation.
+
+    Half-precision inputs are computed in float32 throughout, autocast or not: sums of hundreds of terms need it. Each
+    row is scaled by its largest number first, so that squares neither overflow nor vanish. A row without a number of
+    some size has no direction: it becomes 0 and gets no gradient, which would be beyond what the precision holds.
+    """
+    dtype = torch.promote_types(torch.promote_types(embeddings.dtype, proxies_dtype), torch.float32)
+    least = max(torch.finfo(embeddings.dtype).tiny, torch.finfo(dtype).tiny * 2**20)
+    vectors = embeddings.to(dtype)
+    largest = torch.linalg.vector_norm(vectors.detach(), math.inf, dim=1, keepdim=True)
+    scaled = vectors / largest.clamp_min(least)
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return torch.where(largest > least, scaled / length.clamp_min(0.5), 0)
+
+
 def inverse_lengths(proxies: Tensor, dtype: torch.dtype) -> Tensor:
     """1 / length of each proxy (C*N, D), computed in `dtype`: (C*N,); 0 for a proxy of length 0."""
     lengths = torch.linalg.vector_norm(proxies, dim=1, dtype=dtype)
@@ -144,6 +160,15 @@ def class_scores(edges: Edges, classes: Tensor, num_classes: int) -> tuple[Tenso
         weights, ones = torch.where(edges.kept, weights, 0), edges.kept.to(weights.dtype)
     blank = weights.new_zeros(len(weights), num_classes)
     return blank.scatter_add(1, classes, weights), blank.scatter_add_(1, classes, ones)
+
+
+def kept_by_others(edges: Edges, labels: Tensor, num_proxies: int, proxies_per_class: int, first_class: int) -> Tensor:
+    """How many samples of other classes keep each proxy, (num_proxies,) int64; labels (M,) count from class 0."""
+    others = edges.neighbors // proxies_per_class + first_class != labels[:, None]
+    if edges.kept is not None:
+        others &= edges.kept
+    counts = torch.zeros(num_proxies, dtype=torch.int64, device=labels.device)
+    return counts.index_add_(0, edges.neighbors.flatten(), others.flatten().to(counts.dtype))
 
 
 def proxy_graph_loss(

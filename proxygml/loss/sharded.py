@@ -8,6 +8,7 @@ depend on shapes alone, never on values, so that a GPU does not have to wait for
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +17,32 @@ from torch import Tensor
 
 DIGIT_BITS = 8  # radix selection looks at so many bits of a similarity in a round
 DIGITS = 2**DIGIT_BITS
+_DRAWN_AT_A_TIME = 2**22  # numbers: bounds what drawing the proxies of other processes takes
 _KEY_TYPES = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def classes_of(num_classes: int, process: int, processes: int) -> range:
     """The classes that a process owns: consecutive, whole, and as evenly divided as can be."""
     return range(num_classes * process // processes, num_classes * (process + 1) // processes)
+
+
+@torch.no_grad()
+def draw_owned_(proxies: Tensor, owned: range, num_classes: int, proxies_per_class: int) -> None:
+    """Fill this process's proxies (len(owned) * N, D) with what one process would draw for them on a CPU.
+
+    Those of all processes are drawn in turn, a block at a time, and this process's are kept: Kaiming uniform with
+    a = sqrt(5) and a fan-in of C*N, as ProxyGMLLoss draws them.
+    """
+    total, size = num_classes * proxies_per_class, proxies.shape[1]
+    first, last = owned.start * proxies_per_class, owned.stop * proxies_per_class
+    bound = math.sqrt(3) * (torch.nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(total))
+    step = max(1, _DRAWN_AT_A_TIME // size)
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        drawn = torch.empty(stop - start, size, dtype=proxies.dtype).uniform_(-bound, bound)
+        low, high = max(start, first), min(stop, last)
+        if low < high:
+            proxies[low - first : high - first] = drawn[low - start : high - start].to(proxies.device)
 
 
 class Shard:
