@@ -4,11 +4,13 @@ Only classes that the library lists can be built: a recipe names a class, never 
 """
 
 import inspect
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from proxygml.console import console
 from proxygml.errors import RecipeError, did_you_mean
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.training.loss_settings import OURS, Argument, LossSettings
@@ -58,7 +60,12 @@ def make_criterion(settings: LossSettings, num_classes: int, embedding_size: int
     if settings.is_ours:
         arguments = settings.of_ours()
         dtype = getattr(torch, arguments.pop("proxy_dtype"))
-        return ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            criterion = ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype)
+        for warning in caught:  # without the line of source that Python's own form shows
+            console.print(f"loss: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+        return criterion
     # Slow to import, and only other losses than ours need it.
     from pytorch_metric_learning import losses, miners  # noqa: PLC0415
     from pytorch_metric_learning.losses import BaseMetricLossFunction  # noqa: PLC0415

@@ -64,6 +64,8 @@ def evaluate_run(
     seen = sorted(set(test.classes) & set(embedder.classes))
     if seen:
         warnings.append(f"{len(seen)} test classes were trained on, such as {seen[0]!r}: this tests no unseen classes")
+    if len(test.classes) == 1:
+        warnings.append("the test split has one class only, so that every answer is right: the figures say nothing")
     for warning in warnings:
         console.print(warning, style="yellow", markup=False)
     evaluation = _evaluate(embeddings, test, recipe)

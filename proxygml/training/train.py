@@ -3,7 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate import PartialState
+
+from proxygml.console import console
 from proxygml.files import PathLike
+from proxygml.training.adaptation import adapted_recipe
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
 from proxygml.training.run_folder import RunFolder
@@ -12,6 +16,8 @@ from proxygml.training.trainer import fit, resume
 
 def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike | None = None) -> RunFolder:
     """Train an embedder by a recipe, on the training split of its catalog; or go on with a run that was stopped.
+
+    Where there are too few images or classes for the recipe, it is adapted to them, and one printed line says how.
 
     Args:
         recipe: its values, its YAML file, or the name of one that comes with proxygml ("photos", "cub200"). None goes
@@ -31,7 +37,13 @@ def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike 
         resume(folder)
         return folder
     values = recipe if isinstance(recipe, Recipe) else Recipe.read(find_recipe(str(recipe)))
-    fit(with_absolute_paths(values if catalog is None else replace(values, catalog=str(catalog))), folder)
+    folder.check_first_start()
+    fitting, message = adapted_recipe(
+        with_absolute_paths(values if catalog is None else replace(values, catalog=str(catalog)))
+    )
+    if message and PartialState().is_main_process:
+        console.print(message, style="yellow", markup=False, soft_wrap=True)
+    fit(fitting, folder)
     return folder
 
 

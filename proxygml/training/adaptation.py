@@ -1,0 +1,80 @@
+"""Adapting a recipe to a small catalog: what it asks for and the images cannot give is lowered, and said in a sentence.
+
+The values that come out are those that the run folder keeps. A comparison, whose methods must stay as they were
+written, does not adapt them.
+"""
+
+import math
+from dataclasses import replace
+
+from proxygml.training.recipe import Recipe
+from proxygml.training.splits import split_for_training
+
+FEWEST_TO_HOLD_OUT_OF = 6
+"""Training classes of which two can be held out to choose the epoch, so that at least four train."""
+
+
+def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe with which the images of its catalog can be trained on, and what was changed; "" where nothing was.
+
+    Ours, for small sets; nothing changes with more than 20 classes and as many images as the embedding has dimensions:
+    - validation_classes becomes 0 with fewer than 6 training classes;
+    - embedder.embedding_size, where the embedding starts from features, becomes the largest power of two that is at
+      most the number of training images;
+    - batch_size, with images_per_class, becomes as many images as all classes together give;
+    - loss.neighbor_ratio keeps at least one proxy of another class.
+
+    Raises:
+        CatalogError: see split_for_training.
+    """
+    held_out = recipe.validation_classes
+    if held_out and _training_classes(recipe) < FEWEST_TO_HOLD_OUT_OF:
+        held_out = 0.0
+    images, _ = split_for_training(replace(recipe, validation_classes=held_out))
+    number, classes = len(images), len(images.classes)
+    fitting = replace(
+        recipe,
+        validation_classes=held_out,
+        batch_size=_batch_size(recipe, classes),
+        embedder=replace(recipe.embedder, embedding_size=_embedding_size(recipe, number)),
+        loss=replace(recipe.loss, neighbor_ratio=_neighbor_ratio(recipe, classes)),
+    )
+    changes = _changes(recipe, fitting)
+    return fitting, f"few images to train on ({number:,} of {classes:,} classes), so {changes}" if changes else ""
+
+
+def _training_classes(recipe: Recipe) -> int:
+    """How many there are before any are held out."""
+    catalog, _ = split_for_training(replace(recipe, validation_classes=0.0))
+    return len(catalog.classes)
+
+
+def _embedding_size(recipe: Recipe, images: int) -> int:
+    size = recipe.embedder.embedding_size
+    if recipe.embedding_start != "features" or size <= images:
+        return size
+    return int(2 ** (images.bit_length() - 1))
+
+
+def _batch_size(recipe: Recipe, classes: int) -> int:
+    return min(recipe.batch_size, classes * recipe.images_per_class or recipe.batch_size)
+
+
+def _neighbor_ratio(recipe: Recipe, classes: int) -> float:
+    loss = recipe.loss
+    proxies = classes * loss.proxies_per_class
+    kept = math.ceil(loss.neighbor_ratio * proxies)
+    if not loss.is_ours or kept > loss.proxies_per_class:
+        return loss.neighbor_ratio
+    return min(1.0, (loss.proxies_per_class + 0.5) / proxies)  # rounded up, that is one more than a class has
+
+
+def _changes(before: Recipe, after: Recipe) -> str:
+    """Each changed key, its new value and its old one."""
+    values = (
+        ("validation_classes", before.validation_classes, after.validation_classes),
+        ("embedder.embedding_size", before.embedder.embedding_size, after.embedder.embedding_size),
+        ("batch_size", before.batch_size, after.batch_size),
+        ("loss.neighbor_ratio", before.loss.neighbor_ratio, after.loss.neighbor_ratio),
+    )
+    return ", ".join(f"{key} is {new:.3g} instead of {old:.3g}" for key, old, new in values if old != new)
