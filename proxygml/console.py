@@ -1,4 +1,4 @@
-"""What a person sees while a command works: one console, one style of progress bar."""
+"""The console that every command writes to, and its progress bars."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sized
@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 
 
 def printable(text: str) -> str:
-    """Text in which every character that a terminal would obey, reorder or hide is written out, such as `\\x1b`.
+    """The text with every character that a terminal would obey, reorder or hide written out, such as `\\x1b`.
 
-    Names of files and labels are other people's: an escape sequence in one could rewrite what the terminal shows. Line
-    ends and tabs stay. Characters of file names that are not UTF-8 are written out too.
+    Names of files and labels come from other people, and an escape sequence in one could rewrite what the terminal
+    shows. Line ends and tabs stay. Characters of file names that are not UTF-8 are written out too.
     """
     if text.isprintable():
         return text

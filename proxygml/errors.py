@@ -41,7 +41,7 @@ class RunError(UserError):
 
 
 class OverwriteError(UserError):
-    """Something is already there, and `--force` was not given."""
+    """A file or folder exists already, and `--force` was not given."""
 
 
 class DivergedError(UserError):

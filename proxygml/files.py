@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where files lie that may be thrown away."""
+"""Files that are written completely or not at all, locks, and the cache folder."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ ADVICE = {
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Hand out a temporary path beside `path`; when the block ends well, it takes the place of `path` in one step.
+    """Hand out a temporary path beside `path`; when the block ends without an error, the file there replaces `path`.
 
     When the block raises, or the process dies, `path` is as it was before.
     """
@@ -61,7 +61,7 @@ def translating_os_errors() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in ADVICE:
-            raise  # of the network or of another program: its own message says more
+            raise  # from the network or another program, whose own message says more
         place = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None) or "a file"
         raise UserError(f"{place}: {error.strerror}: {ADVICE[error.errno]}") from error
     except ValueError as error:
@@ -87,7 +87,7 @@ def check_ending(path: Path, *endings: str) -> None:
 
 @contextmanager
 def exclusive_lock(lock: Path) -> Iterator[None]:
-    """Be the only process inside such a block with this lock file; raise OverwriteError where another one is.
+    """Hold this lock file for the length of the block; raise OverwriteError where another process holds it.
 
     The message names the process that holds the lock. The lock is free when that process ends, however it ends.
     """

@@ -1,4 +1,4 @@
-"""Tables that people open in a spreadsheet program, which takes some text for formulas."""
+"""Tables for spreadsheet programs, which would run some text as formulas."""
 
 import re
 

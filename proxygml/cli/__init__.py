@@ -1,1 +1,1 @@
-"""The commands, one file each: it reads its options, calls the function of that name, says where the result lies."""
+"""The commands, one file each: it reads the options, calls the function of that name prints where the result is."""

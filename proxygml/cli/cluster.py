@@ -13,7 +13,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Sort images into clusters."""
     from proxygml.gallery.cluster_settings import ClusterSettings, Layout
 
-    parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...) --out FOLDER [options]"
+    parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...)\n                        --out FOLDER [options]"
     parser.add_argument("run", type=Path, help="the run folder")
     add_source(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")

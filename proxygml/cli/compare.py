@@ -15,7 +15,7 @@ OWN = ("recipe", "run", "part", "from", "out")
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
-    """Run a comparison, or make a table of rows that are there."""
+    """Run a comparison, or make a table of rows that exist already."""
     from proxygml.training.recipe import Recipe
 
     parser.usage = "%(prog)s --recipe RECIPE --catalog CATALOG --run FOLDER [options]"

@@ -12,7 +12,7 @@ from proxygml.cli.train import train_and_evaluate
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Prepare, train and evaluate on images that are made here."""
-    words = "the folder to make; a demo that was stopped goes on there"
+    words = "the folder to make; a stopped demo continues there"
     parser.add_argument("--out", type=Path, default=Path("demo"), help=words)
     options = parser.parse(arguments)
     from proxygml.data.prepare import prepare

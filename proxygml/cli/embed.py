@@ -10,7 +10,7 @@ from proxygml.cli.parser import Parser
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Embed images into a file."""
-    parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...) --out FILE [options]"
+    parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...)\n                      --out FILE [options]"
     parser.add_argument("run", type=Path, help="the run folder")
     add_source(parser)
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")

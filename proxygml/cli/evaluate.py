@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Evaluate a run."""
+    parser.usage = "%(prog)s RUN [options]"
     parser.add_argument("run", type=Path, help="the run folder")
     words = "a table whose test split is used in place of the run's own"
     parser.add_argument("--catalog", type=Path | None, default=None, help=words)
@@ -28,7 +29,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def print_evaluation(folder: "RunFolder", evaluation: "Evaluation | None", catalog: Path | None = None) -> None:
-    """Print the figures and where they lie; nothing on all but the main process, which alone has them."""
+    """Print the figures and the paths of their files; only the main process has them, so the others print nothing."""
     if evaluation is not None:
         output.print(evaluation.table())
         place = folder.evaluation_on(catalog)

@@ -10,6 +10,7 @@ from proxygml.cli.parser import Parser
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Export a run to ONNX."""
+    parser.usage = "%(prog)s RUN --onnx FILE [options]"
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--onnx", type=Path, required=True, help="the file to write, such as birds.onnx")
     add_force(parser)

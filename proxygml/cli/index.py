@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Build a gallery, add to it, or remove from it."""
-    parser.usage = "%(prog)s [RUN] (--catalog TABLE | --images PATH ... | --vectors FILE) --out GALLERY [options]"
-    words = "the run folder; not needed with --add and --remove, because a gallery remembers it"
+    parser.usage = (
+        "%(prog)s [RUN]\n           (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
+        "           --out GALLERY [options]"
+    )
+    words = "the run folder; not needed with --add and --remove, because the gallery stores its path"
     parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
     add_source(parser)
     parser.add_argument("--vectors", type=Path | None, default=None, help="a file that `proxygml embed` wrote")
     parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}")
     words = "exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index"
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
-    parser.add_argument("--add", action="store_true", help="add what the gallery does not hold yet")
+    parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove the items with COLUMN=VALUE, such as id=7 or label=sparrow"
     parser.add_argument("--remove", nargs="+", default=[], help=words)
     words = "share of queries of unknown classes that may be given a class; sets the threshold for `none of these`"

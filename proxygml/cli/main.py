@@ -1,6 +1,6 @@
 """The command line: finds the command that is named first, and runs it.
 
-A user's mistake is one message and exit status 2; a traceback means a bug. The commands are not jsonargparse's
+A user's mistake leads to one message and exit status 2; a traceback means a bug. The commands are not jsonargparse's
 subcommands: those need every command's parser, whose options are read from classes that load PyTorch, before the first
 can print its help. Here a command is imported when it is named, and `proxygml --help` loads no parser at all.
 """
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         console.print(
-            "stopped; the same command goes on with an embed, index, cluster or compare, train --resume RUN with a run",
+            "stopped; to continue, repeat the command (embed, index, cluster, compare), or use train --resume RUN",
             markup=False,
         )
         sys.exit(130)
@@ -74,4 +74,4 @@ def _run(arguments: Sequence[str]) -> None:
 def _print_commands() -> None:
     say("usage: proxygml COMMAND [options]", "", "Image embeddings for classes never seen in training.", "")
     say(*(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()))
-    say("", "proxygml COMMAND --help lists the options of one; proxygml --version prints the version.")
+    say("", "proxygml COMMAND --help lists the options of a command.", "proxygml --version prints the version.")

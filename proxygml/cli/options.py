@@ -17,13 +17,15 @@ EMBEDDING = ("on_bad", "force", "workers", "batch_size")
 
 
 def add_source(parser: Parser) -> None:
-    """Which images to take: SOURCE."""
-    parser.add_argument("--catalog", type=Path | None, default=None, help="a table of images, as prepare writes it")
+    """Which images to use: SOURCE."""
+    parser.add_argument(
+        "--catalog", type=Path | None, default=None, help="a table of images, as `proxygml prepare` writes it"
+    )
     parser.add_argument(
         "--split",
         type=Literal["all", "train", "val", "test"],
         default="all",
-        help="the part of the catalog to take",
+        help="the part of the catalog to use",
     )
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders of images, or image files")
 
@@ -37,14 +39,14 @@ def add_embedding(parser: Parser) -> None:
 
 
 def add_on_bad(parser: Parser, fail: str) -> None:
-    """What images that cannot be read lead to."""
+    """What to do with images that cannot be read."""
     words = f"images that cannot be read are listed; fail: {fail}; drop: leave them out"
     parser.add_argument("--on_bad", type=Literal["fail", "drop"], default="fail", help=words)
 
 
 def add_force(parser: Parser) -> None:
-    """Whether something that is there may be replaced."""
-    parser.add_argument("--force", action="store_true", help="replace what is there already")
+    """Whether an earlier result may be replaced."""
+    parser.add_argument("--force", action="store_true", help="replace an earlier result")
 
 
 def add_workers(parser: Parser) -> None:
@@ -54,7 +56,9 @@ def add_workers(parser: Parser) -> None:
 
 def add_run(parser: Parser) -> None:
     """The run folder of a gallery's model."""
-    parser.add_argument("--run", type=Path | None, default=None, help="the run folder of its model, if it has moved")
+    parser.add_argument(
+        "--run", type=Path | None, default=None, help="the run folder of the gallery's model, if it has moved"
+    )
 
 
 def chosen(options: Namespace, *names: str) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def chosen(options: Namespace, *names: str) -> dict[str, Any]:
 
 
 def recipe_with(content: Mapping[str, Any], options: Namespace, own: Sequence[str], where: str) -> "Recipe":
-    """A recipe whose keys are replaced by the options that were given, but for the command's own."""
+    """The recipe with the values of the options that were given, except the command's own options."""
     from proxygml.comparison.settings import merged
     from proxygml.training.recipe import Recipe
 

@@ -1,9 +1,10 @@
-"""How commands read their options: types from annotations, plain help, one message for a mistake.
+"""The parser of options: types from annotations, help in plain words, one message for a mistake.
 
 An option is spelt like the key of a recipe, with underscores; a dash may stand for each of them, in names and in values
 that are one of several words.
 """
 
+import re
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ EXPECTED = {
 """The same in a message."""
 
 
+CONFIG_HELP = "a YAML file with keys of this section"
+
+
 class HelpFormatter(DefaultHelpFormatter):
     """Help that says what an option does, whether it is required and its default, in words and not in Python types."""
 
@@ -50,7 +54,7 @@ class HelpFormatter(DefaultHelpFormatter):
         return "|".join(dict.fromkeys(PLACEHOLDERS.get(kind, str(kind)) for kind in kinds)) or "TEXT"
 
     def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
+        text = CONFIG_HELP if action.metavar == "CONFIG" else _as_phrase(action.help or "")
         if action.required:
             return f"{text} (required)"
         default = _default_text(action)
@@ -58,7 +62,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """The options of one command. Whatever is wrong with them becomes one UserError."""
+    """The options of one command. Every mistake in them becomes one UserError."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
@@ -119,8 +123,14 @@ class Parser(ArgumentParser):
         return f"{name} is {' '.join(words)}, but must be {' or '.join(expected)}"
 
 
+def _as_phrase(text: str) -> str:
+    """Help in the form of the rest: the docstrings of settings, where it may come from, are sentences."""
+    first, space, rest = text.removesuffix(".").partition(" ")
+    return (first.lower() if re.fullmatch("A|[A-Z][a-z]+,?", first) else first) + space + rest
+
+
 def _default_text(action: Action) -> str:
-    """An option's default as it would be typed; nothing for a flag, or where the default is to have no value."""
+    """An option's default as a user would type it; empty for a flag, or where there is no default."""
     default = action.default
     if default is None or default == SUPPRESS or action.nargs == 0:
         return ""

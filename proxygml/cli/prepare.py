@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from proxygml.cli.options import add_force, add_on_bad, chosen
@@ -21,16 +23,15 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         return
     dataset = find_dataset(arguments[0])
     parser = Parser(f"prepare {dataset.name}", _purpose(dataset))
-    if not dataset.makes_images:
-        parser.add_argument("--root", type=Path, required=True, help="the official archive, or the folder of it")
+    given = 1 if dataset.makes_images else 0  # the folder to make images in is not an option; --root is one
+    own = parser.add_function_arguments(dataset.read, as_group=False, skip={given} if given else None)
     parser.add_argument("--out", type=Path, required=True, help="the catalog to write, a .parquet or .csv file")
     add_on_bad(parser, "write no catalog")
     add_force(parser)
-    words = "images opened at a time (default: as many as there are processors)"
+    words = "how many images are opened at a time (default: one per processor)"
     parser.add_argument("--workers", type=int | None, default=None, help=words)
-    words = "store copies whose shorter side has so many pixels"
+    words = "store smaller copies of the images, this many pixels on the shorter side"
     parser.add_argument("--resize", type=int | None, default=None, help=words)
-    own = parser.add_function_arguments(dataset.read, as_group=False, skip={1})
     options = parser.parse(arguments[1:])
     from proxygml.data.prepare import prepare
 
@@ -38,7 +39,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         dataset,
         options.get("root"),
         options.out,
-        options=chosen(options, *own),
+        options=chosen(options, *(key for key in own if key != "root")),
         **chosen(options, "on_bad", "force", "workers", "resize"),
     )
     say(f"catalog: {options.out}")
@@ -48,8 +49,10 @@ def _print_datasets(parser: Parser) -> None:
     from proxygml.data.datasets import DATASETS
 
     say(f"usage: {parser.prog} DATASET --out CATALOG [options]", "", str(parser.description), "")
-    say(*(f"  {dataset.name:<10}{_purpose(dataset)}" for dataset in DATASETS))
-    say("", f"{parser.prog} DATASET --help lists the options of one.")
+    width = min(get_terminal_size().columns, 120)
+    for dataset in DATASETS:
+        say(fill(_purpose(dataset), width, initial_indent=f"  {dataset.name:<10}", subsequent_indent=" " * 12))
+    say("", f"{parser.prog} DATASET --help lists the options of a data set.")
 
 
 def _purpose(dataset: "Dataset") -> str:

@@ -16,14 +16,14 @@ OWN = ("recipe", "run", "resume")
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
-    """Train by a recipe whose keys the options replace, or go on with a run; then evaluate it."""
+    """Train by a recipe, with the values of the options in place of its own, or continue a run; then evaluate it."""
     from proxygml.training.recipe import Recipe
 
     parser.usage = "%(prog)s --recipe RECIPE --catalog CATALOG --run FOLDER [options]"
     words = "a YAML file with any of the keys below, or the name of a recipe that comes with proxygml, such as photos"
     parser.add_argument("--recipe", default="", help=words)
     parser.add_argument("--run", type=Path | None, default=None, help="the folder to make for this run")
-    words = "go on with the stopped run in this folder; takes no other option"
+    words = "continue the stopped run in this folder; takes no other option"
     parser.add_argument("--resume", type=Path | None, default=None, help=words)
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse(arguments, only_given=True)
@@ -31,7 +31,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if resumed is not None and len(vars(options)) > 1:
         raise UserError("--resume takes no other option: the run folder holds the recipe of the run")
     if resumed is None and folder is None:
-        raise UserError("no run folder is given: name one with --run (or go on with a run by --resume)")
+        raise UserError("no run folder is given: name one with --run (or continue a run by --resume)")
 
     from proxygml.training.recipe_files import find_recipe, read_yaml
 
@@ -43,7 +43,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def train_and_evaluate(recipe: "Recipe | None", folder: Path, before: bool = False) -> None:
-    """Train a run, or go on with it where no recipe is given; evaluate it where its catalog has a test split."""
+    """Train a run, or continue it where no recipe is given; evaluate it where its catalog has a test split."""
     from proxygml.data.catalog import Catalog
     from proxygml.training.evaluate_run import evaluate_run
     from proxygml.training.train import train

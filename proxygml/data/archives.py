@@ -1,6 +1,6 @@
-"""Unpacking what was downloaded: zip and tar archives of strangers, into a folder that is whole or not there at all.
+"""Unpacking downloads: zip and tar archives from untrusted places, into a folder that is complete or not there at all.
 
-Only plain files and folders are ever written. Links and devices are refused: no data set of images needs them.
+Only plain files and folders are ever written. Links and devices are refused, because no data set of images needs them.
 """
 
 import json
@@ -22,9 +22,9 @@ from proxygml.errors import DatasetError, OverwriteError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STAMP = ".unpacked.json"
-"""In every folder that was unpacked here: which archives it holds, whole."""
+"""A file in every unpacked folder: it lists the archives whose complete content the folder holds."""
 
-# Photos hardly shrink and small drawings shrink little: what grows further than this is meant to fill the disk.
+# Photos hardly shrink and small drawings shrink little: an archive that grows more than this is meant to fill the disk.
 MAX_GROWTH = 200
 FREE_GROWTH = 2**30
 MIN_BYTES_PER_MEMBER = 16
@@ -39,11 +39,11 @@ _DEPTHS = ("", "*/", "*/*/")
 
 @dataclass(frozen=True)
 class Member:
-    """One file or folder of an archive, as the archive states it; nothing of it has been checked."""
+    """One file or folder of an archive, as the archive describes it; nothing has been checked yet."""
 
     name: str
     kind: str
-    """`file`, `folder`, or what else it is."""
+    """`file` or `folder`; or another kind, which is refused."""
     content: IO[bytes] | None = None
     size: int = 0
     position: int = 0
@@ -58,8 +58,8 @@ def is_archive(path: Path) -> bool:
 def unpacked(root: Path, beside: Path, known: Mapping[str, str], force: bool = False) -> Path:
     """The folder to read `root` from: `root` itself, or `beside`, laid out like it, with its archives unpacked.
 
-    A folder `beside` that was unpacked from the same archives is used as it is. Archives inside of an archive are
-    unpacked too where they are known.
+    A folder `beside` that was unpacked from the same archives is used as it is. Known archives inside an
+    archive are unpacked too.
 
     Args:
         root: An archive, or a folder with or without known archives in it (at most two folders below).
@@ -120,9 +120,9 @@ def unpack(archive: Path, folder: Path) -> None:
         raise DatasetError(f"{archive} cannot be unpacked: {error}") from error
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0]
-        # An error number is the system's word on the disk, not on the archive.
-        mend = "" if isinstance(error, OSError) and error.errno else ": is the download complete? Fetch it again"
-        raise DatasetError(f"{archive} cannot be unpacked ({reason}){mend}") from error
+        # An error with a number comes from the system and is about the disk, not about the archive.
+        advice = "" if isinstance(error, OSError) and error.errno else ": is the download complete? Fetch it again"
+        raise DatasetError(f"{archive} cannot be unpacked ({reason}){advice}") from error
 
 
 def _members(archive: Path) -> Iterator[Member]:
@@ -153,7 +153,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
             else:
                 yield Member(info.name, "link" if info.issym() or info.islnk() else "device")
         if opened.fileobj is raw:
-            # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
+            # tarfile takes a damaged or missing header for the end of the archive; the true end is a block of zeros.
             raw.seek(opened.offset)
             if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"it breaks off, or is damaged, after {opened.offset} bytes")
@@ -177,7 +177,7 @@ def _write(member: Member, folder: Path, archive: Path, bytes_left: int) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with target.open("wb") as file:
-        # The stated size is not believed: what is counted is what comes out.
+        # The stated size is not trusted: the bytes that come out are counted.
         while block := member.content.read(_BLOCK):
             written += len(block)
             if written > bytes_left:
@@ -192,7 +192,7 @@ def _write(member: Member, folder: Path, archive: Path, bytes_left: int) -> int:
 
 
 def _safe_name(name: str, archive: Path) -> PurePosixPath:
-    """The relative path that a member may be written to; both kinds of slashes count, whatever the system."""
+    """The relative path that a member may be written to; both kinds of slashes separate folders, on every system."""
     path = PurePosixPath(name)
     windows = PureWindowsPath(name)
     if path.is_absolute() or windows.drive or windows.root or ".." in windows.parts or "\0" in name:
@@ -201,7 +201,7 @@ def _safe_name(name: str, archive: Path) -> PurePosixPath:
 
 
 def _packed(root: Path, known: Mapping[str, str]) -> list[Path]:
-    """The known archives in a folder whose content is not there yet."""
+    """The known archives in a folder that have not been unpacked there yet."""
     return [
         path
         for depth in _DEPTHS
@@ -213,7 +213,7 @@ def _packed(root: Path, known: Mapping[str, str]) -> list[Path]:
 
 
 def _copy_lists(root: Path, folder: Path) -> None:
-    """Copy the lists that lie loose among the archives, so that the reader finds all in one place."""
+    """Copy the lists that lie beside the archives, so that the reader finds everything in one place."""
     for depth in _DEPTHS:
         for path in root.glob(f"{depth}*"):
             if path.suffix.lower() in _LISTS and path.is_file():
@@ -223,7 +223,7 @@ def _copy_lists(root: Path, folder: Path) -> None:
 
 
 def _is_unpacked(folder: Path, stamp: str, force: bool) -> bool:
-    """Whether the folder holds these archives. OverwriteError where it holds something else that must stay."""
+    """Whether the folder holds these archives. OverwriteError where it holds something else, which must stay."""
     if not folder.exists():
         return False
     marker = folder / STAMP
@@ -235,13 +235,13 @@ def _is_unpacked(folder: Path, stamp: str, force: bool) -> bool:
     if marker.read_text() == stamp:
         return True
     if not force:
-        raise OverwriteError(f"{folder} holds what another archive held: choose another --out, or give --force")
+        raise OverwriteError(f"{folder} was unpacked from another archive: choose another --out, or give --force")
     return False
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Hand out a temporary folder; when the block ends well it takes the place of `path`, else it is deleted."""
+    """Hand out a temporary folder; when the block ends without an error, it replaces `path`; else it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     old = temporary.with_suffix(".old")

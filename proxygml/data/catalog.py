@@ -1,6 +1,6 @@
 """The catalog: one table of images, labels and splits that every command reads.
 
-It reads, checks, splits and writes the table. It opens no image: that is prepare.py's work.
+It reads, checks, splits and writes the table. prepare.py opens the images.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SUFFIXES = (".csv", ".parquet")
 
 
 class Count(NamedTuple):
-    """How much a part of a catalog holds."""
+    """How many images and classes a part of a catalog has."""
 
     images: int
     classes: int
@@ -40,11 +40,11 @@ class Catalog:
         table: One row an image, index 0..n-1. `path` (str, relative to `folder` with forward slashes, or absolute),
             `label` (str), `split` (one of SPLITS); optionally `x_1 y_1 x_2 y_2` (nullable integers, pixels of the
             upright image, the right and lower edge not included; all four or none) and `is_query is_gallery` (bool,
-            both or none). Other columns are kept as they are.
-        folder: What the relative paths are relative to.
+            both or none). Other columns are kept as they are; those of a CSV file are text, exactly as the file has it.
+        folder: The folder that the relative paths are relative to.
 
     Raises:
-        CatalogError: The table has other columns, values or types than these. Boxes without an area pass here:
+        CatalogError: The table has other columns, values or types than these. Boxes without an area are accepted here:
             `Catalog.read` refuses them, `prepare` reports them.
     """
 
@@ -67,11 +67,11 @@ class Catalog:
     def read(cls, path: Path | str, check_boxes: bool = True) -> "Catalog":
         """Read a CSV or Parquet table, ours or one made for open-metric-learning.
 
-        There `validation` is `test` where the table has no test rows, and `val` where it has.
+        In the latter, the split `validation` becomes `test` where the table has no test rows, else `val`.
 
         Args:
             path: The table; its relative paths are relative to its folder.
-            check_boxes: False lets boxes without an area pass, for a caller who reports them all.
+            check_boxes: False accepts boxes without an area, for a caller that reports them all.
 
         Raises:
             CatalogError: The file is missing or no table, or the table is wrong (see the class).
@@ -144,7 +144,7 @@ class Catalog:
 
     @property
     def fingerprint(self) -> str:
-        """12 hex digits of the images' names, labels, splits, boxes and roles, in their order; not of their folders."""
+        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, roles."""
         names = self.table["path"].map(posixpath.basename)
         columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *ROLE_COLUMNS) if column in self.table]
         rows = self.table.assign(path=names)[columns].to_csv(index=False, lineterminator="\n")
@@ -174,7 +174,7 @@ class Catalog:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise CatalogError when a catalog cannot be written or read under that name."""
+    """Raise CatalogError when the name does not end as that of a catalog."""
     if path.suffix.lower() not in SUFFIXES:
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
 
@@ -191,7 +191,7 @@ def check_splits(catalog: Catalog) -> list[str]:
     """Check that the splits are class-disjoint and that each serves its purpose.
 
     Returns:
-        What to tell the user although the catalog can be used.
+        Warnings for the user; the catalog can be used all the same.
 
     Raises:
         CatalogError: Two splits share classes, the training split has one class only, or nothing can be retrieved
@@ -212,9 +212,7 @@ def check_splits(catalog: Catalog) -> list[str]:
         if name not in parts
     ]
     if "train" in parts and len(parts["train"].classes) < 2:
-        raise CatalogError(
-            f"the train split has one class only ({parts['train'].classes[0]!r}): at least 2 are needed to tell apart"
-        )
+        raise CatalogError(f"the train split has one class only ({parts['train'].classes[0]!r}): at least 2 are needed")
     for name in ("val", "test"):
         if name in parts:
             warnings += _check_retrieval(parts[name], name)
@@ -263,7 +261,7 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     is_gallery = everything if part.is_gallery is None else part.is_gallery
     if not is_query.any() or not is_gallery.any():
         raise CatalogError(
-            f"the {name} split has {is_query.sum()} queries and {is_gallery.sum()} gallery images: both needed"
+            f"the {name} split has {is_query.sum()} queries and {is_gallery.sum()} gallery images, but needs both"
         )
     in_gallery = table["label"].map(table.loc[is_gallery, "label"].value_counts()).fillna(0)
     # A query that is in the gallery too does not count as found by itself.

@@ -67,7 +67,7 @@ def _check_columns(table: pd.DataFrame) -> None:
         if there and len(there) < len(group):
             absent = ", ".join(column for column in group if column not in columns)
             raise CatalogError(
-                f"has the column {', '.join(there)} but not {absent}: all of {', '.join(group)}, or none"
+                f"has the column {', '.join(there)} but not {absent}: give all of {', '.join(group)}, or none"
             )
     for column in TEXT_COLUMNS:
         if column not in columns:
@@ -99,14 +99,16 @@ def _as_splits(column: pd.Series) -> pd.Series:
 
 
 def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:
-    """Whole pixels, rounded outwards, so that nothing of the box is lost."""
+    """The boxes in whole pixels, rounded outwards, so that nothing of a box is lost."""
     try:
         boxes = columns.apply(pd.to_numeric).astype("Float64").astype("float64")
     except (ValueError, TypeError) as error:
         raise CatalogError(f"has a box ({', '.join(BOX_COLUMNS)}) that is no number: {error}") from error
     given = boxes.notna().sum(axis=1)
     if (partial := (given > 0) & (given < len(BOX_COLUMNS))).any():
-        raise CatalogError(f"has a part of a box in {_rows(partial)}: all of {', '.join(BOX_COLUMNS)}, or none")
+        raise CatalogError(
+            f"has only a part of a box in {_rows(partial)}: give all of {', '.join(BOX_COLUMNS)}, or none"
+        )
     if (boundless := (boxes.abs() > MAX_COORDINATE).any(axis=1)).any():
         raise CatalogError(f"has a box beyond {MAX_COORDINATE} pixels in {_rows(boundless)}")
     lower, upper = list(BOX_COLUMNS[:2]), list(BOX_COLUMNS[2:])
@@ -116,14 +118,14 @@ def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_flags(column: pd.Series, splits: pd.Series) -> pd.Series:
-    """True and False, however the file spells them; training rows may leave it out, and are neither."""
+    """True and False, however the file spells them; training rows may leave it empty, which means False."""
     spelled = column.astype(object).map(lambda value: value.strip().lower() if isinstance(value, str) else value)
     flags = spelled.map({True: True, False: False, "true": True, "false": False, "1": True, "0": False})
     wrong = flags.isna() & ~((splits == "train") & column.isna())
     if wrong.any():
         found = column[wrong].iloc[0]
         raise CatalogError(
-            f"has {column.name} {str(found)!r} in {_rows(wrong)}: True or False in every val and test row"
+            f"has {column.name} {str(found)!r} in {_rows(wrong)}, but must have True or False in every val and test row"
         )
     return flags.eq(True).astype(bool)
 

@@ -18,7 +18,7 @@ from proxygml.data.orientation import Pixels, stated_orientation, turned
 from proxygml.errors import ImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""Formats that are decoded, by Pillow's names. Its others are rare, and some are handed to other programs."""
+"""The formats that are decoded, as Pillow names them. Its others are rare, and for some it runs other programs."""
 
 # What Pillow's readers are known to raise when the bytes are not what they should be.
 _DECODER_FAILURES = (
@@ -34,7 +34,7 @@ _DECODER_FAILURES = (
     struct.error,
     zlib.error,
 )
-# What Pillow warns of, a user learns from an ImageError or need not know.
+# An ImageError says what the user needs to know; Pillow's warnings are not shown.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -60,7 +60,7 @@ def decode(data: bytes, name: str, rows: int = 0, max_pixels: int = MAX_PIXELS) 
     Args:
         data: the file.
         name: what messages call it.
-        rows: decode at least so many rows, from the top; 0 for all.
+        rows: decode at least this many rows, from the top; 0 for all.
         max_pixels: height times width may be at most this.
 
     Returns:
@@ -78,7 +78,7 @@ def decode(data: bytes, name: str, rows: int = 0, max_pixels: int = MAX_PIXELS) 
         header = read_header(data)
         if header is None:
             raise ImageError(_unknown(data, name))
-        # The rare kinds that this decoder refuses are Pillow's, and so is the reason if it refuses as well.
+        # Pillow decodes the rare kinds that this decoder refuses, or gives the reason why nobody can.
         with suppress(RuntimeError, ValueError):
             return decode_jpeg(data, header, rows)
     return _decode_with_pillow(data, name, max_pixels)

@@ -15,7 +15,7 @@ from proxygml.errors import ImageError
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images to embed and what is known of each.
+    """The images to embed, with their columns.
 
     Attributes:
         table: `path` (absolute), then any other columns; box columns as in a catalog.
@@ -33,7 +33,7 @@ class ImageList:
         """Image files, and those in folders, by the ending of their names; hidden ones are left out.
 
         Raises:
-            ImageError: a place that is not there, or no image in any.
+            ImageError: a place does not exist, or no place holds an image.
         """
         files: list[Path] = []
         for place in places:
@@ -41,7 +41,9 @@ class ImageList:
                 raise ImageError(f"there is no {place}: give image files, or folders of them")
             files += sorted(_images_in(place)) if place.is_dir() else [place]
         if not files:
-            raise ImageError(f"no image is in {', '.join(map(str, places))}: give image files, or folders of them")
+            raise ImageError(
+                f"there is no image in {', '.join(map(str, places))}: give image files, or folders of them"
+            )
         return cls(pd.DataFrame({"path": list(dict.fromkeys(str(file.resolve()) for file in files))}))
 
     @property

@@ -1,6 +1,6 @@
 """From an image file to a tensor: decoding, parts of images, thumbnails, and the torch Dataset of a catalog's images.
 
-It does not check a whole data set: that is prepare.py.
+prepare.py checks whole data sets.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def decode_part(path: str | Path, choose: Callable[[int, int], Region]) -> Tenso
 
     Args:
         path: the image file.
-        choose: takes the height and width of the upright image and returns a part that lies inside; called once.
+        choose: a function from the height and width of the upright image to a part that lies inside; called once.
 
     Returns:
         uint8 (3, height, width) of the part, with the same pixels as if it were cut out of decode_image's.
@@ -76,9 +76,9 @@ def decode_part(path: str | Path, choose: Callable[[int, int], Region]) -> Tenso
 
 
 def thumbnail(path: str | Path, box: Sequence[int] | None, side: int) -> npt.NDArray[np.uint8]:
-    """The image, or the part of it in the box (see cut_box), uint8 (H, W, 3), its longer side of that many pixels.
+    """The image, or the part of it in the box (see cut_box), uint8 (H, W, 3), its longer side that many pixels long.
 
-    A grey square where it cannot be opened: pictures of results do not fail for one image.
+    An image that cannot be opened becomes a grey square, so that one image does not spoil a picture of results.
     """
     try:
         return small_picture(decode_image(path), box, side, str(path))
@@ -102,7 +102,7 @@ def small_picture(image: Tensor, box: Sequence[int] | None, side: int, name: str
 
 
 def grey_square(side: int) -> npt.NDArray[np.uint8]:
-    """What stands for an image that cannot be shown, uint8 (side, side, 3)."""
+    """The grey square that replaces an image that cannot be shown, uint8 (side, side, 3)."""
     return np.full((side, side, 3), 225, dtype=np.uint8)
 
 

@@ -19,18 +19,18 @@ _WITHOUT_LENGTH = frozenset((*range(0xC0), *range(0xD0, 0xDA)))  # no length fol
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 # Inside of a scan, FF 00 is data and FF D0 to FF D7 are restarts.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Below the last row that is wanted: colours of halved or quartered height are interpolated from rows that far away.
+# Rows decoded below the last one needed: colours stored at half or quarter height are interpolated from rows so far.
 _CONTEXT_ROWS = 8
 
 
 class JpegHeader(NamedTuple):
-    """What the header of a JPEG announces."""
+    """What the header of a JPEG says."""
 
     height: int
     """Of the image as it is stored, in pixels."""
     width: int
     height_at: int
-    """Where the height stands in the file, two bytes."""
+    """Position of the height in the file, two bytes."""
     orientation: int
     """1 (upright) to 8, as EXIF numbers them."""
 
@@ -55,7 +55,7 @@ def read_header(data: bytes) -> JpegHeader | None:
 
 
 class JpegParts(NamedTuple):
-    """What a decoder has to go through."""
+    """How much work a JPEG is for a decoder."""
 
     scans: int
     """Passes over the image."""
@@ -83,7 +83,7 @@ def count_parts(data: bytes, most: JpegParts) -> JpegParts:
 
 def is_truncated(data: bytes) -> bool:
     """Whether a scan begins after the last end of an image: an unfinished download, also where zeros pad it."""
-    # The end is looked for first, because it is found at once; the search goes on from there.
+    # The search for the end comes first, because it is fast; the search for a scan continues from there.
     return data.find(_START_OF_SCAN, max(0, data.rfind(_END_OF_IMAGE))) >= 0
 
 

@@ -64,7 +64,7 @@ def stated_orientation(info: Mapping[str | tuple[int, int], Any]) -> int:
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Pixels (H, W, 3) turned upright, as the orientation 1..8 asks for; (W, H, 3) for 5 to 8."""
+    """Pixels (H, W, 3) turned upright, for the orientation 1..8; (W, H, 3) for 5 to 8."""
     if orientation == UPRIGHT:
         return pixels
     if orientation >= 5:

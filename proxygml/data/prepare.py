@@ -1,6 +1,7 @@
 """From a download to a catalog: unpack, read, compare with what was published, open every image, write.
 
-What a data set looks like on disk is its own file's knowledge, in datasets/; decoding is images.py's.
+datasets/ has one file for each data set, which knows its layout on disk. `prepare` is one thing, a list of steps in
+their order; its arguments, described in full, make it longer than a screen.
 """
 
 import os
@@ -35,7 +36,7 @@ ROWS_SHOWN = 10
 
 
 class Finding(NamedTuple):
-    """Something about one file that the user should know."""
+    """A problem with one file that the user should know of."""
 
     path: str
     kind: str
@@ -49,7 +50,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What opening an image file told: its content's hash and size in pixels, or what is wrong with it."""
+    """What was found when an image file was opened: its hash and its size in pixels, or what is wrong."""
 
     digest: bytes = b""
     width: int = 0
@@ -73,9 +74,9 @@ def prepare(
 
     Archives are unpacked into a folder beside `out`, named like it without its suffix, and stay there; a folder that
     was unpacked from the same archives is used as it is. Every image is opened once. Files that are missing, empty,
-    truncated or no images, whose box does not fit, or that are there twice, are reported in one table. In a benchmark
-    (a data set with published counts) an image that is there twice is reported and kept, and a box that reaches
-    beyond its image is cut to it: the published figures stand on them.
+    truncated or no images, files whose box does not fit, and duplicates are reported in one table. In a benchmark (a
+    data set with published counts) duplicates are reported and kept, and a box that reaches beyond its image is cut to
+    the image, because the published figures were measured so.
 
     Args:
         dataset: The name of a data set, such as "cub200", "folder" or "glyphs" (see `proxygml prepare --help`).
@@ -85,22 +86,21 @@ def prepare(
         options: The data set's own options, such as {"test_classes": "half"} for "folder" (those that
             `proxygml prepare DATASET --help` lists).
         on_bad: What bad images lead to: `fail` writes nothing, `drop` leaves them out and lists them in
-            OUT.dropped.csv. Of images that are there twice in the same class the first stays; where the classes
-            differ none does, because nobody knows which is right.
-        force: Replace what an earlier run left at `out`.
-        workers: How many images are opened at a time; as many as there are processors when left out.
-        resize: Store a smaller copy of each image, its shorter side so many pixels, in a folder beside `out`, and let
-            the catalog point at the copies; see `copies.copy_smaller`.
+            OUT.dropped.csv. Of duplicates in the same class the first stays; of duplicates in different
+            classes none stays, because nobody knows which class is right.
+        force: Replace the result of an earlier run at `out`.
+        workers: How many images are opened at a time; by default as many as there are processors.
+        resize: Store a smaller copy of each image, this many pixels on the shorter side, in a folder beside `out`, and
+            list the copies in the catalog; see `resize.copy_smaller`.
 
     Returns:
         The catalog as it was written.
 
     Raises:
         DatasetError: There is no such data set or option, the download is incomplete or of another layout, or images
-            are bad and `on_bad` is `fail`; `resize` is impossible, or its folder would lie among the images of one's
-            own.
+            are bad and `on_bad` is `fail`; `resize` is impossible, or the copies would lie among your own images.
         CatalogError: The catalog cannot be used (see `catalog.check_splits`).
-        OverwriteError: Something is in the way, and `force` was not given.
+        OverwriteError: Something is at `out` already, and `force` was not given.
     """
     dataset = (find_dataset(dataset) if isinstance(dataset, str) else dataset).with_options(options or {})
     root, out = None if root is None else Path(root), Path(out)
@@ -135,11 +135,11 @@ def prepare(
 
 def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
     if resize < 1:
-        raise DatasetError(f"resize is {resize}: expected the shorter side in pixels, 1 or more")
+        raise DatasetError(f"resize is {resize}, but must be the shorter side in pixels, 1 or more")
     if images is not None and copies.resolve().is_relative_to(images.expanduser().resolve()):
         raise DatasetError(
             f"the copies would go to {copies}, among the images in {images}, where the next run would take them for "
-            "a class: choose an --out that lies elsewhere"
+            "a class: choose an --out in another folder"
         )
 
 
@@ -171,19 +171,19 @@ def _make(dataset: Dataset, folder: Path, force: bool) -> Catalog:
 
 
 def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
-    """Name every difference between what is listed and what was published."""
+    """Warn of every difference between the images found and those published."""
     found = catalog.counts
     for part, published in (dataset.published or {}).items():
         images, classes = found.get(part, (0, 0))
         if (images, classes) != published:
             _warn(
                 f"{dataset.name} {part} has {images:,} images of {classes:,} classes, but {published.images:,} of "
-                f"{published.classes:,} were published: figures on it cannot stand beside published ones"
+                f"{published.classes:,} were published: its figures cannot be compared with published ones"
             )
 
 
 def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding]:
-    """What the reader left out, other than what an earlier run wrote into the folder itself."""
+    """The files that the reader left out, without those that an earlier run wrote into the folder."""
     if dataset.strays is None:
         return []
     written = {path.resolve() for path in ours}
@@ -197,7 +197,7 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
 def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
     """Open every file once, however many rows name it, in processes that are stopped at their limits."""
     if workers is not None and workers < 1:
-        raise DatasetError(f"workers is {workers}: expected at least 1")
+        raise DatasetError(f"workers is {workers}, but must be 1 or more")
     unique = list(dict.fromkeys(paths))
     size = min(workers or os.cpu_count() or 1, max(1, len(unique)))
     with DecoderPool(size) as decoders:
@@ -300,10 +300,11 @@ def _duplicates(
 
 
 def _drop(catalog: Catalog, bad: Sequence[Finding], files: int, on_bad: OnBad) -> Catalog:
-    """The catalog without its bad rows. DatasetError where they may not be left out, or nothing would be left."""
+    """The catalog without its bad rows. DatasetError where `on_bad` is `fail`, or no row is left."""
     if on_bad == "fail":
         raise DatasetError(
-            f"{_summary(bad, files)}. No catalog was written: mend or fetch them, or leave them out with --on-bad drop"
+            f"{_summary(bad, files)}. No catalog was written: repair or replace them, "
+            "or leave them out with --on_bad drop"
         )
     rows = {finding.row for finding in bad if finding.row is not None}
     if len(rows) == len(catalog):
@@ -323,7 +324,7 @@ def _summary(bad: Sequence[Finding], files: int) -> str:
 
 def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
     if not dropped:
-        path.unlink(missing_ok=True)  # an earlier run's, which --force gave up
+        path.unlink(missing_ok=True)  # of an earlier run, which --force replaces
         return
     table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
     with atomic_write(path) as temporary:

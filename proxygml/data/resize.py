@@ -1,6 +1,6 @@
 """Smaller copies of a catalog's images, which decode several times faster, and the catalog that points at them.
 
-Whether the images are good is prepare.py's to judge, before.
+prepare.py has checked the images before.
 """
 
 import os
@@ -38,14 +38,14 @@ def copy_smaller(
     """Store a copy of every image whose shorter side has that many pixels, and scale the boxes with it.
 
     JPEG and lossy WebP become JPEG, all else PNG, upright and RGB. An image that is no larger is copied byte for byte.
-    Each copy takes over its image's time of change: a copy of the same time is taken as it is, so that a run that was
-    stopped goes on.
+    Each copy gets the modification time of its image. A copy with the same time is kept as it is, so that a stopped run
+    continues.
 
     Args:
         catalog: the images.
         sizes: the size of each of `catalog.paths`.
         folder: where the copies go, under the relative paths of their images.
-        shorter_side: 1 or more. Of the image, not of its box.
+        shorter_side: 1 or more; of the image, not of its box.
         workers: how many images at a time; as many as there are processors when left out.
 
     Returns:
@@ -72,7 +72,7 @@ def copy_smaller(
 
 
 def _place(path: str) -> str:
-    """Where the copy goes within the folder; images from elsewhere get a folder of their own each."""
+    """The path of the copy within the folder; each image from elsewhere gets a folder of its own."""
     place = PurePosixPath(os.path.normpath(path))
     if place.is_absolute() or place.parts[0] == "..":
         return f"elsewhere/{blake2b(path.encode(), digest_size=8).hexdigest()}/{place.name}"

@@ -29,7 +29,7 @@ class Region(NamedTuple):
 
 
 def test_transform(settings: ImageSettings) -> Transform:
-    """The transform of images that are judged, indexed or searched: scale the shorter side, cut out the centre.
+    """The transform of images that are evaluated, indexed or searched: scale the shorter side, cut out the centre.
 
     Returns:
         A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, size, size).
@@ -37,7 +37,7 @@ def test_transform(settings: ImageSettings) -> Transform:
 
     def transform(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        # No more than this can reach the centre crop; scaling a strip of 1 x 60,000 pixels as it is would fill memory.
+        # The centre crop uses no more than this; scaling a whole strip of 1 x 60,000 pixels would fill the memory.
         longest = 3 * min(height, width)
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
         height, width = image.shape[-2:]
@@ -78,7 +78,7 @@ def finish_crop(crop: Tensor, settings: ImageSettings, generator: np.random.Gene
 
 
 def scale_down(image: Tensor, shorter_side: int) -> Tensor:
-    """Scale uint8 (3, H, W) until its shorter side has so many pixels; one that has no more is returned as it is."""
+    """Scale uint8 (3, H, W) until its shorter side has that many pixels; a smaller image is returned as it is."""
     return scaled(image, *scaled_size(image.shape[-2], image.shape[-1], shorter_side), "bicubic")
 
 
@@ -101,8 +101,8 @@ def scaled(image: Tensor, height: int, width: int, interpolation: str) -> Tensor
 def random_crop(height: int, width: int, settings: ImageSettings, generator: np.random.Generator) -> Region:
     """Draw a training crop inside an image of that height and width.
 
-    The rules of torchvision's RandomResizedCrop: of ten draws the first that fits, or else the largest centred part
-    whose ratio is allowed.
+    It follows the rules of torchvision's RandomResizedCrop: the first of ten draws that fits, or else the largest
+    centred part whose ratio is allowed.
     """
     least_ratio, greatest_ratio = settings.crop_ratio
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Vectors in a Parquet file, beside the table of what they stand for: what `proxygml embed` writes and others read."""
+"""Parquet files of vectors and their items: `proxygml embed` writes them, `proxygml index` reads them."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -46,7 +46,7 @@ class VectorFile:
     """A file that `write_vectors` wrote.
 
     Raises:
-        GalleryError: it is no such file.
+        GalleryError: the file is missing, or holds no vectors.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class VectorFile:
         return facts
 
     def blocks(self) -> Iterator[Block]:
-        """Vectors (m, D) and their m items, a part of the file at a time."""
+        """The content of the file in parts: vectors float32 (m, D), and a table of their m items."""
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(ROWS_AT_A_TIME):
                 flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)

@@ -98,7 +98,7 @@ def embed_images(
     _report(problems, images)
     if problems and (on_bad == "fail" or len(problems) == len(images)):
         first = ", ".join(images.paths[row] for row in list(problems)[:3]) + (", ..." if len(problems) > 3 else "")
-        fix = "leave them out with --on-bad drop" if len(problems) < len(images) else "check the paths"
+        fix = "leave them out with --on_bad drop" if len(problems) < len(images) else "check the paths"
         raise ImageError(
             f"{len(problems):,} of {len(images):,} images cannot be embedded ({first}): repair them, or {fix}"
         )

@@ -23,6 +23,6 @@ def test_folders_and_files_are_listed_once(photos: Path) -> None:
     assert images.paths == [str((photos / "deep" / f"{n}.png").resolve()) for n in range(6)]
     with pytest.raises(ImageError, match="there is no"):
         ImageList.from_files([photos / "none"])
-    with pytest.raises(ImageError, match="no image is in"):
+    with pytest.raises(ImageError, match="there is no image in"):
         (photos / "empty").mkdir()
         ImageList.from_files([photos / "empty"])

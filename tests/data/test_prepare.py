@@ -88,7 +88,7 @@ def test_bad_files_are_named_and_nothing_is_written(root: Path, out: Path, capsy
     assert "1 of 17 files is out of place (loose.txt)" in message
     assert "3 of 17 files are unreadable (a/cut.png, b/empty.jpg, c/notes.txt)" in message
     assert "1 of 17 files is duplicated (a/again.png)" in message
-    assert "--on-bad drop" in message
+    assert "--on_bad drop" in message
     assert {path.name for path in out.parent.iterdir()} == {"data"}
     table = printed(capsys)
     for name in ("loose.txt", "a/cut.png", "b/empty.jpg", "c/notes.txt", "a/again.png", "is the same image as"):

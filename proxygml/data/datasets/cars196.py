@@ -1,7 +1,7 @@
 """Cars196: makes and models of cars, as Krause et al. published it; the first half of the models trains.
 
 Both layouts in circulation are read. The newer one has a training and a test part of its own, for classification: the
-models of both are the same, so they are put together and split anew. The photos are not opened here.
+models of both are the same, so the parts are joined and split again. The photos are not opened here.
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""A folder of one's own images: a folder a class, split here or in root/train, root/val and root/test.
+"""Your own images in one folder per class, split here or already in root/train, root/val and root/test.
 
 The images are not opened here.
 """
@@ -17,15 +17,15 @@ LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 def read(root: Path, *, test_classes: str | None = None) -> Catalog:
     """Your own images: root/class/image, or root/train/class/image and root/test/class/image (root/val too).
 
-    Every file in a class folder is taken for an image of that class.
+    Every file in a class folder counts as an image of that class.
 
     Args:
         root: The folder, or an archive of it.
-        test_classes: Which classes of root/class/image test: `half`, a number (the last ones by name), or a text file
-            with a class name a line. Not for root/train and root/test.
+        test_classes: Which classes of root/class/image are for testing: `half`, a number (the last ones by name), or a
+            text file with one class name per line. Not for root/train and root/test.
 
     Raises:
-        DatasetError: The folder is missing or laid out in another way, or the test classes cannot be chosen so.
+        DatasetError: The folder is missing or has another layout, or `test_classes` is wrong.
     """
     if not root.is_dir():
         raise DatasetError(f"{root} is neither a folder nor an archive: expected root/class/image or root/train/...")
@@ -35,7 +35,7 @@ def read(root: Path, *, test_classes: str | None = None) -> Catalog:
     classes = _classes(top)
     if test_classes is None:
         raise DatasetError(
-            f"{top} holds {len(classes)} classes: say which test with --test-classes half | NUMBER | FILE"
+            f"{top} holds {len(classes)} classes: say which are for testing: --test_classes half, NUMBER or FILE"
         )
     tested = _choose(list(classes), test_classes)
     return _catalog(top, [("test" if name in tested else "train", name, files) for name, files in classes.items()])
@@ -71,7 +71,7 @@ def _parts(top: Path) -> list[str]:
 
 def _read_parts(top: Path, parts: list[str], test_classes: str | None) -> Catalog:
     if test_classes is not None:
-        raise DatasetError(f"{top} has {', '.join(parts)} of its own: leave out --test-classes")
+        raise DatasetError(f"{top} has {', '.join(parts)} already: leave out --test_classes")
     return _catalog(top, [(part, name, files) for part in parts for name, files in _classes(top / part).items()])
 
 
@@ -86,24 +86,28 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _choose(classes: list[str], test_classes: str) -> set[str]:
-    """The classes that test, of all in sorted order."""
+    """The classes for testing, chosen from all classes in sorted order."""
     if test_classes == "half":
         return set(classes[(len(classes) + 1) // 2 :])
     if test_classes.isdecimal():
         if not 0 < (number := int(test_classes)) < len(classes):
-            raise DatasetError(f"--test-classes is {number} of {len(classes)} classes: expected 1..{len(classes) - 1}")
+            raise DatasetError(
+                f"--test_classes is {number}, but must be 1 to {len(classes) - 1} of the {len(classes)} classes"
+            )
         return set(classes[-number:])
     file = Path(test_classes).expanduser()
     if not file.is_file():
-        raise DatasetError(f"--test-classes is {test_classes!r}: expected `half`, a number, or a file of class names")
+        raise DatasetError(
+            f"--test_classes is {test_classes!r}, but must be `half`, a number, or a file of class names"
+        )
     try:
         names = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{file} is no text: expected a class name a line") from error
+        raise DatasetError(f"{file} is no text file: expected one class name per line") from error
     if unknown := sorted(names - set(classes)):
         raise DatasetError(f"{file} names {len(unknown)} classes that have no folder, such as {unknown[0]!r}")
     if not names:
-        raise DatasetError(f"{file} names no class: expected a class name a line")
+        raise DatasetError(f"{file} names no class: expected one class name per line")
     return names
 
 

@@ -1,7 +1,7 @@
 """Built-in data: characters rendered from the fonts that Matplotlib ships, for a demo that downloads nothing.
 
-A class is a character, its images are the faces that have it, turned, sheared, scaled and made noisy at random. The
-test scripts are other ones than the training scripts.
+A class is a character. Its images show it in every typeface that has it, turned, sheared, scaled and made noisy at
+random. Other scripts are tested than are trained on.
 """
 
 import math
@@ -67,7 +67,7 @@ PAPER, INK = (225.0, 255.0), (0.0, 40.0)  # grey levels
 
 
 def make(out_folder: Path, *, images_per_class: int = 20, size: int = 64, seed: int = 0) -> Catalog:
-    """Render the data set: dark characters on light paper.
+    """Built-in data: characters of five scripts, rendered here from fonts; nothing is downloaded.
 
     Args:
         out_folder: created, whole or not at all; `<script>/U+XXXX_NAME/NN.png`, 8-bit grey.
@@ -219,7 +219,7 @@ def _distorted(ink: Image.Image, size: int, generator: np.random.Generator) -> n
     oversampling = 2
     side = size * oversampling
     matrix = _random_matrix(generator) * (side * generator.uniform(*EXTENT) / max(ink.size))
-    # Pillow asks where each pixel of the result comes from: the inverse, around both centres.
+    # Pillow needs the inverse: from where each pixel of the result comes. Both are around the centres.
     inverse = np.linalg.inv(matrix)
     reach = np.abs(matrix) @ np.array(ink.size) / 2
     room = np.maximum(side / 2 - reach, 0)

@@ -1,7 +1,4 @@
-"""What the readers of data sets share: what they hand to `prepare`, finding official files, reading official lists.
-
-It knows no data set and opens no image.
-"""
+"""What the readers of data sets share: the class Dataset, and functions that find and read official files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,21 +16,21 @@ class Dataset:
     """A kind of data that can be prepared."""
 
     name: str
-    """As the command line has it."""
+    """The name on the command line."""
     read: Callable[..., Catalog]
     """Turns an unpacked folder, its first argument, into a catalog; its other arguments are options with defaults."""
     published: Mapping[str, Count] | None = None
-    """Images and classes of each split as published. A data set that has them is a benchmark: its images stay as
-    they are, even where they are there twice."""
+    """Images and classes of each split as published. A data set that has them is a benchmark: all its images
+    are kept, duplicates too."""
     archives: Mapping[str, str] = field(default_factory=dict)
     """The archives that the official folder may hold, without suffix, and the folder that each unpacks to."""
     strays: Callable[[Path], list[tuple[str, str]]] | None = None
-    """Lists what `read` leaves out: (path relative to the folder, why)."""
+    """Lists the files that `read` leaves out: (path relative to the folder, why)."""
     makes_images: bool = False
-    """Whether `read` makes the folder itself, from nothing."""
+    """Whether `read` makes the images itself, in the folder that it is given."""
 
     def with_options(self, options: Mapping[str, object]) -> "Dataset":
-        """The same with values for other arguments of `read` than the first.
+        """The same data set with values for arguments of `read` other than the first.
 
         Raises:
             DatasetError: `read` has no such argument.
@@ -75,7 +72,7 @@ def read_list(path: Path, fields: int, header: int = 0) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is no text ({error}): fetch it again") from error
+        raise DatasetError(f"{path} is no text file ({error}): download it again") from error
     rows = []
     for number, line in enumerate(lines[header:], start=header + 1):
         row = line.split()

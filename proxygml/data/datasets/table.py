@@ -1,6 +1,6 @@
 """A table of images that exists already, ours or one made for open-metric-learning.
 
-It only says where the images are: reading and checking the table is catalog.py's work.
+It only says where the images are; catalog.py reads and checks the table.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ def read(root: Path, *, images: Path | None = None) -> Catalog:
 
     Args:
         root: The table.
-        images: The folder that its relative paths are relative to; the table's own when left out.
+        images: The folder that the relative paths are relative to; by default that of the table.
 
     Raises:
         CatalogError: The table is missing or wrong.

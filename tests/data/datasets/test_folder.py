@@ -51,10 +51,10 @@ def test_a_file_names_the_test_classes(five: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (None, "5 classes: say which test with --test-classes"),
-        ("0", "0 of 5 classes"),
-        ("5", "5 of 5 classes"),
-        ("most", "'most': expected `half`, a number, or a file"),
+        (None, "5 classes: say which are for testing: --test_classes half"),
+        ("0", "is 0, but must be 1 to 4 of the 5 classes"),
+        ("5", "is 5, but must be 1 to 4 of the 5 classes"),
+        ("most", "'most', but must be `half`, a number, or a file"),
     ],
 )
 def test_a_wrong_choice_is_named(five: Path, choice: str | None, message: str) -> None:
@@ -67,7 +67,7 @@ def test_splits_of_its_own(tmp_path: Path) -> None:
     catalog = folder.read(root)
     assert catalog.counts == {"train": Count(2, 2), "val": Count(1, 1), "test": Count(2, 1)}
     assert folder.strays(root) == []
-    with pytest.raises(DatasetError, match=r"has train, val, test of its own: leave out --test-classes"):
+    with pytest.raises(DatasetError, match=r"has train, val, test already: leave out --test_classes"):
         folder.read(root, test_classes="half")
 
 
