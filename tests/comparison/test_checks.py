@@ -220,7 +220,7 @@ def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], fin
         (["--run", "x"], "a comparison needs its recipe"),
         (
             ["--recipe", "nowhere", "--run", "x"],
-            "the recipe nowhere is not there: give a YAML file or one of cub200_2010",
+            "the recipe nowhere is neither a file nor the name of one that comes with proxygml: choose one of cub",
         ),
         (["--recipe", "cub200_2010_crops", "--run", "x"], "no catalog is given"),
         (["--recipe", "cub200_2010_crops", "--run", "x", "--epoch", "3"], "did you mean '--epochs'?"),
