@@ -39,7 +39,7 @@ dist: .venv/ready
 	$(SYSTEM_PYTHON) -c 'import sys; sys.exit("proxygml needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
 	$(SYSTEM_PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
