@@ -29,7 +29,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index"
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
-    words = "remove the items with COLUMN=VALUE, such as id=7 or label=sparrow"
+    words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
     parser.add_argument("--remove", nargs="+", default=[], help=words)
     words = "share of queries of unknown classes that may be given a class; sets the threshold for `none of these`"
     parser.add_argument("--false_accept_rate", type=float, default=0.01, help=words)
@@ -89,10 +89,9 @@ def _add(options: Namespace) -> None:
 def _remove(options: Namespace) -> None:
     from proxygml.gallery.base import Gallery
     from proxygml.gallery.build import remove_items
-    from proxygml.gallery.filters import column_values
 
     if options.add or options.catalog or options.images or options.vectors:
         raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")
     gallery = Gallery.load(options.out)
-    removed = remove_items(gallery, column_values(options.remove))
+    removed = remove_items(gallery, options.remove)
     say(f"{removed:,} items removed, {len(gallery):,} now: {options.out}")

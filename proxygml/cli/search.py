@@ -16,7 +16,10 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("gallery", type=str, help=GALLERY_HELP)
     parser.add_argument("queries", type=Path, nargs="+", help="images, or folders of them")
     parser.add_argument("--k", type=int, default=10, help="how many items to find for each image")
-    words = "find only items with COLUMN=VALUE, such as label=sparrow"
+    words = (
+        "find only items that meet all conditions: label=sparrow (several of a column: one is enough), label!=sparrow, "
+        "'price>=10', 'taken<2021-02' (also <= and >), label= (missing), tags=red (a list that holds it), id=4"
+    )
     parser.add_argument("--where", nargs="+", default=[], help=words)
     words = "draw the first 8 answers into this .png file"
     parser.add_argument("--show", type=Path | None, default=None, help=words)
@@ -33,7 +36,6 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_workers(parser)
     options = parser.parse(arguments)
     from proxygml.files import check_ending
-    from proxygml.gallery.filters import column_values
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search, write_answers
 
     if options.out is not None:
@@ -44,7 +46,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         options.gallery,
         options.queries,
         options.k,
-        column_values(options.where),
+        options.where,
         **chosen(options, "run", "leave_out_itself", "rerank", "threshold", "on_bad", "workers"),
     )
     count = len(answers.queries)

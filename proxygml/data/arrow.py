@@ -19,10 +19,14 @@ NULLABLE: dict[pa.DataType, pd.api.extensions.ExtensionDtype] = {
 def to_pandas(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
     """The table in pandas, with nullable types for whole numbers and truth values of which some are missing.
 
-    Arrow's own conversion turns such whole numbers into floats, which are exact only up to 2**53.
+    Arrow's own conversion turns such whole numbers into floats, which are exact only up to 2**53; so it does within
+    lists, which become lists of Python's values.
     """
     kinds = {
         column.type: NULLABLE[column.type] for column in table.columns if column.null_count and column.type in NULLABLE
     }
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get)
+    for place, column in enumerate(table.columns):
+        if pa.types.is_nested(column.type) and not pa.types.is_struct(column.type):
+            frame.isetitem(place, pd.Series(column.to_pylist(), frame.index, dtype=object))
     return frame

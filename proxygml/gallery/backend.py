@@ -15,6 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from proxygml.arrays import Block, Rows, Vectors
+from proxygml.gallery.column_types import Schema, shown_columns
 from proxygml.gallery.filters import Condition
 from proxygml.gallery.ids import Ids
 from proxygml.gallery.manifest import Manifest
@@ -68,9 +69,14 @@ class Backend(ABC):
         """The item table, by id, without removed items. A gallery in Milvus fetches all of it."""
 
     @property
-    @abstractmethod
     def columns(self) -> list[str]:
         """The names of the item table's columns."""
+        return shown_columns(self.manifest.schema)
+
+    @property
+    def schema(self) -> Schema:
+        """The columns of the item table and their types."""
+        return {name: kind for name, kind in self.manifest.schema.items() if name in self.columns}
 
     @abstractmethod
     def rows(self, ids: Ids) -> pd.DataFrame:

@@ -126,7 +126,7 @@ class Gallery(Backend):
         Raises:
             GalleryError: an unknown column, or a value that the column cannot hold.
         """
-        return self._matching(parse_where(where, self.columns))
+        return self._matching(parse_where(where, self.schema))
 
     def search(
         self,
@@ -142,7 +142,8 @@ class Gallery(Backend):
         Args:
             embeddings: (q, D) floats of any length, of the gallery's model.
             k: how many, 1 or more; fewer are returned where the gallery has fewer.
-            where: only items whose column has that value, or one of those values; all columns must agree.
+            where: only these items: {column: value, or several values of which one is enough}, all columns must agree;
+                or conditions such as ["price>=10", ("taken", "<", "2021-02")], of which all must hold (filters.py).
             exclude: for each query the id of an item that it may not find, such as its own; -1 for none.
             rerank: order the nearest 100 by their k-reciprocal neighbours (see reranking.py).
 
@@ -156,13 +157,13 @@ class Gallery(Backend):
         own = _excluded_ids(exclude, len(queries))
         spare = 0 if exclude is None else 1
         wanted = (max(k, RERANKED) if rerank else k) + spare
-        conditions = parse_where(where, self.columns) if where else []
+        conditions = parse_where(where, self.schema) if where else []
         candidates = self._candidates(queries, wanted, conditions)
         available = min((len(found.ids) for found in candidates), default=wanted)
         k = min(k, available - spare)
         if k < 1:
             missing = "no item" if not available else "no other item"
-            raise GalleryError(f"{missing} of the gallery's {len(self):,} may be found" + describe(where))
+            raise GalleryError(f"{missing} of the gallery's {len(self):,} may be found" + describe(conditions))
         scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
             values, order = ranked(found.vectors, query, found.rows, wanted)

@@ -4,7 +4,7 @@ A gallery keeps the fingerprint of its model; vectors of another model are refus
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
+from proxygml.gallery.filters import Where, parse_where
 from proxygml.gallery.neighbors import Kind
 from proxygml.gallery.places import check_place, work_place
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
@@ -268,29 +269,26 @@ def add_items(
     return added, int((~new).sum())
 
 
-def remove_items(gallery: Gallery, where: Mapping[str, Sequence[str]]) -> int:
-    """Remove from a gallery on disk the items whose columns hold one of the given values, and save it.
+def remove_items(gallery: Gallery, where: Where) -> int:
+    """Remove from a gallery on disk the items that a filter lets through, and save it.
 
     Args:
         gallery: the gallery.
-        where: values by column, as text; `id` is the number of an item.
+        where: see Gallery.search; `id` is the number of an item. An empty filter is refused.
 
     Returns:
         How many items were removed.
 
     Raises:
-        GalleryError: no item matches, there is no such column, or an id is not a whole number.
+        GalleryError: no item passes, there is no such column, or a value is none of its column.
     """
-    chosen = set(gallery.matching({name: values for name, values in where.items() if name != "id"}).tolist())
-    if "id" in where:
-        try:
-            chosen &= {int(number) for number in where["id"]}
-        except ValueError:
-            raise GalleryError(f"id is {' or '.join(where['id'])}, but an id is a whole number") from None
-    if not chosen:
-        wanted = " ".join(f"{column}={value}" for column, values in where.items() for value in values)
+    if not where:
+        raise GalleryError("no condition is given: nothing was removed")
+    chosen = gallery.matching(where)
+    if not len(chosen):
+        wanted = ", ".join(condition.text for condition in parse_where(where, gallery.schema))
         raise GalleryError(f"no item of {gallery.place} has {wanted}: nothing was removed")
-    gallery.remove(sorted(chosen))
+    gallery.remove(chosen)
     gallery.save()
     return len(chosen)
 

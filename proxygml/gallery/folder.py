@@ -16,6 +16,7 @@ from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, recall_sample
+from proxygml.gallery.column_types import column_texts
 from proxygml.gallery.filters import Condition
 from proxygml.gallery.folder_files import (
     FolderManifest,
@@ -32,7 +33,7 @@ from proxygml.gallery.folder_files import (
 )
 from proxygml.gallery.ids import Ids
 from proxygml.gallery.item_table import ItemTable
-from proxygml.gallery.items import check_items, coerce_items, first_equal_ids
+from proxygml.gallery.items import check_items, conformed, first_equal_ids
 from proxygml.gallery.manifest import Manifest
 from proxygml.gallery.neighbors import ApproximateIndex, candidate_rows, recall_against_exact
 from proxygml.gallery.places import backend_of
@@ -71,7 +72,8 @@ class FolderGallery(Gallery):
     def in_memory(cls, vectors: Vectors, items: pd.DataFrame, manifest: Manifest) -> Self:
         """See Gallery.create; of the manifest kind, model and run are filled in."""
         made = FolderManifest(manifest.kind, manifest.model, manifest.run, dimension=vectors.shape[1])
-        gallery = cls(vectors[:0], ItemTable.of(items[:0]), made)
+        check_items(items, len(vectors))
+        gallery = cls(vectors[:0], ItemTable.of(pd.DataFrame(), {}), made)
         gallery.add(vectors, items)
         gallery._build_index()
         return gallery
@@ -85,7 +87,7 @@ class FolderGallery(Gallery):
         with exclusive_lock(folder / ".lock"):
             name = unfinished_vectors(folder)
             try:
-                table, dimension, digest = write_blocks(blocks, folder / name, total)
+                table, schema, dimension, digest = write_blocks(blocks, folder / name, total)
                 made = FolderManifest(
                     manifest.kind,
                     manifest.model,
@@ -94,9 +96,10 @@ class FolderGallery(Gallery):
                     rows=len(table),
                     next_id=len(table),
                     generation=replaced_generation(folder),
+                    columns=column_texts(schema),
                     vectors=name,
                 )
-                gallery = cls(mapped_vectors(folder, made), ItemTable.of(table), made, folder=folder)
+                gallery = cls(mapped_vectors(folder, made), ItemTable.of(table, schema), made, folder=folder)
                 gallery._build_index(folder / f".{manifest.kind}-{digest[:16]}.faiss")
                 gallery._publish(folder)
             except Exception:  # what was only stopped, by Ctrl-C too, stays and is continued
@@ -107,7 +110,7 @@ class FolderGallery(Gallery):
     @classmethod
     def _load(cls, place: str | Path) -> Self:
         manifest, vectors, table, index = read_state(Path(place))
-        return cls(vectors, ItemTable(table), manifest, index, Path(place))
+        return cls(vectors, ItemTable(table, manifest.schema), manifest, index, Path(place))
 
     @staticmethod
     def check_place(place: str | Path, force: bool) -> None:
@@ -137,11 +140,6 @@ class FolderGallery(Gallery):
         """The item table, by id, without removed items."""
         return self._table.items
 
-    @property
-    def columns(self) -> list[str]:
-        """The names of the item table's columns."""
-        return list(self._table.shown.columns)
-
     def rows(self, ids: Ids) -> pd.DataFrame:
         """See Backend.rows."""
         return self._table.shown.iloc[self._table.rows_of(self._chosen(ids))]
@@ -158,11 +156,12 @@ class FolderGallery(Gallery):
         """See Backend.add."""
         vectors = self._normalized(embeddings)
         check_items(items, len(vectors))
-        fitting = coerce_items(items, self._table.shown)
+        fitting, schema = conformed(items, self._table.schema)
         ids = np.arange(self.manifest.next_id, self.manifest.next_id + len(items))
         self._vectors.append(vectors)
-        self._table = self._table.with_items(ids, fitting)
-        self.manifest = replace(self.manifest, next_id=self.manifest.next_id + len(items))
+        self._table = self._table.with_items(ids, fitting, schema)
+        end = self.manifest.next_id + len(items)
+        self.manifest = replace(self.manifest, next_id=end, columns=column_texts(schema))
         return ids
 
     def remove(self, ids: Ids) -> None:
@@ -203,7 +202,7 @@ class FolderGallery(Gallery):
             self._build_index()
 
     def _publish(self, folder: Path) -> None:
-        self.manifest = publish(folder, self.manifest, self._table.stored, self._index)
+        self.manifest = publish(folder, self.manifest, self._table, self._index)
         self.folder = folder
 
     def _matching(self, conditions: Sequence[Condition]) -> Rows:

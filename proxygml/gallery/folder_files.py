@@ -20,7 +20,11 @@ from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import atomic_write
-from proxygml.gallery.items import check_items, joined_tables
+from proxygml.gallery.cells import joined
+from proxygml.gallery.column_types import Schema
+from proxygml.gallery.item_file import read_items, write_items
+from proxygml.gallery.item_table import ItemTable
+from proxygml.gallery.items import check_items, conformed
 from proxygml.gallery.manifest import Manifest, manifest_text, parse_manifest
 from proxygml.gallery.neighbors import ApproximateIndex
 from proxygml.gallery.vectors import VectorRows, check_same_size, unit_vectors
@@ -91,7 +95,7 @@ def read_state(folder: Path) -> tuple[FolderManifest, Vectors, pd.DataFrame, App
         manifest = read_manifest(folder)
         try:
             vectors = mapped_vectors(folder, manifest)
-            table = pd.read_parquet(folder / manifest.items).set_index("id")
+            table = read_items(folder / manifest.items, manifest)
             index = ApproximateIndex.read(folder / manifest.index) if manifest.index else None
         except (FileNotFoundError, GalleryError):
             if read_manifest(folder).generation != manifest.generation:
@@ -132,16 +136,17 @@ def unfinished_vectors(folder: Path) -> str:
     return left[0] if left else _new_name("vectors", "f32")
 
 
-def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[pd.DataFrame, int, str]:
+def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tuple[pd.DataFrame, Schema, int, str]:
     """Write the vectors of all blocks to a file, except those that it holds already.
 
     Returns:
-        The item tables as one, the size of the vectors, and a digest of all vectors.
+        The item tables as one, its types, the size of the vectors, and a digest of all vectors.
 
     Raises:
         GalleryError: there are no rows, or the blocks do not fit together.
     """
     tables, dimension, digest, size = [], 0, hashlib.sha256(), 0
+    schema: Schema = {}
     path.touch()
     with path.open("r+b") as file, progress_bar(disable=total is not None and total < _WRITTEN_AT_A_TIME) as bar:
         task = bar.add_task("copying", total=total, note="")
@@ -151,7 +156,8 @@ def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tupl
             dimension = dimension or vectors.shape[1]
             check_same_size(vectors, dimension)
             part = vectors.astype("<f4").tobytes()
-            tables.append(items)
+            table, schema = conformed(items, schema)
+            tables.append(table)
             if file.read(len(part)) != part:
                 file.seek(size)
                 file.truncate()
@@ -161,10 +167,9 @@ def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tupl
             bar.advance(task, len(items))
         file.truncate(size)
         _flush(file)
-    table = joined_tables(tables).reset_index(drop=True) if tables else pd.DataFrame()
-    if table.empty:
+    if not size:
         raise GalleryError(f"no items are left to build {path.parent} from")
-    return table, dimension, digest.hexdigest()
+    return joined(tables, schema).reset_index(drop=True), schema, dimension, digest.hexdigest()
 
 
 def append_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows) -> FolderManifest:
@@ -184,15 +189,13 @@ def rewrite_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows,
     return replace(manifest, vectors=name, rows=len(kept), index="", generation=replaced_generation(folder))
 
 
-def publish(
-    folder: Path, manifest: FolderManifest, table: pd.DataFrame, index: ApproximateIndex | None
-) -> FolderManifest:
+def publish(folder: Path, manifest: FolderManifest, table: ItemTable, index: ApproximateIndex | None) -> FolderManifest:
     """Write items and index under new names, then gallery.json, which makes them the gallery; delete the old files.
 
     Args:
         folder: which holds the vectors already.
         manifest: names the index where it is written already.
-        table: the items by id, with the column `removed`.
+        table: the items.
         index: the approximate index, if there is one.
 
     Returns:
@@ -200,7 +203,7 @@ def publish(
     """
     items, index_name = _new_name("items", "parquet"), manifest.index
     with atomic_write(folder / items) as path:
-        table.reset_index().to_parquet(path, index=False)
+        write_items(path, table)
     if index is not None and not index_name:
         index_name = _new_name("index", "faiss")
         with atomic_write(folder / index_name) as path:

@@ -8,8 +8,10 @@ import pandas as pd
 
 from proxygml.arrays import Rows
 from proxygml.errors import GalleryError
-from proxygml.gallery.filters import Condition, matches
-from proxygml.gallery.items import joined_tables
+from proxygml.gallery.cells import joined
+from proxygml.gallery.column_types import Schema, shown_columns
+from proxygml.gallery.filters import Condition
+from proxygml.gallery.matching import matches
 
 Mask = npt.NDArray[np.bool_]
 
@@ -21,23 +23,25 @@ class ItemTable:
 
     Attributes:
         stored: by id, with the column `removed`; as it is written.
-        shown: the same without that column.
+        schema: the types of the other columns.
+        shown: the columns that users see.
         ids: int64 (n,), rising.
         alive: bool (n,), the rows that were not removed.
     """
 
-    def __init__(self, stored: pd.DataFrame) -> None:
+    def __init__(self, stored: pd.DataFrame, schema: Schema) -> None:
         self.stored = stored
-        self.shown = stored.drop(columns="removed")
+        self.schema = schema
+        self.shown = stored[shown_columns(schema)]
         self.ids: Rows = stored.index.to_numpy(dtype=np.int64)
         removed: Mask = stored["removed"].to_numpy(dtype=bool)
         self.alive: Mask = ~removed
         self._all_alive = not removed.any()
 
     @classmethod
-    def of(cls, items: pd.DataFrame) -> "ItemTable":
-        """A new table of n items with the ids 0 to n - 1."""
-        return cls(items.set_axis(pd.RangeIndex(len(items), name="id")).assign(removed=False))
+    def of(cls, items: pd.DataFrame, schema: Schema) -> "ItemTable":
+        """A new table of n items of these types with the ids 0 to n - 1."""
+        return cls(items.set_axis(pd.Index(np.arange(len(items)), name="id")).assign(removed=False), schema)
 
     def __len__(self) -> int:
         """How many rows, removed ones included."""
@@ -48,20 +52,20 @@ class ItemTable:
         """The rows that were not removed, by id."""
         return self.shown[self.alive]
 
-    def with_items(self, ids: Rows, items: pd.DataFrame) -> "ItemTable":
-        """The table with further rows at its end."""
-        added = items.set_axis(pd.Index(ids, name="id")).assign(removed=False)
-        return ItemTable(joined_tables([self.stored, added]) if len(self) else added)
+    def with_items(self, ids: Rows, items: pd.DataFrame, schema: Schema) -> "ItemTable":
+        """The table with further rows at its end, of these types, among which are those of the table."""
+        whole = joined([self.stored, items.set_axis(pd.Index(ids, name="id"))], schema)
+        return ItemTable(whole.assign(removed=np.concatenate([~self.alive, np.zeros(len(ids), dtype=bool)])), schema)
 
     def without(self, rows: Rows) -> "ItemTable":
         """The table with these rows marked as removed."""
         removed = ~self.alive
         removed[rows] = True
-        return ItemTable(self.stored.assign(removed=removed))
+        return ItemTable(self.stored.assign(removed=removed), self.schema)
 
     def only_alive(self) -> "ItemTable":
         """The table without the rows of removed items."""
-        return self if self._all_alive else ItemTable(self.stored[self.alive])
+        return self if self._all_alive else ItemTable(self.stored[self.alive], self.schema)
 
     def rows_of(self, ids: Rows) -> Rows:
         """The rows, int64 (n,), of these items.
@@ -81,5 +85,6 @@ class ItemTable:
             return None if self._all_alive else self.alive
         allowed = self.alive.copy()
         for condition in conditions:
-            allowed &= matches(self.shown, condition)
+            name = condition.column
+            allowed &= matches(pd.Series(self.ids) if name == "id" else self.shown[name], condition)
         return allowed

@@ -18,7 +18,8 @@ from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, recall_sample
-from proxygml.gallery.filters import Condition
+from proxygml.gallery.column_types import column_texts
+from proxygml.gallery.filters import Condition, one_of
 from proxygml.gallery.ids import Ids
 from proxygml.gallery.items import check_items, first_equal_ids
 from proxygml.gallery.manifest import Manifest
@@ -38,7 +39,7 @@ from proxygml.gallery.milvus_manifest import (
     read_removed,
 )
 from proxygml.gallery.milvus_reading import CollectionReader, MilvusRows, check_present
-from proxygml.gallery.milvus_schema import OTHERS, fields_of, table_of
+from proxygml.gallery.milvus_schema import OTHERS, table_of
 from proxygml.gallery.milvus_writing import GalleryWriter
 from proxygml.gallery.neighbors import recall_against_exact
 from proxygml.gallery.vectors import VectorRows
@@ -83,8 +84,8 @@ class MilvusGallery(Gallery):
                 client.load_collection(made.collection)
                 whole = MilvusManifest(
                     manifest.kind, manifest.model, manifest.run, dimension=made.dimension, rows=made.rows,
-                    next_id=made.rows, collection=made.collection, columns=made.columns,
-                    fields=fields_of(made.columns), generation=before.generation if before else 0,
+                    next_id=made.rows, collection=made.collection, columns=column_texts(made.schema),
+                    fields=made.fields, generation=before.generation if before else 0,
                 )  # fmt: skip
                 gallery = cls(client, address, whole, np.empty(0, np.int64))
                 gallery._build_index()
@@ -145,11 +146,6 @@ class MilvusGallery(Gallery):
         """See Backend.items."""
         return self._table(self._reader.scan(self._visible(), self.manifest.next_id, self._stored_fields))
 
-    @property
-    def columns(self) -> list[str]:
-        """See Backend.columns."""
-        return list(self.manifest.columns)
-
     def rows(self, ids: Ids) -> pd.DataFrame:
         """See Backend.rows."""
         wanted = self._chosen(ids)
@@ -166,7 +162,7 @@ class MilvusGallery(Gallery):
         paths = list(dict.fromkeys(str(path) for path in items["path"]))
         found: MilvusRows = []
         for start in range(0, len(paths), _PATHS_AT_A_TIME):
-            same_path = Condition("path", tuple(paths[start : start + _PATHS_AT_A_TIME]))
+            same_path = one_of("path", self.manifest.schema["path"], paths[start : start + _PATHS_AT_A_TIME])
             found += self._reader.query(self._visible([same_path]), self._stored_fields)
         return first_equal_ids(items, self._table(found).sort_index(), columns)
 
@@ -199,7 +195,7 @@ class MilvusGallery(Gallery):
         if len(self._removed):
             parts.append(f"not ({ids_in(self._removed)})")
         if conditions:
-            parts.append(expression(conditions, self.manifest.columns, self.manifest.fields))
+            parts.append(expression(conditions, self.manifest.fields))
         return " and ".join(parts)
 
     @property
@@ -207,7 +203,7 @@ class MilvusGallery(Gallery):
         return [*self.manifest.fields, OTHERS]
 
     def _table(self, rows: MilvusRows) -> pd.DataFrame:
-        return table_of(rows, self.manifest.columns)
+        return table_of(rows, self.schema)
 
     def _matching(self, conditions: Sequence[Condition]) -> Rows:
         rows = self._reader.scan(self._visible(conditions), self.manifest.next_id, [])

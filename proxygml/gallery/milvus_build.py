@@ -12,10 +12,11 @@ import pandas as pd
 from proxygml.arrays import Block, Vectors
 from proxygml.console import progress_bar
 from proxygml.files import atomic_write
-from proxygml.gallery.items import check_items
+from proxygml.gallery.column_types import Schema, column_texts
+from proxygml.gallery.items import check_items, conformed
 from proxygml.gallery.milvus_address import Address
 from proxygml.gallery.milvus_collections import create_collection, insert_rows
-from proxygml.gallery.milvus_schema import ColumnKind, columns_of, fields_of, rows_of
+from proxygml.gallery.milvus_schema import fields_of, rows_of, stored_schema
 from proxygml.gallery.vectors import check_same_size, unit_vectors
 
 _SHOWN_FROM = 16_384  # rows, below which there is no progress bar
@@ -26,7 +27,8 @@ class UnfinishedCollection:
 
     Attributes:
         collection: its name.
-        columns: those of the item table.
+        schema: the types of the item table's columns.
+        fields: the columns that have a field of their own.
         dimension: the size of the vectors.
         rows: how many have been inserted, in this build or the stopped one.
     """
@@ -41,7 +43,8 @@ class UnfinishedCollection:
         # After each block, a digest of all rows so far.
         self._inserted: list[str] = noted["blocks"] if there else []
         self._continuing = True  # until the first block that is inserted
-        self.columns: dict[str, ColumnKind] = {}
+        self.schema: Schema = {}
+        self.fields: list[str] = []
         self.dimension = 0
         self.rows = 0
 
@@ -58,14 +61,16 @@ class UnfinishedCollection:
             for given, items in blocks:
                 vectors = unit_vectors(given)
                 check_items(items, len(vectors))
+                table, schema = conformed(items, self.schema)
+                self.schema = stored_schema(schema)
                 if not done:
-                    self.columns, self.dimension = columns_of(items), vectors.shape[1]
-                    digest.update(json.dumps([self.dimension, self.columns]).encode())
+                    self.fields, self.dimension = fields_of(self.schema), vectors.shape[1]
+                    digest.update(json.dumps([self.dimension, column_texts(self.schema)]).encode())
                 check_same_size(vectors, self.dimension)
                 digest.update(vectors.tobytes() + items.to_csv().encode(errors="surrogatepass"))
                 done.append(digest.hexdigest())
                 if self._inserted[: len(done)] != done:
-                    self._insert(vectors, items, done)
+                    self._insert(vectors, table, done)
                 self.rows += len(items)
                 bar.advance(task, len(items))
 
@@ -74,12 +79,12 @@ class UnfinishedCollection:
             self.discard()
             self.collection = f"{self._address.name}_{uuid.uuid4().hex[:8]}"
             self._note([])
-            create_collection(self._client, self.collection, self.dimension, self.columns)
+            create_collection(self._client, self.collection, self.dimension, self.schema)
         elif self._continuing:  # a block may be there in part, or have changed
             self._client.delete(self.collection, filter=f"id >= {self.rows}")
         self._continuing = False
         ids = np.arange(self.rows, self.rows + len(items))
-        insert_rows(self._client, self.collection, rows_of(ids, vectors, items, self.columns, fields_of(self.columns)))
+        insert_rows(self._client, self.collection, rows_of(ids, vectors, items, self.schema, self.fields))
         self._note(done)
 
     def _note(self, done: Sequence[str]) -> None:

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from proxygml.errors import GalleryError
+from proxygml.gallery.column_types import Schema
 from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_schema import FIELD_TYPES, OTHERS, TEXT_BYTES, Columns, fields_of
+from proxygml.gallery.milvus_schema import FIELD_TYPES, OTHERS, TEXT_BYTES, fields_of
 from proxygml.gallery.neighbors import HNSW_BUILD, HNSW_LINKS, Kind, inverted_lists, product_codes
 
 MESSAGE_BYTES = 16 * 2**20
@@ -64,15 +65,16 @@ def translating_errors(address: Address) -> Iterator[None]:
         raise GalleryError(f"{address}: {error.message}") from error
 
 
-def create_collection(client: Any, name: str, dimension: int, columns: Columns) -> None:
+def create_collection(client: Any, name: str, dimension: int, columns: Schema) -> None:
     """A collection of `id`, `embedding` (dimension,) and a field for each column, searched exactly."""
     types = _pymilvus().DataType
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", types.INT64, is_primary=True)
     schema.add_field("embedding", types.FLOAT_VECTOR, dim=dimension)
     for column in fields_of(columns):
-        length = {"max_length": TEXT_BYTES} if columns[column] == "str" else {}
-        schema.add_field(column, types[FIELD_TYPES[columns[column]]], nullable=True, **length)
+        kind = FIELD_TYPES[columns[column].name]
+        length = {"max_length": TEXT_BYTES} if kind == "VARCHAR" else {}
+        schema.add_field(column, types[kind], nullable=True, **length)
     schema.add_field(OTHERS, types.JSON, nullable=True)
     client.create_collection(name, schema=schema, consistency_level="Strong")
     _set_index(client, name, "FLAT", {})

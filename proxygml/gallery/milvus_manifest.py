@@ -7,17 +7,18 @@ a stopped writer left is ignored.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Rows
-from proxygml.gallery.manifest import Manifest, manifest_text, parse_manifest
+from proxygml.gallery.column_types import ColumnType
+from proxygml.gallery.manifest import Count, Manifest, manifest_text, parse_manifest
 from proxygml.gallery.milvus_address import Address
 from proxygml.gallery.milvus_collections import create_collection
-from proxygml.gallery.milvus_schema import ColumnKind, Columns, rows_of
+from proxygml.gallery.milvus_schema import rows_of
 
 _IDS_IN_A_ROW = 4000  # removed ids in one text field
 
@@ -29,14 +30,13 @@ class MilvusManifest(Manifest):
     collection: str = ""
     """The name of the collection of the items."""
 
-    columns: Columns = field(default_factory=dict)
     fields: Sequence[str] = ()
     """The columns that have a field of their own."""
 
     pending: Sequence[Sequence[int]] = ()
     """Ranges of ids, first and last plus one, that a writer reserved and has not saved: they do not count."""
 
-    removing: int = 0
+    removing: Count = 0
     """How many rows after the first list ids that are removed, though their items may still be in the collection."""
 
 
@@ -80,7 +80,7 @@ def _read_text(client: Any, address: Address, row: int) -> str | None:
 
 def _write_text(client: Any, address: Address, row: int, text: str) -> None:
     name = _collection(address)
-    columns: dict[str, ColumnKind] = {"text": "str"}
+    columns = {"text": ColumnType("str")}
     if not client.has_collection(name):
         create_collection(client, name, 2, columns)  # Milvus has no collections without vectors
     table = pd.DataFrame({"text": [text]})

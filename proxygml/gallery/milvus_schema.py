@@ -2,18 +2,20 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from decimal import Decimal, localcontext
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError
-from proxygml.gallery.filters import Value
-
-ColumnKind = Literal["int64", "float64", "bool", "str"]
-Columns = Mapping[str, ColumnKind]
+from proxygml.gallery.cells import EPOCH, column_of
+from proxygml.gallery.column_types import ColumnType, Schema
+from proxygml.gallery.matching import comparable
+from proxygml.gallery.values import point_in_time
 
 OTHERS = "other_columns"
 """The JSON field for columns whose names no field can have, and for those that came after the gallery was made."""
@@ -21,47 +23,54 @@ OTHERS = "other_columns"
 TEXT_BYTES = 65_535
 """Of a text field, at most."""
 
-FIELD_TYPES = {"int64": "INT64", "float64": "DOUBLE", "bool": "BOOL", "str": "VARCHAR"}
+FIELD_TYPES = {
+    "int64": "INT64", "float32": "DOUBLE", "float64": "DOUBLE", "bool": "BOOL", "date": "INT64", "time": "INT64",
+    "str": "VARCHAR", "uint64": "VARCHAR", "decimal": "VARCHAR",
+}  # fmt: skip
+"""The fields of Milvus for the types of columns; the other types, and lists, share the field OTHERS."""
+
+_DIGITS = 40
+"""Digits before and after the decimal point of the numbers that Milvus keeps as text."""
+
+EMPTY_LIST = ""
+"""What stands for a list without elements, so that a filter can find it."""
 
 _KEYWORDS = ("and", "or", "not", "in", "like", "is", "null", "exists", "iso", "interval", "true", "false", OTHERS)
 
 
-def fields_of(columns: Columns) -> list[str]:
+def fields_of(schema: Schema) -> list[str]:
     """The columns that become fields of their own; the others share the field OTHERS."""
     return [
-        name for name in columns if re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.A) and name.lower() not in _KEYWORDS
+        name
+        for name, kind in schema.items()
+        if re.fullmatch(r"[A-Za-z_]\w{0,254}", name, re.A)
+        and name.lower() not in _KEYWORDS
+        and kind.name in FIELD_TYPES
+        and not kind.listed
     ]
 
 
-def columns_of(items: pd.DataFrame) -> dict[str, ColumnKind]:
-    """What each column of an item table holds; all but numbers and truth values is kept as text."""
-    types = pd.api.types
-    tests: tuple[tuple[Callable[[object], bool], ColumnKind], ...] = (
-        (types.is_bool_dtype, "bool"),
-        (types.is_integer_dtype, "int64"),
-        (types.is_float_dtype, "float64"),
-    )
-    return {
-        str(name): next((kind for test, kind in tests if test(cells.dtype)), "str") for name, cells in items.items()
-    }
+def stored_schema(schema: Schema) -> dict[str, ColumnType]:
+    """The types as Milvus keeps them: values of which a filter sees only the text are kept as text."""
+    return {name: ColumnType("str") if kind.name == "other" else kind for name, kind in schema.items()}
 
 
 def rows_of(
-    ids: Rows, vectors: Vectors, items: pd.DataFrame, columns: Columns, fields: Sequence[str]
+    ids: Rows, vectors: Vectors, items: pd.DataFrame, schema: Schema, fields: Sequence[str]
 ) -> list[dict[str, object]]:
     """The rows of an item table as Milvus inserts them.
 
     Args:
         ids: (n,).
         vectors: (n, D).
-        items: n rows.
-        columns: of the gallery; all columns of the items are among them.
+        items: n rows, of the gallery's types.
+        schema: these types; all columns of the items are among them.
         fields: which of them have a field of their own.
 
     Raises:
-        GalleryError: a cell that the column cannot hold.
+        GalleryError: a cell that Milvus cannot hold.
     """
-    cells = {str(name): _cells(str(name), items[name], columns[str(name)]) for name in items.columns}
+    cells = {str(name): _encoded_column(str(name), items[name], schema[str(name)]) for name in items.columns}
     typed, others = [name for name in cells if name in fields], [name for name in cells if name not in fields]
     rows = []
     for place, number in enumerate(ids.tolist()):
@@ -71,43 +80,80 @@ def rows_of(
     return rows
 
 
-def _cells(column: str, cells: pd.Series, kind: ColumnKind) -> list[Value | None]:
+def _encoded_column(column: str, cells: pd.Series, kind: ColumnType) -> list[Any]:
     missing = cells.isna().to_numpy()
     try:
-        return [None if gone else _cell(value, kind) for value, gone in zip(cells.tolist(), missing, strict=True)]
+        return [None if gone else encoded(value, kind) for value, gone in zip(cells.tolist(), missing, strict=True)]
     except ValueError as error:
-        raise GalleryError(f"the gallery's column {column!r} holds {kind}, but an item has {error}") from None
+        raise GalleryError(f"the column {column!r} has {error}, which Milvus cannot hold") from None
 
 
-def _cell(value: Any, kind: ColumnKind) -> Value:
-    """The value as that kind; a ValueError that shows it where it is none."""
-    if kind == "str":
+def encoded(value: Any, kind: ColumnType) -> Any:
+    """A cell, not missing, as Milvus keeps it: in an order that is that of the values.
+
+    Raises:
+        ValueError: Milvus cannot hold it.
+    """
+    if kind.listed:
+        return [encoded(one, kind.element) for one in value if one is not None] or EMPTY_LIST
+    if kind.name == "date":
+        return (value - EPOCH).days
+    if kind.name == "time":
+        (count,) = comparable(pd.Series([value]), kind)
+        return int(count)
+    if kind.name in ("float32", "float64") and not math.isfinite(value):
+        raise ValueError(str(value))
+    if kind.name in ("uint64", "decimal"):
+        return sortable(value)
+    if kind.name in ("str", "other"):
         if len((text := str(value)).encode()) > TEXT_BYTES:
             raise ValueError(f"a text of more than {TEXT_BYTES:,} bytes")
         return text
-    kinds: dict[str, Callable[[Any], Value]] = {"bool": bool, "int64": int, "float64": float}
-    fits = {
-        "bool": isinstance(value, bool),
-        "int64": isinstance(value, int | float),
-        "float64": not isinstance(value, str),
-    }
-    if not fits[kind] or not math.isfinite(value):
-        raise ValueError(repr(value))
-    if kind == "int64" and (value != int(value) or not -(2**63) <= value < 2**63):
-        raise ValueError(repr(value))
-    return kinds[kind](value)
+    return value
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], columns: Columns) -> pd.DataFrame:
+def decoded(cell: Any, kind: ColumnType) -> Any:
+    """What `encoded` was given; None for a missing cell."""
+    if cell is None:
+        return None
+    if kind.listed:
+        return [] if cell == EMPTY_LIST else [decoded(one, kind.element) for one in cell]
+    if kind.name == "date":
+        return EPOCH + timedelta(days=cell)
+    if kind.name == "time":
+        return point_in_time(cell, kind.unit, kind.zone)
+    if kind.name in ("uint64", "decimal"):
+        return int(number_of(cell)) if kind.name == "uint64" else number_of(cell)
+    return cell
+
+
+def sortable(number: int | Decimal) -> str:
+    """A number as text of one length, in the order of the numbers.
+
+    Raises:
+        ValueError: it has more than 40 digits before or after the decimal point.
+    """
+    with localcontext(prec=4 * _DIGITS):
+        whole = Decimal(number).scaleb(_DIGITS)
+        if whole != whole.to_integral_value() or abs(whole) >= Decimal(10) ** (2 * _DIGITS):
+            raise ValueError(f"{number}, of more than {_DIGITS} digits before or after the decimal point")
+        digits = int(whole) if whole >= 0 else 10 ** (2 * _DIGITS) - 1 + int(whole)
+    return f"{'1' if whole >= 0 else '0'}{digits:0{2 * _DIGITS}}"
+
+
+def number_of(text: str) -> Decimal:
+    """What `sortable` was given, without zeros at its end."""
+    digits = int(text[1:])
+    with localcontext(prec=4 * _DIGITS):
+        whole = Decimal(digits if text[0] == "1" else digits + 1 - 10 ** (2 * _DIGITS)).scaleb(-_DIGITS).normalize()
+        return whole if whole.as_tuple().exponent <= 0 else whole.quantize(Decimal(1))  # type: ignore[operator]
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: Schema) -> pd.DataFrame:
     """The item table, by id, of rows that Milvus returned."""
     ids = pd.Index([row["id"] for row in rows], dtype=np.int64, name="id")
     flat = [{**(row.get(OTHERS) or {}), **row} for row in rows]
-    series = {name: _series([row.get(name) for row in flat], kind, ids) for name, kind in columns.items()}
-    return pd.DataFrame(series, index=ids, columns=list(columns))
-
-
-def _series(cells: list[Any], kind: ColumnKind, ids: pd.Index) -> pd.Series:
-    """Where a cell is missing, whole numbers and truth values take pandas' nullable types, which keep them exact."""
-    if kind in ("int64", "bool") and any(cell is None for cell in cells):
-        return pd.Series(cells, ids, "Int64" if kind == "int64" else "boolean")
-    return pd.Series(cells, ids, kind)
+    series = {
+        name: column_of([decoded(row.get(name), kind) for row in flat], ids, kind) for name, kind in schema.items()
+    }
+    return pd.DataFrame(series, index=ids, columns=list(schema))

@@ -8,11 +8,13 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import OverwriteError
+from proxygml.gallery.column_types import column_texts
+from proxygml.gallery.items import conformed
 from proxygml.gallery.milvus_address import Address
 from proxygml.gallery.milvus_collections import insert_rows, translating_errors
 from proxygml.gallery.milvus_manifest import MilvusManifest, read_manifest, write_manifest, write_removed
 from proxygml.gallery.milvus_reading import ANSWER_ROWS
-from proxygml.gallery.milvus_schema import columns_of, rows_of
+from proxygml.gallery.milvus_schema import rows_of, stored_schema
 
 
 class GalleryWriter:
@@ -30,7 +32,8 @@ class GalleryWriter:
             OverwriteError: another writer has changed the gallery.
             GalleryError: a cell that its column cannot hold.
         """
-        columns = {**columns_of(items), **manifest.columns}
+        table, schema = conformed(items, manifest.schema)
+        schema = stored_schema(schema)
         with translating_errors(self._address):
             stored = self.check_unchanged(manifest)
             if self._first_own is None:
@@ -38,7 +41,7 @@ class GalleryWriter:
             first = stored.next_id if self._first_own is None else self._first_own
             end, generation = stored.next_id + len(items), stored.generation + 1
             ids = np.arange(stored.next_id, end)
-            rows = rows_of(ids, vectors, items, columns, manifest.fields)
+            rows = rows_of(ids, vectors, table, schema, manifest.fields)
             others = [reserved for reserved in stored.pending if reserved[0] != first]
             # The ids are reserved first, so that nobody counts these items or gives the ids again, however this ends.
             reserving = replace(stored, next_id=end, pending=[*others, [first, end]], generation=generation)
@@ -46,7 +49,9 @@ class GalleryWriter:
             insert_rows(self._client, manifest.collection, rows)
             self._first_own = first
         count = manifest.rows + len(items)
-        return ids, replace(manifest, rows=count, next_id=end, generation=generation, pending=others, columns=columns)
+        return ids, replace(
+            manifest, rows=count, next_id=end, generation=generation, pending=others, columns=column_texts(schema)
+        )
 
     def save(self, manifest: MilvusManifest, removed: Rows) -> MilvusManifest:
         """Publish additions and removals, then delete the removed items.

@@ -1,7 +1,7 @@
 """Searching a gallery with images: the answers as a table and as a picture."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from proxygml.files import PathLike, atomic_write
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
+from proxygml.gallery.filters import Where
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.spreadsheet import without_formulas
@@ -44,7 +45,7 @@ def search(
     gallery: PathLike | Gallery,
     images: PathLike | Sequence[PathLike],
     k: int = 10,
-    where: Mapping[str, Sequence[str]] | None = None,
+    where: Where | None = None,
     *,
     run: PathLike | None = None,
     leave_out_itself: bool = False,
@@ -61,7 +62,7 @@ def search(
         gallery: its folder, the address of one in Milvus, or a loaded one.
         images: the queries: an image file or a folder of them, or several.
         k: how many items to find for each query.
-        where: find only items whose columns hold one of these values, such as {"label": ["sparrow"]}.
+        where: find only these items: {"label": ["sparrow"]}, or conditions such as ["price>=10"]; see Gallery.search.
         run: the run folder of the gallery's model, if it has moved.
         leave_out_itself: a query does not find the item with its own path (and box).
         rerank: order the nearest 100 by their k-reciprocal neighbours.
@@ -96,7 +97,7 @@ def search_images(
     embedder: Embedder,
     queries: ImageList,
     k: int = 10,
-    where: Mapping[str, Sequence[str]] | None = None,
+    where: Where | None = None,
     *,
     leave_out_itself: bool = False,
     rerank: bool = False,

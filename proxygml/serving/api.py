@@ -21,13 +21,15 @@ from proxygml.serving.body_limit import BodyLimit
 from proxygml.serving.decoder import KINDS
 from proxygml.serving.docs import add_docs
 from proxygml.serving.failures import Failures
-from proxygml.serving.forms import FormRoute, read_pairs
+from proxygml.serving.forms import FormRoute, read_conditions, read_pairs
 from proxygml.serving.headers import SecurityHeaders
 from proxygml.serving.hosts import HostCheck, host_name, local_names
 from proxygml.serving.limits import RequestError
 from proxygml.serving.metrics import Measured, Metrics
 from proxygml.serving.refusals import describe_refusals, refuse
 from proxygml.serving.service import Answer, Service
+
+_WHERE = "a condition: column=value, also !=, <, <=, > and >=; several values of a column are alternatives"
 
 
 class Found(BaseModel, extra="allow"):
@@ -147,22 +149,28 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def search(
         image: Upload,
         k: Annotated[int, Form(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
-        where: Annotated[list[str], Form(description="column=value; several of a column are alternatives")] = [],  # noqa: B006
+        where: Annotated[
+            list[str],
+            Form(description=_WHERE),
+        ] = [],  # noqa: B006
     ) -> SearchAnswer:
         """The items most similar to an image."""
         async with service.admitted():
             vector = await service.embed(await image.read())
-            return _search_answer(await service.search(vector, k, read_pairs(where)))
+            return _search_answer(await service.search(vector, k, read_conditions(where)))
 
     @app.get("/items/{id}/neighbors", responses=describe_refusals(404, 422, 429, 503))
     async def neighbors(
         id: Id,
         k: Annotated[int, Query(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
-        where: Annotated[list[str], Query(description="column=value; several of a column are alternatives")] = [],  # noqa: B006
+        where: Annotated[
+            list[str],
+            Query(description=_WHERE),
+        ] = [],  # noqa: B006
     ) -> SearchAnswer:
         """The items most similar to one of the gallery, which is not among them."""
         async with service.admitted():
-            return _search_answer(await service.neighbors(id, k, read_pairs(where)))
+            return _search_answer(await service.neighbors(id, k, read_conditions(where)))
 
     @app.post("/embed", responses=_IMAGE)
     async def embed(image: Upload) -> Embedding:

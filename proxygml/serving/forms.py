@@ -101,6 +101,17 @@ def _check_names(names: Sequence[str], known: Sequence[str], kind: str) -> None:
             raise RequestError(422, f"the {kind} {name!r} is given twice")
 
 
+def read_conditions(texts: Sequence[str]) -> list[str]:
+    """Conditions of a filter, such as `price>=10`, checked to be short and printable; filters.py reads them.
+
+    Raises:
+        RequestError: 422 for a text that is not.
+    """
+    for text in texts:
+        _check_text(text, "condition", 2 * MAX_VALUE)
+    return list(texts)
+
+
 def read_pairs(texts: Sequence[str]) -> dict[str, list[str]]:
     """The values of each column, of texts such as `label=sparrow`.
 
@@ -109,13 +120,20 @@ def read_pairs(texts: Sequence[str]) -> dict[str, list[str]]:
     """
     for text in texts:
         name, _, value = text.partition("=")
-        for part, what in ((name, "name of a column"), (value, "value")):
-            if len(part) > MAX_VALUE or len(part.encode(errors="replace")) > _MAX_VALUE_BYTES:
-                found = f"{part[:20]!r}... has {len(part):,} characters"
-                raise RequestError(422, f"a {what} is too long: {found}, but may have {MAX_VALUE}, of 1 KiB in all")
-            if any(unicodedata.category(character) in _FORBIDDEN or character in _DIRECTIONS for character in part):
-                raise RequestError(422, f"a {what} has control characters: {part!r}; leave them out")
+        _check_text(name, "name of a column", MAX_VALUE)
+        _check_text(value, "value", MAX_VALUE)
     try:
         return column_values(texts)
     except UserError as error:
         raise RequestError(422, str(error)) from None
+
+
+def _check_text(text: str, what: str, most: int) -> None:
+    """Raise RequestError, 422, for a text that is too long or has control characters."""
+    if len(text) > most or len(text.encode(errors="replace")) > most * _MAX_VALUE_BYTES // MAX_VALUE:
+        found = f"{text[:20]!r}... has {len(text):,} characters"
+        raise RequestError(
+            422, f"a {what} is too long: {found}, but may have {most}, of {most // MAX_VALUE} KiB in all"
+        )
+    if any(unicodedata.category(character) in _FORBIDDEN or character in _DIRECTIONS for character in text):
+        raise RequestError(422, f"a {what} has control characters: {text!r}; leave them out")

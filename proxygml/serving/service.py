@@ -22,6 +22,7 @@ from proxygml.data.transforms import test_transform
 from proxygml.errors import GalleryError, ImageError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
+from proxygml.gallery.filters import Where, split
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
@@ -116,7 +117,7 @@ class Service:
         self,
         vector: Tensor,
         k: int,
-        where: Mapping[str, Sequence[str]] | None = None,
+        where: Sequence[str] | None = None,
         leave_out: int | None = None,
     ) -> Answer:
         """The k nearest items of those that a filter lets through.
@@ -132,13 +133,13 @@ class Service:
         """
         if not 1 <= k <= self.limits.max_k:
             raise RequestError(422, f"k is {k}, but must be 1 to {self.limits.max_k}")
-        _check_filter_columns(where or {}, [name for name in self.gallery.columns if name not in self.hidden])
         try:
-            return await asyncio.to_thread(self._search, vector, k, where, leave_out)
+            conditions = _conditions(where or (), ["id", *(n for n in self.gallery.columns if n not in self.hidden)])
+            return await asyncio.to_thread(self._search, vector, k, conditions, leave_out)
         except GalleryError as error:
             raise RequestError(422, str(error)) from None
 
-    async def neighbors(self, item: int, k: int, where: Mapping[str, Sequence[str]] | None = None) -> Answer:
+    async def neighbors(self, item: int, k: int, where: Sequence[str] | None = None) -> Answer:
         """The k nearest items to one of the gallery's own, which is not among them and has no vote.
 
         Raises:
@@ -222,9 +223,7 @@ class Service:
     def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:
         return list(self.embedder(torch.stack(list(squares)).to(self.embedder.device)).float().cpu())
 
-    def _search(
-        self, vector: Tensor, k: int, where: Mapping[str, Sequence[str]] | None, leave_out: int | None
-    ) -> Answer:
+    def _search(self, vector: Tensor, k: int, where: Where, leave_out: int | None) -> Answer:
         gallery = self.gallery
         found = gallery.search(vector[None], k if leave_out is None else k + 1, where)
         if leave_out is not None:
@@ -250,11 +249,13 @@ def _vector(gallery: Gallery, item: int) -> Tensor:
         raise RequestError(404, f"there is no item {item}") from None
 
 
-def _check_filter_columns(where: Iterable[str], known: Sequence[str]) -> None:
-    """Paths are the server's own: nobody is to find out by filters which there are."""
-    for name in where:
+def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, str, str]]:
+    """A filter's conditions. Paths are the server's own: nobody is to find out by filters which there are."""
+    conditions = [split(text, known) for text in where]
+    for name, _, _ in conditions:
         if name not in known:
             raise RequestError(422, f"there is no column {name!r} to filter by: {did_you_mean(name, known)}")
+    return conditions
 
 
 def _picture(pixels: Pixels, box: Sequence[int] | None, name: str) -> bytes:

@@ -159,7 +159,7 @@ def test_cells_of_other_kinds_stay_what_they_are_or_are_refused(tmp_path: Path) 
         ("time", "soon", "times.* 2021-01-31T12:00:00$"),
         ("time", "2021-01-31T12:00+09:00", "times"),
         ("zoned", "2021-01-31T12:00", r"times.* 2021-01-31T12:00:00\+09:00$"),
-        ("tags", "a", "values of the kind mixed"),
+        ("tags", "a", "lists of text.*give a list"),
     ):
         with pytest.raises(GalleryError, match=f"the column '{column}' holds {expected}"):
             gallery.add(clustered(1), pd.DataFrame([{"path": "/c.png", column: value}]))
@@ -180,9 +180,9 @@ def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cell", ["soon", "inf"])
 def test_of_many_cells_the_one_that_is_no_number_is_named(cell: str) -> None:
     gallery = Gallery.create(clustered(4), items(4))
-    with pytest.raises(GalleryError, match=f"'size' holds numbers, but [a-z ]*'{cell}'"):
+    with pytest.raises(GalleryError, match=f"'size' holds whole numbers of 64 bits, but [a-z ]*'{cell}'"):
         gallery.add(clustered(3), items(3).assign(size=["2010", cell, "2011"]))
-    with pytest.raises(GalleryError, match="'size' holds numbers, but 'soon' is none"):
+    with pytest.raises(GalleryError, match="'size' holds whole numbers of 64 bits, but 'soon' is none"):
         gallery.search(clustered(1), where={"size": ["2010", "soon"]})
 
 
@@ -221,7 +221,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (lambda: gallery.search(clustered(1), 0), "k is 0"),
         (lambda: gallery.search(clustered(1), where={"lable": "x"}), "did you mean 'label'"),
         (lambda: gallery.search(clustered(1), where={"label": "x"}), "none has label=x"),
-        (lambda: gallery.search(clustered(1), where={"size": "many"}), "holds numbers"),
+        (
+            lambda: gallery.search(clustered(1), where={"size": "many"}),
+            "holds whole numbers of 64 bits, but 'many' is none",
+        ),
         (lambda: gallery.search(np.full((1, 16), np.nan, np.float32)), "NaN"),
         (lambda: gallery.search(np.zeros((1, 16), np.float32)), "all zeros"),
         (lambda: gallery.remove([11]), "no item 11"),
@@ -240,7 +243,7 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
     manifest = tmp_path / "gallery.json"
     content = json.loads(manifest.read_text())
     for changed in (
-        content | {"format": 2},
+        content | {"format": 1},
         content | {"vectors": "../x"},
         content | {"items": "y"},
         content | {"rows": 11},
@@ -256,7 +259,7 @@ def test_damaged_galleries_are_refused(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("vectors-*"))) == 1
 
 
-@pytest.mark.parametrize("manifest", ['{"format": 2, "threshold": null}', "no JSON"])
+@pytest.mark.parametrize("manifest", ['{"format": 1, "threshold": null}', "no JSON"])
 def test_vectors_of_a_gallery_that_cannot_be_read_stay_until_another_is_whole(manifest: str, tmp_path: Path) -> None:
     vectors = clustered(10)
     Gallery.create(vectors, items(10)).save(tmp_path)

@@ -99,10 +99,16 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (lambda: gallery.search(clustered(1), 20_000), "no more than about 16,384"),
         (lambda: gallery.search(clustered(1), where={"lable": "x"}), "did you mean 'label'"),
         (lambda: gallery.search(clustered(1), where={"label": "x"}), "none has label=x"),
-        (lambda: gallery.search(clustered(1), where={"size": "many"}), "holds numbers"),
+        (
+            lambda: gallery.search(clustered(1), where={"size": "many"}),
+            "holds whole numbers of 64 bits, but 'many' is none",
+        ),
         (lambda: gallery.remove([11]), "no item 11"),
         (lambda: gallery.vectors([11]), "no item 11"),
-        (lambda: gallery.add(clustered(1), items(1).assign(size="large")), "holds int64, but an item has 'large'"),
+        (
+            lambda: gallery.add(clustered(1), items(1).assign(size="large")),
+            "holds whole numbers of 64 bits, but an item has 'large'",
+        ),
         (lambda: gallery.save(tmp_path / "h"), "saved there"),
         (lambda: Gallery.load(tmp_path / "none.db"), "there is no .*none.db"),
         (lambda: Gallery.load(f"{place}#other"), "holds no gallery 'other'"),

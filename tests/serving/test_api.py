@@ -501,7 +501,7 @@ def test_no_path_leads_to_the_disk(client: "httpx.Client", path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["label=" + "x" * 10_000, "label='; drop table", "label=\0", "=", "id=1", "removed=True"]
+    "where", ["label=" + "x" * 10_000, "label='; drop table", "label=\0", "=", "id=x", "removed=True"]
 )
 def test_strange_filters_are_refused_or_find_nothing(client: "httpx.Client", where: str) -> None:
     answer = post(client, "/search", picture(), where=where)
