@@ -56,6 +56,11 @@ def ranges_of(column: str, kind: ColumnType, operator: str, value: Any) -> list[
         GalleryError: the value is none of the column's.
     """
     kind = kind.element
+    if kind.name == "str" and operator != "=" and isinstance(decimal_of(value), Decimal):
+        raise GalleryError(
+            f"the column {column!r} holds text, among which {value} has no place as a number: make it a column of "
+            "numbers, in Parquet (all columns of a CSV file are text)"
+        )
     named = _named(kind, value)
     if named is None:
         example = f": give one such as {kind.example}" if kind.example else ""

@@ -208,6 +208,7 @@ def test_conditions_as_tuples_take_objects(gallery: Gallery) -> None:
         ("numbers=x", r"'numbers' holds whole numbers"),
         ("tags>x", r"'tags' holds lists of text, which have no order: use = or != instead of >"),
         ("sold<true", r"no order"),
+        ("label>=10", r"'label' holds text, among which 10 has no place as a number"),
         ("size>", r"size> needs one value"),
         ("sizes>3", r"no column 'sizes': did you mean 'size'"),
         ("size", r"'size' has no =: expected column=value"),

@@ -258,7 +258,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["index", "--remove", "label", "--out", "GALLERY"], "expected column=value"),
         (["index", "--remove", "label=x", "--out", "GALLERY"], "no item of"),
         (["index", "--remove", "lable=x", "--out", "GALLERY"], "did you mean 'label'?"),
-        (["index", "--remove", "id=x", "--out", "GALLERY"], "an id is a whole number"),
+        (["index", "--remove", "id=x", "--out", "GALLERY"], "'id' holds whole numbers of 64 bits, but 'x' is none"),
         (["index", "RUN", "--images", "PHOTOS", "--out", "GALLERY"], "is a gallery already"),
         (["search", "nowhere", "PHOTOS"], "nowhere is no gallery"),
         (["search", "GALLERY", "nowhere.jpg"], "there is no nowhere.jpg"),
