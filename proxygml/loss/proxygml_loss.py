@@ -152,9 +152,13 @@ class ProxyGMLLoss(nn.Module):
             ValueError: a wrong shape or dtype, a label out of range, a NaN or infinite embedding.
         """
         labels = check_batch(embeddings, labels, self.num_classes, self.embedding_size)
-        sizes = None if self._shard is None else self._shard.sizes(len(labels))
+        sizes = None
         with torch.autocast(embeddings.device.type, enabled=False):
             samples = graph.unit_samples(embeddings, self.proxies.dtype)
+            if self._shard is not None:
+                sizes, gradient_needed = self._shard.sizes(samples)
+                # All processes take part in its exchange: also one whose batch, being empty, no network has computed.
+                samples.requires_grad_(gradient_needed or samples.requires_grad)
             if sum(sizes or [len(labels)]) == 0:
                 no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
                 return samples.sum() + no_proxies.sum(dtype=samples.dtype)
@@ -184,7 +188,7 @@ class ProxyGMLLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             samples = graph.unit_samples(embeddings, self.proxies.dtype)
             if self._shard is not None:
-                sizes = self._shard.sizes(len(labels))
+                sizes, _ = self._shard.sizes(samples)
                 samples, labels = self._shard.gathered(samples, sizes), self._shard.gathered(labels, sizes)
             similarity, _ = graph.cosine_similarity(samples, self.proxies)
         return graph.select_neighbors(similarity, labels, self._terms(), self._shard), labels

@@ -72,11 +72,16 @@ class Shard:
 
     # What every process learns ----------------------------------------------------------------------------------------
 
-    def sizes(self, count: int) -> list[int]:
-        """How many samples each process brings. Exchanged by the hosts: a GPU goes on computing."""
-        counts = torch.zeros(self.processes, dtype=torch.int64)
-        dist.all_gather_into_tensor(counts, torch.tensor([count]), group=self._host_group)
-        return [int(number) for number in counts]
+    def sizes(self, samples: Tensor) -> tuple[list[int], bool]:
+        """How many samples each process brings, and whether any process needs their gradient.
+
+        Exchanged by the hosts: a GPU goes on computing.
+        """
+        found = torch.zeros(2 * self.processes, dtype=torch.int64)
+        own = torch.tensor([len(samples), int(samples.requires_grad)])
+        dist.all_gather_into_tensor(found, own, group=self._host_group)
+        counts, needed = found.view(self.processes, 2).T.tolist()
+        return counts, any(needed)
 
     def gathered(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """The rows of all processes, in their order: (sum of sizes, ...) of this process's (sizes[process], ...)."""

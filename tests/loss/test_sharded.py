@@ -250,3 +250,23 @@ def refusals() -> list[str]:
 def test_the_state_of_other_classes_is_refused(tmp_path: Path) -> None:
     for messages in in_processes(2, refusals, tmp_path):
         assert any("classes 0..4 of 5" in message for message in messages)
+
+
+def one_empty_batch(networks: list[bool]) -> list[Tensor | None]:
+    """This process's gradient by its samples, of which the first process has four and the second none."""
+    gradients = []
+    for has_network in networks:
+        torch.manual_seed(0)
+        loss = ProxyGMLLoss(10, 8, 2, 0.3, process_group=dist.group.WORLD)
+        count = 4 if dist.get_rank() == 0 else 0
+        samples = torch.randn(count, 8).requires_grad_(has_network and count > 0)
+        loss(samples, torch.arange(count)).backward()
+        assert loss.proxies.grad is not None
+        gradients.append(samples.grad)
+    return gradients
+
+
+def test_an_empty_batch_of_no_network_leaves_the_others_their_gradient(tmp_path: Path) -> None:
+    first, second = in_processes(2, one_empty_batch, tmp_path, [True, False])
+    assert first[0] is not None and first[0].any()
+    assert second == [None, None] and first[1] is None
