@@ -83,7 +83,9 @@ class CheckpointFile:
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             return self._restore(state)
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except RunError:
+            raise
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise RunError(
                 f"{self.path} cannot be read, or is not of the recipe beside it ({error}): put the recipe back, or "
                 "start another run"

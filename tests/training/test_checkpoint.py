@@ -69,9 +69,12 @@ def test_damaged_checkpoint_is_named(small_recipe: Recipe, tmp_path: Path) -> No
         with pytest.raises(RunError, match=r"last\.ckpt cannot be read"):
             resume(run)
     run.checkpoint.write_bytes(whole)
-    replace(small_recipe, embedder=replace(small_recipe.embedder, embedding_size=9)).write(run.recipe)
-    with pytest.raises(RunError, match="not of the recipe beside it"):
-        resume(run)
+    smaller = replace(small_recipe.embedder, embedding_size=9)
+    two_optimizers = replace(small_recipe.loss, sparse=True, proxy_weight=0.0)
+    for changed in (replace(small_recipe, embedder=smaller), replace(small_recipe, loss=two_optimizers)):
+        changed.write(run.recipe)
+        with pytest.raises(RunError, match="not of the recipe beside it"):
+            resume(run)
 
 
 def test_resuming_needs_no_weights_file_that_training_started_from(small_recipe: Recipe, tmp_path: Path) -> None:
