@@ -126,10 +126,13 @@ class DecoderPool:
         with self._lock:
             if self._closed:
                 return process
+            try:
+                started = self._started()
+            except OSError:  # no process or file may be opened now: the next image tries again
+                return process
             self._all.discard(process)
-            process = self._started()
-            self._all.add(process)
-        return process
+            self._all.add(started)
+        return started
 
 
 class _Process:

@@ -1,12 +1,14 @@
 """Processes that decode: the same pixels, limits that hold, and other images that go on whatever becomes of one."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,22 @@ def test_a_process_that_is_killed_is_replaced(pool: DecoderPool) -> None:
         time.sleep(0.1)
         for _ in range(4):
             assert pool.decode(PHOTO, "a").shape == (30, 40, 3)
+
+
+def test_a_process_that_cannot_be_replaced_now_is_replaced_later() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with DecoderPool(1) as pool:
+        os.kill(processes(pool)[0], signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            for _ in range(2):
+                with pytest.raises(DecoderStoppedError, match="the process that decoded a was stopped"):
+                    pool.decode(PHOTO, "a")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with suppress(DecoderStoppedError):  # of the last one that could not be replaced
+            pool.decode(PHOTO, "a")
+        assert pool.decode(PHOTO, "a").shape == (30, 40, 3)
 
 
 def test_one_that_is_stopped_at_work_is_nobodys_fault() -> None:
