@@ -138,7 +138,7 @@ class Connection(H11Protocol):
         self.transport = transport
         self.conn = _CountingConnection(h11.SERVER, READ_SIZE)
         self.address = _network(transport.get_extra_info("peername"))
-        self._seen: tuple[Phase, int] = (Phase.WAITING, 0)
+        self._seen: tuple[Phase, RequestResponseCycle | None] = (Phase.WAITING, None)
         self._since = self.loop.time()
         if not self.connections_of_server.admit(self):
             log.warning("a connection is refused: %d from its address, or %d in all", *self._counts())
@@ -183,7 +183,7 @@ class Connection(H11Protocol):
 
     def seconds_in_phase(self, now: float) -> float:
         """For how long the connection has been in its phase, of the same request, when it is looked at regularly."""
-        seen = (self.phase, id(self.cycle))
+        seen = (self.phase, self.cycle)  # kept, so that no later request can be taken for this one
         if seen != self._seen:
             self._seen, self._since = seen, now
         return now - self._since

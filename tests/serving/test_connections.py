@@ -63,6 +63,13 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def read_health(connection: socket.socket) -> None:
+    """Read one whole answer to HEAD, whose body is JSON."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(65_536)
+
+
 def is_healthy(running: Running, source: str = "127.0.0.1") -> bool:
     with connect(running, source) as connection:
         connection.sendall(HEAD + b"Connection: close\r\n\r\n")
@@ -175,6 +182,19 @@ def test_requests_one_after_another_are_all_answered(running: Running) -> None:
     with connect(running) as connection:
         connection.sendall(200 * (HEAD + b"\r\n") + HEAD + b"Connection: close\r\n\r\n")
         assert read_all(connection).count(b"HTTP/1.1 200") == 201
+
+
+def test_a_connection_in_use_does_not_count_as_idle(
+    folder: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_WATCH_EVERY", 3600.0)  # this test looks instead
+    with Running(folder, run_folder, Limits()) as running, connect(running) as connection:
+        for look in range(50):
+            for _ in range(2):
+                connection.sendall(HEAD + b"\r\n")
+                read_health(connection)
+            (held,) = running.server.connections
+            assert held.seconds_in_phase(float(look)) == 0
 
 
 def test_there_are_never_more_connections_than_files_allow(monkeypatch: pytest.MonkeyPatch) -> None:
