@@ -1,6 +1,7 @@
 """From downloads and folders to a catalog, and from an image file to the square that a network sees.
 
-One file a data set in datasets/. No network runs here.
+Each data set has one file in datasets/. An image is decoded in decode.py, turned upright by orientation.py and cut and
+scaled by transforms.py. No network runs here.
 """
 
 from typing import TYPE_CHECKING

@@ -219,40 +219,6 @@ def check_splits(catalog: Catalog) -> list[str]:
     return warnings
 
 
-def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
-    """Move whole training classes to the validation split, at random.
-
-    At least 2 classes are moved and at least 2 stay. Where the catalog has queries and a gallery, every image that is
-    moved is both: each queries all the others.
-
-    Args:
-        catalog: Has no validation split yet.
-        fraction: Of the training classes, in (0, 1).
-        seed: Of the choice; the same seed and classes give the same choice.
-
-    Raises:
-        CatalogError: The fraction is out of range, a validation split exists already, or classes are too few.
-    """
-    if not 0 < fraction < 1:
-        raise CatalogError(f"the fraction of classes to hold out is {fraction}: it must be between 0 and 1")
-    if (catalog.table["split"] == "val").any():
-        raise CatalogError("classes cannot be held out: the catalog has a val split already, which serves as it is")
-    classes = catalog.split("train").classes
-    if len(classes) < 4:
-        raise CatalogError(
-            f"the train split has {len(classes)} classes: at least 4 are needed to hold 2 out and keep 2"
-        )
-    held_count = min(max(round(fraction * len(classes)), 2), len(classes) - 2)
-    held = np.random.default_rng(seed).choice(np.array(classes, dtype=object), held_count, replace=False)
-    moved = (catalog.table["split"] == "train") & catalog.table["label"].isin(list(held))
-    table = catalog.table.copy()
-    table.loc[moved, "split"] = "val"
-    for role in ROLE_COLUMNS:
-        if role in table:
-            table.loc[moved, role] = True
-    return Catalog(table, catalog.folder)
-
-
 def _check_retrieval(part: Catalog, name: str) -> list[str]:
     """Warnings about one validation or test split; CatalogError when no query can find anything."""
     table = part.table

@@ -1,6 +1,7 @@
 """How well embeddings retrieve and cluster: Recall@K, MAP@R, R-precision and NMI, with intervals.
 
-Embeddings and labels come in; no image is opened and no network runs.
+It takes embeddings and labels; it opens no image and runs no network. metrics.py computes the figures and their
+bootstrap intervals, ranking.py the ranks behind them (small classes in tiles.py, large ones and top-k in lists.py).
 """
 
 from typing import TYPE_CHECKING

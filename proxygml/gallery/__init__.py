@@ -1,6 +1,7 @@
 """Galleries: vectors with a table of items, in a folder or in Milvus; searching, changing and clustering them.
 
-base.py has the gallery, backend.py what a new backend implements. models/ embeds images, serving/ answers over HTTP.
+base.py has the gallery, backend.py what a new backend implements, places.py the list of backends. models/ embeds
+images, serving/ answers over HTTP.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Training: the recipe, the loop (trainer.py) and a file for each of its parts, and the evaluation of a finished run.
 
-Checkpoints, the learning-rate schedule, batches and the watch for collapse are here. A run writes its run folder
-(run_folder.py); comparison/ makes many runs under one protocol.
+optimization.py has the learning rates and their schedule, splits.py the classes held out for validation, criterion.py
+builds the loss. A run writes a run folder (run_folder.py); comparison/ makes many runs under one protocol.
 """
 
 from typing import TYPE_CHECKING

@@ -1,9 +1,10 @@
-"""Which images train, which choose the epoch, and which training labels are made wrong on purpose."""
+"""Which images train, which classes are held out to choose the epoch, and which labels are made wrong on purpose."""
 
 import numpy as np
 import numpy.typing as npt
 
-from proxygml.data.catalog import Catalog, check_splits, hold_out_classes
+from proxygml.data.catalog import Catalog, check_splits
+from proxygml.data.columns import ROLE_COLUMNS
 from proxygml.errors import CatalogError, RecipeError
 from proxygml.training.recipe import Recipe
 
@@ -31,6 +32,40 @@ def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
     if recipe.validation_classes:
         catalog, has_validation = hold_out_classes(catalog, recipe.validation_classes, recipe.seed), True
     return catalog.split("train"), catalog.split("val") if has_validation else None
+
+
+def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
+    """Move whole training classes to the validation split, at random.
+
+    At least 2 classes are moved and at least 2 stay. If the catalog has queries and a gallery, every image that is
+    moved is both: each one searches all the others.
+
+    Args:
+        catalog: without a validation split.
+        fraction: the share of the training classes, in (0, 1).
+        seed: the same seed and classes give the same choice.
+
+    Raises:
+        CatalogError: the fraction is out of range, a validation split exists already, or classes are too few.
+    """
+    if not 0 < fraction < 1:
+        raise CatalogError(f"the fraction of classes to hold out is {fraction}: it must be between 0 and 1")
+    if (catalog.table["split"] == "val").any():
+        raise CatalogError("classes cannot be held out: the catalog has a val split already, which serves as it is")
+    classes = catalog.split("train").classes
+    if len(classes) < 4:
+        raise CatalogError(
+            f"the train split has {len(classes)} classes: at least 4 are needed to hold 2 out and keep 2"
+        )
+    held_count = min(max(round(fraction * len(classes)), 2), len(classes) - 2)
+    held = np.random.default_rng(seed).choice(np.array(classes, dtype=object), held_count, replace=False)
+    moved = (catalog.table["split"] == "train") & catalog.table["label"].isin(list(held))
+    table = catalog.table.copy()
+    table.loc[moved, "split"] = "val"
+    for role in ROLE_COLUMNS:
+        if role in table:
+            table.loc[moved, role] = True
+    return Catalog(table, catalog.folder)
 
 
 def class_numbers(images: Catalog) -> ClassNumbers:

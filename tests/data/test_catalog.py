@@ -8,14 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proxygml.data.catalog import Catalog, Count, check_splits, hold_out_classes
+from proxygml.data.catalog import Catalog, Count, check_splits
 from proxygml.errors import CatalogError, OverwriteError
-
-
-def catalog_of(*rows: tuple[str, str], folder: Path = Path("pictures"), **columns: object) -> Catalog:
-    """A catalog of (label, split) rows."""
-    table = pd.DataFrame(rows, columns=["label", "split"])
-    return Catalog(table.assign(path=[f"{row}.jpg" for row in range(len(rows))], **columns), folder)
+from tests.helpers.catalogs import catalog_of
 
 
 def csv(folder: Path, text: str) -> Path:
@@ -247,34 +242,3 @@ def test_missing_splits_are_named() -> None:
     assert check_splits(catalog_of(*GOOD_TEST)) == [
         "the catalog has no train split: it can be evaluated, but not trained on"
     ]
-
-
-def test_held_out_classes_move_whole() -> None:
-    rows = [(f"class{number % 10}", "train") for number in range(40)]
-    roles = {"is_query": [False] * 40 + [True] * 2, "is_gallery": [False] * 40 + [True] * 2}
-    catalog = catalog_of(*rows, *GOOD_TEST, **roles)
-    held = hold_out_classes(catalog, 0.3, seed=1)
-    assert len(held.split("val").classes) == 3
-    assert set(held.split("val").classes) | set(held.split("train").classes) == set(catalog.split("train").classes)
-    assert held.split("val").table[["is_query", "is_gallery"]].all(axis=None)
-    assert check_splits(held) == []
-    assert catalog.table["split"].tolist().count("train") == 40  # the catalog itself is as it was
-    pd.testing.assert_frame_equal(held.table, hold_out_classes(catalog, 0.3, seed=1).table)
-    others = {tuple(hold_out_classes(catalog, 0.3, seed).split("val").classes) for seed in range(5)}
-    assert len(others) > 1
-
-
-@pytest.mark.parametrize(("fraction", "count"), [(0.01, 2), (0.99, 3)])
-def test_two_classes_stay_on_each_side(fraction: float, count: int) -> None:
-    catalog = catalog_of(*((f"class{number}", "train") for number in range(5)))
-    assert len(hold_out_classes(catalog, fraction, seed=0).split("val").classes) == count
-
-
-def test_what_cannot_be_held_out_is_named() -> None:
-    four = [(f"class{number}", "train") for number in range(4)]
-    with pytest.raises(CatalogError, match="between 0 and 1"):
-        hold_out_classes(catalog_of(*four), 1.0, seed=0)
-    with pytest.raises(CatalogError, match="at least 4"):
-        hold_out_classes(catalog_of(*four[:3]), 0.5, seed=0)
-    with pytest.raises(CatalogError, match="has a val split already"):
-        hold_out_classes(catalog_of(*four, ("v", "val")), 0.5, seed=0)
