@@ -25,8 +25,9 @@ class ImageList:
 
     @classmethod
     def from_catalog(cls, catalog: Catalog) -> "ImageList":
-        """All rows of a catalog, with absolute paths."""
-        return cls(catalog.table.assign(path=[str(path.resolve()) for path in catalog.paths]))
+        """All rows of a catalog, with absolute paths; without vectors, which are another model's."""
+        table = catalog.table.drop(columns="embedding", errors="ignore")
+        return cls(table.assign(path=[str(path.resolve()) for path in catalog.paths]))
 
     @classmethod
     def from_files(cls, places: Sequence[Path]) -> "ImageList":

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.errors import ImageError
 from tests.helpers.pictures import write_picture
@@ -26,3 +28,11 @@ def test_folders_and_files_are_listed_once(photos: Path) -> None:
     with pytest.raises(ImageError, match="there is no image in"):
         (photos / "empty").mkdir()
         ImageList.from_files([photos / "empty"])
+
+
+def test_a_file_of_vectors_is_a_catalog_whose_vectors_are_left_out(tmp_path: Path) -> None:
+    table = pd.DataFrame({"path": ["a.png"], "label": ["a"], "split": ["test"], "embedding": [[1.0, 0.0]]})
+    table.to_parquet(tmp_path / "vectors.parquet")
+    images = ImageList.from_catalog(Catalog.read(tmp_path / "vectors.parquet"))
+    assert list(images.table.columns) == ["path", "label", "split"]
+    assert images.paths == [str((tmp_path / "a.png").resolve())]
