@@ -20,7 +20,7 @@ from proxygml.console import console, progress_bar
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_file import ROWS_AT_A_TIME
-from proxygml.errors import ImageError
+from proxygml.errors import ImageError, UserError
 from proxygml.files import atomic_write, exclusive_lock
 from proxygml.models.embedder import Embedder
 
@@ -87,7 +87,10 @@ def embed_images(
     Raises:
         ImageError: images that are unreadable, and `fail`; or none is left.
         OverwriteError: another process is at work in that folder.
+        UserError: the batch size is below 1.
     """
+    if batch_size < 1:
+        raise UserError(f"--batch_size is {batch_size}, but must be 1 or more")
     if len(images) == 0:
         raise ImageError("there are no images to embed")
     with exclusive_lock(work / ".lock"):

@@ -12,7 +12,7 @@ import torch
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.image_settings import ImageSettings
-from proxygml.errors import ImageError, OverwriteError, RunError
+from proxygml.errors import ImageError, OverwriteError, RunError, UserError
 from proxygml.models.embed_images import embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
@@ -142,3 +142,9 @@ def test_fingerprints_tell_models_apart(run: Path, tmp_path: Path) -> None:
     assert fingerprint(tmp_path) != fingerprint(run)
     with pytest.raises(RunError, match=r"no model\.json"):
         fingerprint(tmp_path / "none")
+
+
+def test_a_batch_holds_an_image_at_least(run: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--batch_size is 0, but must be 1 or more"):
+        embed_images(Embedder.load(run), "m", ImageList.from_files([photos]), tmp_path / "work", batch_size=0)
+    assert not (tmp_path / "work").exists()
