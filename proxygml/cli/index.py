@@ -31,11 +31,15 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
     parser.add_argument("--remove", nargs="+", default=[], help=words)
+    words = "check that nothing of the gallery has changed since it was written, to the bit"
+    parser.add_argument("--verify", action="store_true", help=words)
     words = "share of queries of unknown classes that may be given a class; sets the threshold for `none of these`"
     parser.add_argument("--false_accept_rate", type=float, default=0.01, help=words)
     add_embedding(parser)
     options = parser.parse(arguments)
-    if options.remove:
+    if options.verify:
+        _verify(options)
+    elif options.remove:
         _remove(options)
     elif options.add:
         _add(options)
@@ -84,6 +88,16 @@ def _add(options: Namespace) -> None:
             "built: the larger the gallery, the more queries of unknown classes it accepts; `index` without --add "
             "chooses it again"
         )
+
+
+def _verify(options: Namespace) -> None:
+    from proxygml.gallery.base import Gallery
+
+    if options.add or options.remove or options.catalog or options.images or options.vectors:
+        raise UserError("--verify changes nothing: give --out GALLERY alone")
+    gallery = Gallery.load(options.out)
+    gallery.verify()
+    say(f"{len(gallery):,} items, nothing has changed since it was written: {options.out}")
 
 
 def _remove(options: Namespace) -> None:

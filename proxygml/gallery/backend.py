@@ -119,6 +119,14 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def verify(self) -> None:
+        """Check what is stored, all of it.
+
+        Raises:
+            GalleryError: it is not what was saved.
+        """
+
+    @abstractmethod
     def remove(self, ids: Ids) -> None:
         """Remove items, by their ids or by a mask of truth values over the item table.
 

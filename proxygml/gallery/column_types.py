@@ -80,7 +80,12 @@ class ColumnType:
         name: Any = found[2] if found else ""
         if not found or name not in get_args(Name) or (name == "time") != bool(found[3]):
             raise ValueError(f"{text!r} is no type of a column")
-        return cls(name, found[3] or "", found[4] or "", bool(found[1]))
+        kind = cls(name, found[3] or "", found[4] or "", bool(found[1]))
+        try:
+            _ = kind.dtype
+        except TypeError:
+            raise ValueError(f"{text!r} has no known time zone") from None
+        return kind
 
     @property
     def element(self) -> "ColumnType":

@@ -21,6 +21,7 @@ from proxygml.gallery.filters import Condition
 from proxygml.gallery.folder_files import (
     FolderManifest,
     append_vectors,
+    check_files,
     check_gallery_folder,
     mapped_vectors,
     publish,
@@ -133,7 +134,7 @@ class FolderGallery(Gallery):
     @property
     def keeps_images(self) -> Path | None:
         """The folder `images` in the gallery's own."""
-        return None if self.folder is None else self.folder / "images"
+        return None if self.folder is None else self.folder.resolve() / "images"
 
     @property
     def items(self) -> pd.DataFrame:
@@ -191,6 +192,12 @@ class FolderGallery(Gallery):
             if self.manifest.kind != "exact" and tail >= max(_TAIL, len(self._table) // 10):
                 self._extend_index()
             self._publish(target)
+
+    def verify(self) -> None:
+        """See Backend.verify: every file, to the bit."""
+        if self.folder is None:
+            raise GalleryError("the gallery is in memory only: save it first")
+        check_files(self.folder)
 
     def _drop_removed(self, folder: Path) -> None:
         """Write the items that can be found to new files, and keep only those."""

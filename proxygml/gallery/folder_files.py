@@ -7,9 +7,10 @@ there any more. What a gallery answers is folder.py's.
 
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,11 +22,12 @@ from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import atomic_write
 from proxygml.gallery.cells import joined
+from proxygml.gallery.checksums import StoredFile, check_contents, check_sizes, stored_file
 from proxygml.gallery.column_types import Schema
 from proxygml.gallery.item_file import read_items, write_items
 from proxygml.gallery.item_table import ItemTable
 from proxygml.gallery.items import check_items, conformed
-from proxygml.gallery.manifest import Manifest, manifest_text, parse_manifest
+from proxygml.gallery.manifest import MANIFEST_BYTES, Manifest, manifest_text, parse_manifest
 from proxygml.gallery.neighbors import ApproximateIndex
 from proxygml.gallery.vectors import VectorRows, check_same_size, unit_vectors
 
@@ -34,6 +36,10 @@ MANIFEST = "gallery.json"
 _PATTERNS = ("vectors-*.f32", "items-*.parquet", "index-*.faiss", ".*.faiss", ".*.tmp")
 """Files of a state, and what a stopped writer may leave: half an index, half a file."""
 
+_NAMES = {"vectors": r"vectors-\w+\.f32", "items": r"items-\w+\.parquet", "index": r"(index-\w+\.faiss)?"}
+"""What gallery.json may call the files."""
+
+_ATTEMPTS = 10  # to read a gallery that changes meanwhile
 _WRITTEN_AT_A_TIME = 16_384  # vectors
 
 
@@ -46,9 +52,19 @@ class FolderManifest(Manifest):
     index: str = ""
     """Empty where the gallery has no approximate index."""
 
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    """The sizes and checksums of these files."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files: vectors, items, and the index where there is one."""
+        return [name for name in (self.vectors, self.items, self.index) if name]
+
 
 def check_gallery_folder(folder: Path, force: bool) -> None:
     """Raise OverwriteError when a gallery may not be put there."""
+    if folder.is_dir():
+        check_no_links(folder)
     if (folder / MANIFEST).exists():
         if not force:
             raise OverwriteError(f"{folder} is a gallery already: add to it with --add, or give --force to replace it")
@@ -67,14 +83,28 @@ def read_manifest(folder: Path) -> FolderManifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise GalleryError(f"{folder} is no gallery: it holds no {MANIFEST}; `proxygml index` makes one")
+    check_no_links(folder)
+    if (size := path.stat().st_size) > MANIFEST_BYTES:
+        raise GalleryError(f"{path} has {size:,} bytes, but a gallery's has at most {MANIFEST_BYTES:,}: build it again")
     try:
         manifest = parse_manifest(path.read_text(encoding="utf-8"), str(path), FolderManifest)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise GalleryError(f"{path} cannot be read ({error}): build the gallery again") from error
-    names = [Path(name).name == name for name in (manifest.vectors, manifest.items, manifest.index)]
-    if not all(names):
-        raise GalleryError(f"{path} names files outside of its folder: build the gallery again")
+    for what, pattern in _NAMES.items():
+        name = getattr(manifest, what)
+        if not re.fullmatch(pattern, name, re.A):
+            raise GalleryError(f"{path} names {name[:100]!r} as its {what}, which cannot be: build the gallery again")
+    if set(manifest.files) != set(manifest.names) or (manifest.kind == "exact" and manifest.index):
+        raise GalleryError(f"{path} states sizes of other files than its own: build the gallery again")
     return manifest
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise GalleryError where something in a gallery's folder is a link: it would be written to, or deleted in."""
+    hidden = [path for path in folder.glob(".*") if path.is_dir() and not path.is_symlink()]
+    for path in (*folder.iterdir(), *(inside for parent in hidden for inside in parent.iterdir())):
+        if path.is_symlink():
+            raise GalleryError(f"{path} is a link, but a gallery's folder holds none: put the file itself there")
 
 
 def replaced_generation(folder: Path) -> int:
@@ -91,19 +121,38 @@ def read_state(folder: Path) -> tuple[FolderManifest, Vectors, pd.DataFrame, App
     Raises:
         GalleryError: there is no gallery, or it is damaged.
     """
-    for _ in range(10):  # a writer may delete the files between two of our steps, and name others
+    for _ in range(_ATTEMPTS):  # a writer may delete the files between two of our steps, and name others
         manifest = read_manifest(folder)
         try:
+            check_sizes(folder, manifest.files)
             vectors = mapped_vectors(folder, manifest)
             table = read_items(folder / manifest.items, manifest)
-            index = ApproximateIndex.read(folder / manifest.index) if manifest.index else None
-        except (FileNotFoundError, GalleryError):
+            index = _read_index(folder, manifest) if manifest.index else None
+        except (FileNotFoundError, GalleryError) as error:
             if read_manifest(folder).generation != manifest.generation:
                 continue
+            if isinstance(error, GalleryError):
+                raise
             raise GalleryError(f"{folder} lacks a file that its {MANIFEST} names: build it again") from None
         except (ValueError, OSError, KeyError) as error:
             raise GalleryError(f"{folder} is damaged ({error}): build it again") from error
         return manifest, vectors, table, index
+    raise GalleryError(f"{folder} changes faster than it can be read: try again")
+
+
+def _read_index(folder: Path, manifest: FolderManifest) -> ApproximateIndex:
+    return ApproximateIndex.read(folder / manifest.index, manifest.kind, manifest.dimension, manifest.rows)
+
+
+def check_files(folder: Path) -> None:
+    """Raise GalleryError where the files of a gallery do not hold what was written, to the bit."""
+    for _ in range(_ATTEMPTS):
+        manifest = read_manifest(folder)
+        try:
+            return check_contents(folder, manifest.files)
+        except (FileNotFoundError, GalleryError):
+            if read_manifest(folder).generation == manifest.generation:
+                raise
     raise GalleryError(f"{folder} changes faster than it can be read: try again")
 
 
@@ -126,7 +175,7 @@ def unfinished_vectors(folder: Path) -> str:
 
     Where gallery.json cannot be read, no file counts as left: a server may still read any of them.
     """
-    named, left = "", sorted(path.name for path in folder.glob("vectors-*.f32"))
+    named, left = "", sorted(path.name for path in folder.glob("vectors-*.f32") if not path.is_symlink())
     if (folder / MANIFEST).exists():
         try:
             named = read_manifest(folder).vectors
@@ -209,17 +258,28 @@ def publish(folder: Path, manifest: FolderManifest, table: ItemTable, index: App
         with atomic_write(folder / index_name) as path:
             index.write(path)
     manifest = replace(manifest, items=items, index=index_name, generation=manifest.generation + 1)
+    manifest = replace(manifest, files=_stored_files(folder, manifest))
     with atomic_write(folder / MANIFEST) as path:
         path.write_text(manifest_text(manifest), encoding="utf-8")
     _delete_old(folder, manifest)
     return manifest
 
 
+def _stored_files(folder: Path, manifest: FolderManifest) -> dict[str, StoredFile]:
+    """The sizes and checksums of the files of a state; of the vectors, what was appended is read alone."""
+    size = 4 * manifest.rows * manifest.dimension
+    files = {manifest.vectors: stored_file(folder / manifest.vectors, size, manifest.files.get(manifest.vectors))}
+    for name in manifest.names[1:]:
+        known = manifest.files.get(name)
+        files[name] = known or stored_file(folder / name, (folder / name).stat().st_size)
+    return files
+
+
 def _delete_old(folder: Path, manifest: FolderManifest) -> None:
     """Delete the files of earlier states, and of stopped writers."""
     for pattern in _PATTERNS:
         for file in folder.glob(pattern):
-            if file.name not in (manifest.vectors, manifest.items, manifest.index):
+            if file.name not in manifest.names:
                 file.unlink(missing_ok=True)
 
 

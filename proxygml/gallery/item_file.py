@@ -43,6 +43,9 @@ def read_items(path: Path, manifest: Manifest) -> pd.DataFrame:
     ids = table["id"].to_numpy(dtype=np.int64)
     if len(ids) and (ids[0] < 0 or ids[-1] >= manifest.next_id or (np.diff(ids) <= 0).any()):
         raise GalleryError(f"{path} has ids that do not rise, or beyond {manifest.next_id:,}: build the gallery again")
-    cells = {name: converted(name, table[name], kind) for name, kind in manifest.schema.items()}
+    try:
+        cells = {name: converted(name, table[name], kind) for name, kind in manifest.schema.items()}
+    except GalleryError as error:
+        raise GalleryError(f"{path} does not fit its gallery.json ({error}): build the gallery again") from error
     removed = table["removed"].to_numpy(dtype=bool)
     return pd.DataFrame(cells).set_axis(pd.Index(ids, name="id")).assign(removed=removed)

@@ -188,6 +188,12 @@ class MilvusGallery(Gallery):
         self.manifest = self._writer.save(self.manifest, self._removed)
         self._removed = np.empty(0, np.int64)
 
+    def verify(self) -> None:
+        """See Backend.verify: that Milvus holds as many items as the gallery counts."""
+        found = len(self._matching([]))
+        if found != len(self):
+            raise GalleryError(f"{self._address} holds {found:,} items, but counts {len(self):,}: build it again")
+
     def _visible(self, conditions: Sequence[Condition] = ()) -> str:
         """The expression for the items that count and meet the conditions."""
         parts = [f"id < {self.manifest.next_id}"]

@@ -19,6 +19,7 @@ from proxygml.arrays import Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write
+from proxygml.gallery.index_file import read_faiss
 from proxygml.gallery.vectors import VectorRows
 
 Kind = Literal["exact", "hnsw", "ivfpq"]
@@ -138,7 +139,7 @@ class ApproximateIndex:
         """
         faiss = _faiss()
         if checkpoint is not None and checkpoint.is_file():
-            made = cls.read(checkpoint)
+            made = cls.read(checkpoint, kind, vectors.size, len(vectors))
         elif kind == "hnsw":
             index = faiss.IndexHNSWFlat(vectors.size, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = HNSW_BUILD
@@ -184,17 +185,9 @@ class ApproximateIndex:
         faiss.write_index(self.index, str(path))
 
     @classmethod
-    def read(cls, path: Path) -> "ApproximateIndex":
-        """Read what `write` wrote.
-
-        Raises:
-            GalleryError: it is no such file.
-        """
-        faiss = _faiss()
-        try:
-            return cls(faiss.read_index(str(path)))
-        except RuntimeError as error:
-            raise GalleryError(f"{path} cannot be read as a FAISS index: build the gallery again") from error
+    def read(cls, path: Path, kind: str, dimension: int, most: int) -> "ApproximateIndex":
+        """Read what `write` wrote; see index_file.read_faiss."""
+        return cls(read_faiss(path, kind, dimension, most))
 
 
 def candidate_rows(
