@@ -23,7 +23,7 @@ from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
 from proxygml.models.image_batches import ImageLike, image_batches
 from proxygml.models.model_files import DESCRIPTION, TENSORS, read_description, read_tensors, write_model
-from proxygml.models.views import ONE_VIEW, View, apply_view, combined_views
+from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
 
 
 class Embedder(nn.Module):
@@ -73,11 +73,6 @@ class Embedder(nn.Module):
             self._positions(finer=True)  # raised now where the size does not suit it, and not after an epoch
 
     @property
-    def views(self) -> Sequence[View]:
-        """The views whose mean an image is embedded by, as the settings say."""
-        return combined_views(self.settings.mirror, self.settings.tilt, self.settings.zoom)
-
-    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.mean.device
@@ -96,7 +91,7 @@ class Embedder(nn.Module):
             finer: take the finer feature map; by default where the settings have one, but not in training mode.
         """
         if views is None:
-            views = ONE_VIEW if self.training else self.views
+            views = ONE_VIEW if self.training else views_of(self.settings)
         if finer is None:
             finer = self.finer_map is not None and not self.training
         images = self._normalise(images)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from proxygml.models.embedder_settings import EmbedderSettings
+
 
 class View(NamedTuple):
     """One way to look at an image; the default is the image itself."""
@@ -22,11 +24,11 @@ ONE_VIEW = (View(),)
 """The image itself: what training sees."""
 
 
-def combined_views(mirror: bool, tilt: float, zoom: float) -> Sequence[View]:
-    """Every combination of as it is or mirrored, upright or turned to either side, whole or enlarged."""
-    mirrored = (False, True) if mirror else (False,)
-    angles = (0.0, -tilt, tilt) if tilt else (0.0,)
-    zooms = (1.0, zoom) if zoom > 1 else (1.0,)
+def views_of(settings: EmbedderSettings) -> Sequence[View]:
+    """The views whose mean an image is embedded by: all combinations of mirrored, turned and enlarged that are set."""
+    mirrored = (False, True) if settings.mirror else (False,)
+    angles = (0.0, -settings.tilt, settings.tilt) if settings.tilt else (0.0,)
+    zooms = (1.0, settings.zoom) if settings.zoom > 1 else (1.0,)
     return [View(*combination) for combination in product(mirrored, angles, zooms)]
 
 

@@ -17,7 +17,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
 from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder
-from proxygml.models.views import ONE_VIEW, View
+from proxygml.models.views import ONE_VIEW, View, views_of
 
 
 def embed_catalog(
@@ -67,7 +67,7 @@ def cached_features(
         embedder, catalog, accelerator, workers, batch_size: see embed_catalog.
         as_trained: features of one view and the backbone's own map, as training on images sees them.
     """
-    views = ONE_VIEW if as_trained else embedder.views
+    views = ONE_VIEW if as_trained else views_of(embedder.settings)
     stride = 0 if as_trained else embedder.settings.output_stride
     path = cache_folder("features") / f"{_key(embedder, catalog, views, stride)}.safetensors"
     kept = _read_cache(path)
