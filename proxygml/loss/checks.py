@@ -87,11 +87,12 @@ def check_batch(embeddings: Tensor, labels: Labels, num_classes: int, embedding_
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole and len(labels):  # an empty list has no type of its own
         raise ValueError(f"labels are {labels.dtype}, but the loss needs integers: class numbers")
+    labels = labels.long()  # of the wider unsigned integers torch has few operations
     if labels.device.type == "cpu":
         _check_labels(labels, num_classes)
     if embeddings.device.type == "cpu":
         _check_finite(embeddings)
-    return labels.to(embeddings.device, torch.int64)
+    return labels.to(embeddings.device)
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

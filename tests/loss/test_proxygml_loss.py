@@ -377,8 +377,9 @@ def test_third_argument_of_trainers_is_ignored() -> None:
 
 def test_integer_labels_of_any_width() -> None:
     loss, embeddings = make_loss(5, 4, 2, 0.5), torch.randn(3, 4)
-    values = [loss(embeddings, torch.arange(3).to(dtype)) for dtype in (torch.int64, torch.int32, torch.uint8)]
-    assert values[0] == values[1] == values[2]
+    dtypes = (torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+    values = [loss(embeddings, torch.arange(3).to(dtype)) for dtype in dtypes]
+    assert all(value == values[0] for value in values)
 
 
 def test_raised_neighbor_count_warns_once_with_the_numbers() -> None:
