@@ -10,6 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -276,11 +277,15 @@ def _stored_files(folder: Path, manifest: FolderManifest) -> dict[str, StoredFil
 
 
 def _delete_old(folder: Path, manifest: FolderManifest) -> None:
-    """Delete the files of earlier states, and of stopped writers."""
+    """Delete the files of earlier states, and of stopped writers, as far as that is possible.
+
+    The new state stands already: one that cannot be deleted must not make a writer undo it.
+    """
     for pattern in _PATTERNS:
         for file in folder.glob(pattern):
             if file.name not in manifest.names:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
 
 
 def _new_name(kind: str, ending: str) -> str:

@@ -279,6 +279,12 @@ def test_vectors_of_a_gallery_that_cannot_be_read_stay_until_another_is_whole(ma
     assert not left.exists()
 
 
+def test_a_gallery_stands_though_an_old_file_cannot_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "items-old.parquet").mkdir()  # which no unlink removes
+    Gallery.build(tmp_path, in_blocks(20))
+    assert len(Gallery.load(tmp_path)) == 20
+
+
 def test_of_two_writers_the_second_is_refused(tmp_path: Path) -> None:
     Gallery.create(clustered(10), items(10)).save(tmp_path / "g")
     one, other = Gallery.load(tmp_path / "g"), Gallery.load(tmp_path / "g")
