@@ -11,6 +11,9 @@ from importlib.util import find_spec
 MOST_NAMED = 30
 """Known names that a message still lists."""
 
+MOST_WORKERS = 256
+"""Processes that decode images, for each process that computes: more would only wait for each other."""
+
 
 class UserError(ValueError):
     """The base of all: something in the input is wrong, and the message says what it is and how to fix it."""

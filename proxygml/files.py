@@ -72,6 +72,26 @@ def translating_os_errors() -> Iterator[None]:
         ) from error
 
 
+def check_size(path: Path, most: int, kind: type[UserError] = UserError) -> None:
+    """Check a file before it is read whole: a device or a pipe never ends, and a huge file fills the memory.
+
+    Args:
+        path: what is there; nothing is checked where there is nothing.
+        most: bytes that such a file can have.
+        kind: the error to raise.
+
+    Raises:
+        UserError: of that kind; it is no ordinary file, or larger.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise kind(f"{path} is a folder, a device or a pipe, but must be an ordinary file")
+    size = path.stat().st_size
+    if size > most:
+        raise kind(f"{path} has {size:,} bytes, but such a file has at most {most:,}: check that it is the right one")
+
+
 def check_overwrite(path: Path, force: bool) -> None:
     """Raise OverwriteError when `path` is there already and `force` was not given."""
     if path.exists() and not force:

@@ -15,9 +15,9 @@ from proxygml.comparison.store import Inputs, Store
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import RecipeError, RunError, UserError
-from proxygml.models.backbones import check_weights_file
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.weights import check_weights_file
 from proxygml.training.criterion import make_criterion
 from proxygml.training.initialization import check_directions
 from proxygml.training.optimization import check_learning_rates

@@ -12,6 +12,9 @@ from proxygml.errors import check_setting
 
 Interpolation = Literal["bilinear", "bicubic"]
 
+LARGEST_SIDE = 4096
+"""Pixels; a batch of such squares fills the memory of the largest devices."""
+
 
 @dataclass(frozen=True)
 class ImageSettings:
@@ -48,8 +51,9 @@ class ImageSettings:
     def __post_init__(self) -> None:
         least_scale, greatest_scale = _pair("crop_scale", self.crop_scale)
         least_ratio, greatest_ratio = _pair("crop_ratio", self.crop_ratio)
-        _check(self.size >= 1, "size", self.size, "1 or more")
-        _check(self.resize >= self.size, "resize", self.resize, f"images.size ({self.size}) or more")
+        _check(1 <= self.size <= LARGEST_SIDE, "size", self.size, f"1 to {LARGEST_SIDE:,}")
+        expected = f"images.size ({self.size}) to {LARGEST_SIDE:,}"
+        _check(self.size <= self.resize <= LARGEST_SIDE, "resize", self.resize, expected)
         _check(
             0 < least_scale <= greatest_scale <= 1,
             "crop_scale",

@@ -4,7 +4,7 @@ A backbone has `forward_features`, from normalised images to features, `num_feat
 weights were trained in. Pooling and all that follows is in head.py.
 """
 
-import pickle
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from proxygml.errors import RecipeError, WeightsError, did_you_mean
+from proxygml.errors import RecipeError, WeightsError, check_setting, did_you_mean
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.conv4 import SMALL_WIDTHS, Conv4
+from proxygml.models.weights import load_state, load_weights
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -30,11 +29,20 @@ PRETRAINED_OWN = {"bn_inception": "http://data.lip6.fr/cadene/pretrainedmodels/b
 
 @dataclass(frozen=True)
 class InputSpace:
-    """How RGB in 0..1 becomes the input that a backbone was trained on: (x - mean) / std, then BGR if `bgr`."""
+    """How RGB in 0..1 becomes the input that a backbone was trained on: (x - mean) / std, then BGR if `bgr`.
+
+    Raises:
+        RecipeError: a value with which that cannot be computed.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     bgr: bool = False
+
+    def __post_init__(self) -> None:
+        check_setting(all(map(math.isfinite, self.mean)), "input.mean", self.mean, "three numbers")
+        holds = all(0 < value < math.inf for value in self.std)
+        check_setting(holds, "input.std", self.std, "three numbers above 0")
 
 
 _CENTRED = InputSpace(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -67,16 +75,10 @@ def build_backbone(name: str, weights: str, image_size: int) -> Backbone:
     """
     backbone, space = _build_own(name) if name in OWN else _build_timm(name, weights == "pretrained", image_size)
     if weights == "pretrained" and name in OWN:
-        _load(backbone, _download(name), name)
+        load_state(backbone, _download(name), Path(PRETRAINED_OWN[name]).name)
     elif weights not in ("pretrained", "none"):
-        _load(backbone, _read(Path(weights)), weights)
+        load_weights(backbone, Path(weights))
     return Backbone(backbone, space)
-
-
-def check_weights_file(weights: str) -> None:
-    """Raise WeightsError where `embedder.weights` names a file that does not exist."""
-    if weights not in ("pretrained", "none") and not Path(weights).is_file():
-        raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
 
 
 def _build_own(name: str) -> Backbone:
@@ -143,51 +145,3 @@ def _download(name: str) -> dict[str, Tensor]:
             "with a network and set embedder.weights to that file (or to none, for random weights)"
         ) from error
     return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of the state_dict inside a training checkpoint; only tensors are unpickled."""
-    check_weights_file(str(path))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise WeightsError(f"{path} cannot be read as weights (.safetensors, or tensors in a .pth): {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no table of tensors: expected the state_dict of a network")
-    return {key.removeprefix("module."): value for key, value in content.items()}
-
-
-def _load(backbone: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load every tensor of the backbone; the file's classifier is left out, everything else must fit."""
-    if isinstance(backbone, BNInception):
-        backbone.load_port_weights(state)
-        return
-    expected = backbone.state_dict()
-    # A backbone has no classifier; no other name of the file may be left over.
-    classifier = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
-    prefixes = tuple(f"{part}." for part in ((classifier,) if isinstance(classifier, str) else classifier))
-    given = {key: value for key, value in state.items() if not key.startswith(prefixes)}
-    problems = [f"missing {key}" for key in expected if key not in given and not key.endswith("num_batches_tracked")]
-    problems += [f"unexpected {key}" for key in given if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-        for key, value in given.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise WeightsError(f"{source} does not fit the backbone: {shown}")
-    backbone.load_state_dict(given, strict=False)

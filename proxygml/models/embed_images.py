@@ -20,11 +20,14 @@ from proxygml.console import console, progress_bar
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_file import ROWS_AT_A_TIME
-from proxygml.errors import ImageError, UserError
+from proxygml.errors import MOST_WORKERS, ImageError, UserError
 from proxygml.files import atomic_write, exclusive_lock
-from proxygml.models.embedder import Embedder
+from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
+
+LARGEST_BATCH = 2**14
+"""Images embedded at a time."""
 
 SAVED_AT_A_TIME = 1024
 """So many images are embedded before their vectors are put on disk."""
@@ -87,10 +90,15 @@ def embed_images(
     Raises:
         ImageError: images that are unreadable, and `fail`; or none is left.
         OverwriteError: another process is at work in that folder.
-        UserError: the batch size is below 1.
+        WeightsError: the model gives NaN.
+        UserError: a number of workers or a batch that no machine can have.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch_size is {batch_size}, but must be 1 or more")
+    for option, value, least, most in (
+        ("batch_size", batch_size, 1, LARGEST_BATCH),
+        ("workers", workers, 0, MOST_WORKERS),
+    ):
+        if not least <= value <= most:
+            raise UserError(f"--{option} is {value}, but must be {least} to {most:,}")
     if len(images) == 0:
         raise ImageError("there are no images to embed")
     with exclusive_lock(work / ".lock"):
@@ -197,7 +205,7 @@ def _embed_rows(
 
 @torch.inference_mode()
 def _embed(embedder: Embedder, squares: Tensor) -> Vectors:
-    embeddings: Vectors = embedder(squares.to(embedder.device)).float().cpu().numpy()
+    embeddings: Vectors = checked_embeddings(embedder(squares.to(embedder.device)).float().cpu()).numpy()
     return embeddings
 
 

@@ -7,7 +7,6 @@ model_files.py; training/ trains it.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +15,18 @@ from torch import Tensor, nn
 
 from proxygml.console import track
 from proxygml.data.image_settings import ImageSettings
-from proxygml.errors import ImageError, RecipeError, RunError, WeightsError
-from proxygml.models.backbones import Backbone, InputSpace, build_backbone
+from proxygml.errors import ImageError, RecipeError, WeightsError
+from proxygml.models.backbones import Backbone, build_backbone
 from proxygml.models.dilation import FinerMap
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
 from proxygml.models.image_batches import ImageLike, image_batches
-from proxygml.models.model_files import DESCRIPTION, TENSORS, read_description, read_tensors, write_model
+from proxygml.models.model_description import read_model
+from proxygml.models.model_files import TENSORS, read_tensors, write_model
 from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
+
+LARGEST_LAYER = 2**30
+"""Weights of the embedding layer."""
 
 
 class Embedder(nn.Module):
@@ -65,6 +68,7 @@ class Embedder(nn.Module):
         self.channels: int = network.num_features  # type: ignore[assignment]
         self.num_features = self.channels * (self._positions() if settings.pooling == "flatten" else 1)
         self.embedding_size = settings.embedding_size or self.num_features
+        _check_layer(self.num_features, settings)
         self.pool = Pool(settings.pooling)
         self.head = Head(self.num_features, settings.embedding_size, settings.feature_norm)
         self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
@@ -167,6 +171,7 @@ class Embedder(nn.Module):
 
         Raises:
             ImageError: an image that cannot be decoded, or something that is no image.
+            WeightsError: an embedding is NaN.
         """
         if isinstance(images, (str, Path)):
             raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
@@ -183,7 +188,7 @@ class Embedder(nn.Module):
             ]
         finally:
             self.train(was_training)
-        return torch.cat(embedded)
+        return checked_embeddings(torch.cat(embedded))
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors and model.json, each whole or not at all."""
@@ -204,27 +209,38 @@ class Embedder(nn.Module):
             device: where to put it.
 
         Raises:
-            RunError: a file is missing, unreadable or of another format.
-            WeightsError: the tensors do not fit the description.
+            RunError: a file is missing, unreadable, of another format or far too large, or a value in model.json is of
+                another type or impossible.
+            WeightsError: the tensors do not fit the description, or hold NaN.
         """
         folder = Path(run_folder)
-        description = read_description(folder)
+        model = read_model(folder)
+        network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
+        embedder = cls(model.embedder, model.images, model.classes, backbone=Backbone(network, model.input))
         try:
-            settings = EmbedderSettings(**description["embedder"])
-            images = ImageSettings(**_with_tuples(description["images"]))
-            space = InputSpace(**_with_tuples(description["input"]))
-            classes = description["classes"]
-        except (KeyError, TypeError, AttributeError, RecipeError) as error:
-            raise RunError(f"{folder / DESCRIPTION} does not describe an embedder: {error}") from error
-        network, _ = build_backbone(settings.backbone, "none", images.size)
-        embedder = cls(settings, images, classes, backbone=Backbone(network, space))
-        try:
-            embedder.load_state_dict(read_tensors(folder))
+            embedder.load_state_dict(read_tensors(folder, embedder.state_dict()))
         except RuntimeError as error:
             raise WeightsError(f"{folder / TENSORS} does not fit its model.json: {error}") from error
         return embedder.to(device).eval()
 
 
-def _with_tuples(section: dict[str, Any]) -> dict[str, Any]:
-    """The values of a section of model.json, with tuples where JSON has lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+def checked_embeddings(embeddings: Tensor) -> Tensor:
+    """The embeddings (n, D); WeightsError where one is NaN, which no comparison would find, nor miss."""
+    finite = embeddings.isfinite().all(dim=1)
+    if not finite.all():
+        raise WeightsError(
+            f"the model gives NaN for {int((~finite).sum()):,} of {len(finite):,} images: its weights are damaged, or "
+            "overflow in this precision; take the model of a training that ended well, or float32"
+        )
+    return embeddings
+
+
+def _check_layer(num_features: int, settings: EmbedderSettings) -> None:
+    """Raise RecipeError where the embedding layer would fill the memory of any device."""
+    numbers = num_features * settings.embedding_size
+    if numbers > LARGEST_LAYER:
+        raise RecipeError(
+            f"embedder.embedding_size is {settings.embedding_size:,} and there are {num_features:,} features, which "
+            f"makes a layer of {numbers:,} numbers, but at most {LARGEST_LAYER:,} are possible: take a smaller one, or "
+            "another pooling than flatten"
+        )

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 
 from proxygml.errors import RecipeError
 
+LARGEST_EMBEDDING = 2**16
+"""Dimensions; far above what any index searches."""
+
 Pooling = Literal["avg", "max", "avg+max", "gem", "flatten"]
 FeatureNorm = Literal["none", "batch", "layer"]
 
@@ -60,8 +63,10 @@ class EmbedderSettings:
             if getattr(self, key) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))
                 raise RecipeError(f"embedder.{key} is {getattr(self, key)!r}, but must be one of {allowed}")
-        if self.embedding_size < 0:
-            raise RecipeError(f"embedder.embedding_size is {self.embedding_size}, but must be 0 or more")
+        if not 0 <= self.embedding_size <= LARGEST_EMBEDDING:
+            raise RecipeError(
+                f"embedder.embedding_size is {self.embedding_size}, but must be 0 to {LARGEST_EMBEDDING:,}"
+            )
         if not 0 <= self.tilt <= 45:
             raise RecipeError(f"embedder.tilt is {self.tilt}, but must be 0 to 45 degrees")
         if not 1 <= self.zoom <= 2:

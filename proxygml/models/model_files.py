@@ -13,11 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from proxygml.errors import RunError
-from proxygml.files import atomic_write
+from proxygml.errors import RunError, WeightsError
+from proxygml.files import atomic_write, check_size
 
 FORMAT = 1
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
+
+LARGEST_DESCRIPTION = 2**30
+"""Bytes of model.json: the names of ten million classes."""
+
+ROOM = 64 * 2**20
+"""Bytes that a file of tensors may have beside the tensors that are expected."""
 
 
 def write_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -36,11 +42,12 @@ def read_description(folder: Path) -> dict[str, Any]:
         RunError: the file is missing, unreadable or of another format.
     """
     path = folder / DESCRIPTION
-    if not path.is_file():
+    if not path.exists():
         raise RunError(f"{folder} holds no model.json: give a run folder in which training has finished")
+    check_size(path, LARGEST_DESCRIPTION, RunError)
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     found = description.get("format") if isinstance(description, dict) else None
     if found != FORMAT:
@@ -48,16 +55,35 @@ def read_description(folder: Path) -> dict[str, Any]:
     return dict(description)
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of model.safetensors, on the CPU.
 
+    Args:
+        folder: the run folder.
+        expected: the network's own, which say how large the file can be.
+
     Raises:
-        RunError: the file is missing or unreadable.
+        RunError: the file is missing, unreadable or far too large.
+        WeightsError: it holds NaN or infinite values.
     """
+    path = folder / TENSORS
+    check_size(path, sum(8 * tensor.numel() for tensor in expected.values()) + ROOM, RunError)
     try:
-        return load_file(folder / TENSORS)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{folder / TENSORS} cannot be read: {error}") from error
+        raise RunError(f"{path} cannot be read: {error}") from error
+    check_finite_tensors(tensors, path)
+    return tensors
+
+
+def check_finite_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise WeightsError where a tensor holds NaN or infinite values, of which every embedding would be NaN."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(
+                f"{path}: {name} holds NaN or infinite values, so every embedding would be NaN: take the file of a "
+                "training that ended well"
+            )
 
 
 def fingerprint(run_folder: str | Path) -> str:

@@ -14,7 +14,13 @@ from torch import nn
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.errors import RunError
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, check_size
+
+LARGEST_SHARE = 8
+"""A checkpoint may be so many times as large as network and loss: optimisers keep two numbers for each of theirs."""
+
+ROOM = 256 * 2**20
+"""Bytes that a checkpoint may have beside that."""
 
 EpochMetrics = dict[str, float]
 """A row of metrics.csv: what one epoch gave."""
@@ -29,6 +35,17 @@ class Progress:
     steps: int = 0
     best_epoch: int = 0
     collapse_named: bool = False
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError where a value cannot be what training left."""
+        for name in ("epoch", "steps", "best_epoch"):
+            if type(getattr(self, name)) is not int:
+                raise TypeError(f"progress.{name} is {getattr(self, name)!r}, but must be a whole number")
+        if not (0 <= self.best_epoch <= self.epoch == len(self.history) and self.steps >= 0):
+            raise ValueError(f"it is of epoch {self.epoch} and of {len(self.history)} rows of metrics")
+        for row in self.history:
+            if not isinstance(row, dict) or not all(isinstance(value, (int, float)) for value in row.values()):
+                raise TypeError("progress.history must be rows of numbers")
 
 
 def training_data_fingerprint(images: Catalog) -> str:
@@ -80,12 +97,23 @@ class CheckpointFile:
         Raises:
             RunError: the checkpoint cannot be read, or the training images are not those that it was made with.
         """
+        check_size(self.path, LARGEST_SHARE * self._bytes() + ROOM, RunError)
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             return self._restore(state)
         except RunError:
             raise
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        except (
+            AttributeError,
+            EOFError,
+            IndexError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
             raise RunError(
                 f"{self.path} cannot be read, or is not of the recipe beside it ({error}): put the recipe back, or "
                 "start another run"
@@ -103,7 +131,14 @@ class CheckpointFile:
             optimizer.load_state_dict(optimizer_state)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
+        progress.check()
+        return progress
+
+    def _bytes(self) -> int:
+        """What network and loss take."""
+        tensors = [*self.embedder.state_dict().values(), *self.criterion.state_dict().values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 def remove_half_written(folder: Path) -> None:

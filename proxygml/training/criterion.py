@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +61,7 @@ def make_criterion(settings: LossSettings, num_classes: int, embedding_size: int
     if settings.is_ours:
         arguments = settings.of_ours()
         dtype = getattr(torch, arguments.pop("proxy_dtype"))
+        _check_memory(num_classes * settings.proxies_per_class * embedding_size * dtype.itemsize, settings)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             criterion = ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype)
@@ -88,6 +90,16 @@ def _classes(module: Mapping[str, object], base: type) -> dict[str, type[nn.Modu
         for name, kind in module.items()
         if isinstance(kind, type) and issubclass(kind, base) and issubclass(kind, nn.Module) and name not in UNFIT
     }
+
+
+def _check_memory(size: int, settings: LossSettings) -> None:
+    """Raise RecipeError where the proxies alone, of so many bytes, are more than this machine's memory."""
+    memory = psutil.virtual_memory().total
+    if size > memory:
+        raise RecipeError(
+            f"loss.proxies_per_class is {settings.proxies_per_class}, which makes proxies of {size / 2**30:,.0f} GiB, "
+            f"but this machine has {memory / 2**30:,.0f} GiB: take fewer, or a smaller embedder.embedding_size"
+        )
 
 
 def _choose(name: str, classes: Mapping[str, type[nn.Module]], key: str, known: list[str]) -> type[nn.Module]:

@@ -16,7 +16,7 @@ from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
 from proxygml.files import atomic_write, cache_folder
-from proxygml.models.embedder import Embedder
+from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
 
 
@@ -39,14 +39,14 @@ def embed_catalog(
     if cached:
         features = cached_features(embedder, catalog, accelerator, workers=workers, batch_size=batch_size)
         return embed_features(embedder, features)
-    return _compute(embedder, embedder, catalog, accelerator, workers, batch_size)
+    return checked_embeddings(_compute(embedder, embedder, catalog, accelerator, workers, batch_size))
 
 
 @torch.inference_mode()
 def embed_features(embedder: Embedder, features: Tensor) -> Tensor:
     """The embeddings, float32 (n, D) on the CPU, of pooled features (n, F)."""
     embeddings: Tensor = embedder.head.eval()(features.to(embedder.device)).float().cpu()
-    return embeddings
+    return checked_embeddings(embeddings)
 
 
 def cached_features(

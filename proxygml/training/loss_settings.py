@@ -13,6 +13,9 @@ OF_OTHERS = ("arguments", "miner", "miner_arguments")
 ProxyDtype = Literal["float32", "bfloat16"]
 Argument = bool | int | float | str
 
+MOST_PROXIES = 10_000
+"""Of a class: more than that cannot differ in what they stand for."""
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -72,7 +75,7 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         for key, holds, expected in (
-            ("proxies_per_class", self.proxies_per_class >= 1, "1 or more"),
+            ("proxies_per_class", 1 <= self.proxies_per_class <= MOST_PROXIES, f"1 to {MOST_PROXIES:,}"),
             ("neighbor_ratio", 0 < self.neighbor_ratio <= 1, "above 0 and at most 1"),
             ("proxy_weight", 0 <= self.proxy_weight < math.inf, "0 or more"),
             ("scale", 0 < self.scale < math.inf, "above 0"),

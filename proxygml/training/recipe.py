@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import yaml
 
 from proxygml.data.image_settings import ImageSettings
-from proxygml.errors import RecipeError, check_setting, did_you_mean
+from proxygml.errors import MOST_WORKERS, RecipeError, check_setting, did_you_mean
 from proxygml.files import atomic_write
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.loss_settings import OF_OTHERS, OURS, LossSettings
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 SECTIONS = ("embedder", "images", "loss")
 ARGUMENTS = ("loss.arguments", "loss.miner_arguments")  # their keys are arguments of the class that the recipe names
 
+NULLABLE = "loss.proxy_sample"
+"""The one key that may be null."""
+
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["steps", "cosine", "one_cycle"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["frozen", "trained"]
 Start = Literal["random", "features"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
+
+LARGEST_BATCH = 2**16
+"""Images of a step, all processes together."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +196,9 @@ def _check_values(recipe: Recipe) -> None:
     for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
         check(getattr(recipe, key) >= 0, key, "0 or more")
     check(recipe.seed < 2**32, "seed", "below 2**32")
+    check(recipe.workers <= MOST_WORKERS, "workers", f"at most {MOST_WORKERS}")
     check(all(milestone >= 1 for milestone in recipe.milestones), "milestones", "1 or more each")
-    check(recipe.batch_size >= 2, "batch_size", "2 or more")
+    check(2 <= recipe.batch_size <= LARGEST_BATCH, "batch_size", f"2 to {LARGEST_BATCH:,}")
     for key in ("backbone_lr", "embedding_lr", "proxy_lr", "weight_decay"):
         value = getattr(recipe, key)
         check(value >= 0 and math.isfinite(value), key, "a number of 0 or more")
@@ -280,8 +287,8 @@ def check_content(content: Mapping[str, object], where: str) -> None:
     for key in flattened(content):
         if key not in known and not key.startswith(tuple(f"{section}." for section in ARGUMENTS)):
             raise RecipeError(f"{where}: a recipe has no key {key!r}; {did_you_mean(key, known)}")
-    for key, value in content.items():
-        if value is None or (key in SECTIONS and not isinstance(value, dict)):
+    for key, value in flattened(content).items():
+        if (value is None and key != NULLABLE) or (key in SECTIONS and not isinstance(value, dict)):
             expected = "keys and values of its own" if key in SECTIONS else "a value"
             raise RecipeError(f"{where}: {key} is {value!r}, but must be {expected}; leave it out for the default")
 

@@ -9,6 +9,13 @@ from typing import Any
 import yaml
 
 from proxygml.errors import RecipeError, did_you_mean
+from proxygml.files import check_size
+
+LARGEST_RECIPE = 2**20
+"""Bytes."""
+
+MOST_VALUES = 100_000
+"""In a recipe, aliases written out; they would multiply without end."""
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
@@ -41,6 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: the file is missing or no YAML, or holds something else.
     """
+    check_size(path, LARGEST_RECIPE, RecipeError)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -49,7 +57,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe {path} is nested too deeply: a recipe has two levels, or three") from error
     if content is not None and not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds {type(content).__name__}, but must hold keys and values")
+    if _values(content) > MOST_VALUES:
+        raise RecipeError(
+            f"the recipe {path} repeats its aliases to more than {MOST_VALUES:,} values: write out what is meant"
+        )
     return content or {}
+
+
+def _values(content: object) -> int:
+    """How many values there are with each alias written out; counted no further than is allowed."""
+    count, left = 0, [content]
+    while left and count <= MOST_VALUES:
+        value = left.pop()
+        count += 1
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return count
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

@@ -145,6 +145,6 @@ def test_fingerprints_tell_models_apart(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_holds_an_image_at_least(run: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--batch_size is 0, but must be 1 or more"):
+    with pytest.raises(UserError, match="--batch_size is 0, but must be 1 to 16,384"):
         embed_images(Embedder.load(run), "m", ImageList.from_files([photos]), tmp_path / "work", batch_size=0)
     assert not (tmp_path / "work").exists()

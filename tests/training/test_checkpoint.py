@@ -1,6 +1,7 @@
 """Checkpoints: a run that was stopped or killed ends like one that was not; wrong ones are named."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from proxygml.data.catalog import Catalog
@@ -102,3 +104,51 @@ def test_a_run_is_trained_by_one_process_at_a_time(small_recipe: Recipe, tmp_pat
     with other.locked(), pytest.raises(OverwriteError, match="another process"):
         fit(small_recipe, other)
     assert not other.path.exists(), "no run was started"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": 3},
+        {"progress": {"epoch": "one"}},
+        {"progress": {"epoch": 1, "history": [], "steps": 6, "best_epoch": 0, "collapse_named": False}},
+        {"progress": {"epoch": 10**9, "history": [{"epoch": 1.0}], "steps": 6, "best_epoch": 0}},
+        {"progress": {"epoch": 1, "history": [{"loss": "low"}], "steps": 6, "best_epoch": 0}},
+        {"embedder": [1, 2]},
+        {"embedder": {"backbone": 3}},
+        {"criterion": {"proxies": "none", "_extra_state": torch.zeros(1)}},
+        {"optimizers": [{"state": {}, "param_groups": 7}]},
+        {"optimizers": [3]},
+        {"data": None},
+    ],
+)
+def test_checkpoints_of_other_contents_are_named(
+    small_recipe: Recipe, trained_once: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(trained_once, run.path)
+    replace(small_recipe, epochs=2).write(run.recipe)
+    state = torch.load(run.checkpoint, weights_only=True)
+    torch.save(state | change, run.checkpoint)
+    with pytest.raises(RunError, match=r"last\.ckpt"):
+        resume(run)
+
+
+def test_checkpoints_that_are_no_ordinary_file_are_named(trained_once: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(trained_once, run.path)
+    run.checkpoint.unlink()
+    os.mkfifo(run.checkpoint)
+    with pytest.raises(RunError, match="a folder, a device or a pipe"):
+        resume(run)
+    run.checkpoint.unlink()
+    with run.checkpoint.open("wb") as file:
+        file.truncate(40 * 10**9)
+    with pytest.raises(RunError, match="40,000,000,000 bytes"):
+        resume(run)
+
+
+@pytest.fixture(scope="module")
+def trained_once(small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch."""
+    return train(replace(small_recipe, epochs=1), tmp_path_factory.mktemp("once") / "run").path

@@ -1,5 +1,6 @@
 """Recipes: read, checked, written; the published settings."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,16 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("loss: {proxy_sample: 5, proxy_weight: 0}", "loss.proxy_sample is 5, but loss.proxy_weight is 0"),
         ("loss: {proxy_sample: true}", "loss.proxy_sample"),
         ("{proxy_lr: 10, weight_decay: 0.1, loss: {sparse: true, proxy_weight: 0}}", "proxy_lr 10.0 times"),
+        ("images: {size: null}", "images.size is None, but must be a value"),
+        ("workers: 100000", "workers is 100000, but must be at most 256"),
+        ("batch_size: 1000000000", "batch_size is 1000000000, but must be 2 to 65,536"),
+        ("loss: {proxies_per_class: 1000000000}", "loss.proxies_per_class is 1000000000, but must be 1 to 10,000"),
+        ("embedder: {embedding_size: 1000000}", "embedder.embedding_size is 1000000, but must be 0 to 65,536"),
+        ("images: {size: 1000000, resize: 1000000}", "images.size is 1000000, but must be 1 to 4,096"),
+        ("images: {resize: 1000000}", "images.resize is 1000000, but must be images.size .224. to 4,096"),
+        ("catalog: [1, 2]", "catalog"),
+        ("epochs: [3]", "epochs"),
+        ("loss: {scale: {a: 1}}", "loss.scale"),
         ("{precision: fp16, loss: {sparse: true, proxy_weight: 0}}", "precision is fp16"),
     ],
 )
@@ -96,3 +107,23 @@ def test_wrong_recipes_are_named(content: str, message: str, tmp_path: Path) -> 
 def test_missing_recipe_names_ours() -> None:
     with pytest.raises(RecipeError, match="cub200"):
         find_recipe("no_such")
+
+
+def test_recipes_that_are_no_ordinary_file_are_named(tmp_path: Path) -> None:
+    """A pipe would be waited for without end, and a large file fill the memory."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="a folder, a device or a pipe"):
+        Recipe.read(tmp_path / "pipe.yaml")
+    with (tmp_path / "large.yaml").open("wb") as file:
+        file.truncate(40 * 10**9)
+    with pytest.raises(RecipeError, match="40,000,000,000 bytes, but such a file has at most"):
+        Recipe.read(tmp_path / "large.yaml")
+
+
+def test_aliases_that_multiply_are_named(tmp_path: Path) -> None:
+    """Ten levels of ten aliases are ten thousand million values in 400 bytes."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {{{', '.join(f'k{i}: *a{n - 1}' for i in range(10))}}}" for n in range(1, 11)]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError, match="repeats its aliases"):
+        Recipe.read(tmp_path / "recipe.yaml")
