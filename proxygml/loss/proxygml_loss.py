@@ -152,13 +152,9 @@ class ProxyGMLLoss(nn.Module):
             ValueError: a wrong shape or dtype, a label out of range, a NaN or infinite embedding.
         """
         labels = check_batch(embeddings, labels, self.num_classes, self.embedding_size)
-        sizes = None
         with torch.autocast(embeddings.device.type, enabled=False):
             samples = graph.unit_samples(embeddings, self.proxies.dtype)
-            if self._shard is not None:
-                sizes, gradient_needed = self._shard.sizes(samples)
-                # All processes take part in its exchange: also one whose batch, being empty, no network has computed.
-                samples.requires_grad_(gradient_needed or samples.requires_grad)
+            sizes = None if self._shard is None else self._shard.agree_on_(samples)
             if sum(sizes or [len(labels)]) == 0:
                 no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
                 return samples.sum() + no_proxies.sum(dtype=samples.dtype)
@@ -188,7 +184,7 @@ class ProxyGMLLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             samples = graph.unit_samples(embeddings, self.proxies.dtype)
             if self._shard is not None:
-                sizes, _ = self._shard.sizes(samples)
+                sizes = self._shard.agree_on_(samples)
                 samples, labels = self._shard.gathered(samples, sizes), self._shard.gathered(labels, sizes)
             similarity, _ = graph.cosine_similarity(samples, self.proxies)
         return graph.select_neighbors(similarity, labels, self._terms(), self._shard), labels

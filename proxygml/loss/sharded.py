@@ -72,16 +72,19 @@ class Shard:
 
     # What every process learns ----------------------------------------------------------------------------------------
 
-    def sizes(self, samples: Tensor) -> tuple[list[int], bool]:
-        """How many samples each process brings, and whether any process needs their gradient.
+    def agree_on_(self, samples: Tensor) -> list[int]:
+        """How many samples each process brings. They need a gradient on all processes if they do so on one.
 
-        Exchanged by the hosts: a GPU goes on computing.
+        All take part in exchanging it: also a process whose batch, being empty, no network has computed. The hosts
+        exchange this: a GPU goes on computing.
         """
         found = torch.zeros(2 * self.processes, dtype=torch.int64)
         own = torch.tensor([len(samples), int(samples.requires_grad)])
         dist.all_gather_into_tensor(found, own, group=self._host_group)
         counts, needed = found.view(self.processes, 2).T.tolist()
-        return counts, any(needed)
+        if any(needed) and not samples.requires_grad:
+            samples.requires_grad_()
+        return [int(count) for count in counts]
 
     def gathered(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """The rows of all processes, in their order: (sum of sizes, ...) of this process's (sizes[process], ...)."""
