@@ -159,15 +159,15 @@ class Gallery(Backend):
         wanted = (max(k, RERANKED) if rerank else k) + spare
         conditions = parse_where(where, self.schema) if where else []
         candidates = self._candidates(queries, wanted, conditions)
-        available = min((len(found.ids) for found in candidates), default=wanted)
-        k = min(k, available - spare)
+        others = [int(np.count_nonzero(found.ids != one)) for found, one in zip(candidates, own, strict=True)]
+        k = min([k, *others])
         if k < 1:
-            missing = "no item" if not available else "no other item"
+            missing = "no other item" if any(len(found.ids) for found in candidates) else "no item"
             raise GalleryError(f"{missing} of the gallery's {len(self):,} may be found" + describe(conditions))
         scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
             values, order = ranked(found.vectors, query, found.rows, wanted)
-            kept = found.ids[order] != own[number]
+            kept = np.flatnonzero(found.ids[order] != own[number])[: wanted - spare]
             values, order = values[kept], order[kept]
             if rerank:
                 again = reranked(query, found.vectors.take(found.rows[order]))

@@ -52,11 +52,16 @@ def predict(result: SearchResult, threshold: float | None = None) -> list[Predic
     """
     if "label" not in result.table:
         raise GalleryError("the gallery's items have no label: build it from a catalog to predict classes")
-    labels = result.table["label"].astype("string").astype(object)
+    found = result.table.loc[np.unique(result.ids), "label"].astype(object)
+    labels = found.map(_as_text, na_action="ignore")
     return [
         _vote(labels.loc[ids].to_numpy(), scores, threshold)
         for ids, scores in zip(result.ids, result.scores, strict=True)
     ]
+
+
+def _as_text(label: object) -> str:
+    return label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)
 
 
 def _vote(labels: npt.NDArray[np.object_], scores: Vectors, threshold: float | None) -> Prediction:

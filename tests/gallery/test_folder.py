@@ -430,3 +430,34 @@ def test_the_package_offers_the_gallery_without_loading_it() -> None:
     code = "import sys, proxygml; assert 'Gallery' in proxygml.__all__; print('proxygml.gallery.base' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_an_excluded_item_that_a_filter_leaves_out_costs_no_result(kind: Kind) -> None:
+    items = pd.DataFrame({"label": ["a", "b", "b", "c"]})
+    gallery = Gallery.create(np.eye(4, dtype=np.float32), items, kind)
+    query = np.ones((1, 4))
+    assert gallery.search(query, 5, {"label": "b"}, exclude=[0]).ids.tolist() == [[1, 2]]
+    assert gallery.search(query, 5, {"label": "b"}, exclude=[0], rerank=True).ids.shape == (1, 2)
+    assert gallery.search(query, 1, {"label": "c"}, exclude=[0]).ids.tolist() == [[3]]
+    assert gallery.search(query, 5, {"label": "b"}, exclude=[1]).ids.tolist() == [[2]]
+    assert gallery.search(query, 5, exclude=[-1]).ids.tolist() == [[0, 1, 2, 3]]
+    both = gallery.search(np.ones((2, 4)), 5, {"label": "b"}, exclude=[0, 2])
+    assert both.ids.tolist() == [[1], [1]]  # as many for each query
+    with pytest.raises(GalleryError, match="no other item"):
+        gallery.search(query, 5, {"label": "c"}, exclude=[3])
+
+
+def test_bytes_are_filtered_as_text() -> None:
+    items = pd.DataFrame({"code": [b"abc", b"\xff", None]})
+    gallery = Gallery.create(np.eye(3, dtype=np.float32), items)
+    assert gallery.matching({"code": "abc"}).tolist() == [0]
+    assert gallery.matching({"code": "\\xff"}).tolist() == [1]
+
+
+@pytest.mark.parametrize("number", ["1e399", "-1e399", "9" * 350, "inf", "nan"])
+def test_a_number_that_no_float_holds_is_refused(number: str) -> None:
+    gallery = Gallery.create(np.eye(2, dtype=np.float32), pd.DataFrame({"weight": [0.5, 1.5], "count": [1, 2]}))
+    for column in ("weight", "count"):
+        with pytest.raises(GalleryError, match=column):
+            gallery.add(np.ones((1, 2)), pd.DataFrame([{column: number}]))
