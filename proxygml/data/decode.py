@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from proxygml.data.bounds import MAX_PIXELS, check_bounds, check_pixels
+from proxygml.data.bounds import MAX_PIXELS, check_bounds, check_pixels, image_kind
 from proxygml.data.jpeg import JPEG, decode_jpeg, is_truncated, read_header
 from proxygml.data.orientation import Pixels, stated_orientation, turned
 from proxygml.errors import ImageError
@@ -101,7 +101,12 @@ def _decode_with_pillow(data: bytes, name: str, max_pixels: int) -> Pixels:
 
 
 def _unknown(data: bytes, name: str) -> str:
-    what = "a JPEG whose header is damaged or truncated" if data.startswith(JPEG) else "no image of a known format"
+    kind = image_kind(data)
+    what = (
+        "no image of a known format"
+        if kind is None
+        else f"a file of the format {kind} whose header is damaged or cut off"
+    )
     return f"{name} is {what} (it starts with {data[:8]!r}): fetch it again, or leave it out"
 
 

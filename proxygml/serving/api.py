@@ -92,7 +92,7 @@ _IMAGE = describe_refusals(413, 415, 422, 429, 503)
 _CHANGE = describe_refusals(401, 403, 409)
 
 Id = Annotated[int, Path(ge=0, le=2**63 - 1)]
-Upload = Annotated[UploadFile, File(description="an image file: JPEG, PNG, WebP, GIF or BMP")]
+Upload = Annotated[UploadFile, File(description="an image file: JPEG, PNG, WebP, GIF, BMP, AVIF or TIFF")]
 
 
 DESCRIPTION = """Search a gallery of images by image, add images to it and remove them.
@@ -149,24 +149,18 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def search(
         image: Upload,
         k: Annotated[int, Form(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
-        where: Annotated[
-            list[str],
-            Form(description=_WHERE),
-        ] = [],  # noqa: B006
+        where: Annotated[list[str], Form(description=_WHERE)] = [],  # noqa: B006
     ) -> SearchAnswer:
         """The items most similar to an image."""
         async with service.admitted():
-            vector = await service.embed(await image.read())
+            vector = await service.embed(await _content(image))
             return _search_answer(await service.search(vector, k, read_conditions(where)))
 
     @app.get("/items/{id}/neighbors", responses=describe_refusals(404, 422, 429, 503))
     async def neighbors(
         id: Id,
         k: Annotated[int, Query(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
-        where: Annotated[
-            list[str],
-            Query(description=_WHERE),
-        ] = [],  # noqa: B006
+        where: Annotated[list[str], Query(description=_WHERE)] = [],  # noqa: B006
     ) -> SearchAnswer:
         """The items most similar to one of the gallery, which is not among them."""
         async with service.admitted():
@@ -176,7 +170,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def embed(image: Upload) -> Embedding:
         """The vector of an image."""
         async with service.admitted():
-            vector = await service.embed(await image.read())
+            vector = await service.embed(await _content(image))
         return Embedding(embedding=vector.tolist(), model=service.gallery.manifest.model)
 
     @app.get(
@@ -188,6 +182,13 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """A small JPEG of an item."""
         async with service.admitted():
             return Response(await service.picture(id), media_type="image/jpeg")
+
+
+async def _content(image: UploadFile) -> bytes:
+    """The image file that was sent; where it was kept until now is free again."""
+    data = await image.read()
+    await image.close()
+    return data
 
 
 def _search_answer(answer: Answer) -> SearchAnswer:
@@ -218,7 +219,7 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
                 raise RequestError(422, f"the column {name!r} is given twice")
         async with service.admitted():
             values_of = {name: values[0] for name, values in columns.items()}
-            return Added(id=await service.add(await image.read(), values_of))
+            return Added(id=await service.add(await _content(image), values_of))
 
     @app.delete(
         "/items/{id}",

@@ -130,7 +130,7 @@ class Changes:
         shown = _names(self.gallery) if paths else set()
         for path in paths:
             if path.name not in shown:
-                path.unlink(missing_ok=True)
+                _delete(path)
 
     async def _sweep_regularly(self) -> None:
         while True:
@@ -154,7 +154,15 @@ class Changes:
             shown = _names(Gallery.load(self.gallery.place))  # another server may have added items since
         for path in old:
             if path.name not in shown:
-                path.unlink(missing_ok=True)
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete an image that no item shows; one that cannot be deleted only takes room."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("an image that no item shows could not be deleted: %s: %s", path.name, error.strerror)
 
 
 def _names(gallery: Gallery) -> set[str]:

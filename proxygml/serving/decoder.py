@@ -6,14 +6,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from proxygml.data.bounds import image_size
+from proxygml.data.bounds import image_kind, image_size
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.orientation import Pixels
 from proxygml.errors import ImageError
 from proxygml.serving.limits import RequestError
 
-KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
-"""Formats that are taken, and the ending of a file of each; others of Pillow's are seldom sent and often attacked."""
+KINDS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "AVIF": "avif",
+    "TIFF": "tif",
+}
+"""Formats that are taken, and the ending of a file of each. JPEG 2000, PPM and TGA, which the commands read too, are
+not: no browser or camera sends them, and a TGA file does not say that it is one."""
 
 DECODERS = max(2, min(4, os.cpu_count() or 1))
 """Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
@@ -57,14 +66,15 @@ class Decoder:
             RequestError: 413 too many pixels, 415 another kind of file, 422 no image that can be decoded, 503 no
                 process had time for it.
         """
-        image_kind(data)
-        size = image_size(data) or (0, 0)
-        if size[0] * size[1] > self._max_pixels:
+        kind_of_upload(data)
+        size = image_size(data)
+        pixels = LARGE_PIXELS if size is None else size[0] * size[1]
+        if size is not None and pixels > self._max_pixels:
             raise RequestError(
                 413,
                 f"the image has {size[1]:,} x {size[0]:,} pixels, but at most {self._max_pixels:,} pixels are taken",
             )
-        return await self._decoded(data, "the image", self._max_pixels, size[0] * size[1], then)
+        return await self._decoded(data, "the image", self._max_pixels, pixels, then)
 
     async def use_item(self, data: bytes, name: str, then: Callable[[Pixels], Result]) -> Result:
         """The same for a file of the gallery's, of any kind and up to twice as many pixels.
@@ -106,16 +116,13 @@ class Decoder:
             done.exception()  # seen, even if the request has ended since
 
 
-def image_kind(data: bytes) -> str:
+def kind_of_upload(data: bytes) -> str:
     """The format of an image file's bytes, by its first bytes and not by what its sender calls it.
 
     Raises:
         RequestError: 415 for any other than KINDS.
     """
-    starts = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP"}
-    for start, kind in starts.items():
-        if data.startswith(start):
-            return kind
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    raise RequestError(415, f"this is no image of a kind that is taken: {', '.join(KINDS)}")
+    kind = image_kind(data)
+    if kind not in KINDS:
+        raise RequestError(415, f"this is no image of a kind that is taken: {', '.join(KINDS)}")
+    return kind

@@ -1,7 +1,6 @@
 """The process that listens and answers: its socket, its connections, its end."""
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from proxygml.errors import UserError
 from proxygml.serving.connections import Connections, protocol_class
 from proxygml.serving.limits import Limits
-from proxygml.serving.repeated_lines import RepeatedLines
+from proxygml.serving.log_lines import protect_log
 
 GRACE = 8
 """Seconds in which requests under way are finished when the server is stopped: container managers kill after ten."""
@@ -62,6 +61,7 @@ class Server(uvicorn.Server):
             http=protocol_class(self.connections),
             ws="none",
             log_level="warning",
+            use_colors=False,
             access_log=False,
             server_header=False,
             proxy_headers=False,  # connections are counted by the address that they come from
@@ -93,11 +93,7 @@ def run_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> None:
     Those under way are then finished; what takes longer than GRACE seconds gets status 503.
     """
     server = Server(app, limits)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms that are refused anyway
-    repeated = RepeatedLines()
-    for handler in (logging.lastResort, *logging.getLogger().handlers, *logging.getLogger("uvicorn").handlers):
-        if handler is not None:
-            handler.addFilter(repeated)
+    protect_log()
     # Searches run side by side, and the threads of one wait busily for its next product: on two cores, two of them took
     # twice the processor time for the same answer.
     with threadpool_limits(max(1, (os.cpu_count() or 1) // 4), user_api="blas"):

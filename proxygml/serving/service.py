@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import io
-import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,8 @@ from proxygml.gallery.filters import Where, split
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
-from proxygml.serving.columns import hidden_columns
-from proxygml.serving.decoder import KINDS, Decoder, image_kind
+from proxygml.serving.columns import hidden_columns, json_cell
+from proxygml.serving.decoder import KINDS, Decoder, kind_of_upload
 from proxygml.serving.limits import Limits, RequestError, too_many
 
 THUMBNAIL = 320  # pixels
@@ -175,8 +174,7 @@ class Service:
             RequestError: 404 for one that is not there.
         """
         row = await asyncio.to_thread(self.item, item)
-        box = [int(row[name]) for name in BOX_COLUMNS] if all(pd.notna(row.get(name)) for name in BOX_COLUMNS) else None
-        path = str(row.get("path"))
+        box, path = _box(row), str(row.get("path"))
         try:
             data = await asyncio.to_thread(read_file, path)
             return await self._decoder.use_item(data, path, lambda pixels: _picture(pixels, box, path))
@@ -201,7 +199,7 @@ class Service:
             if name not in known:
                 raise RequestError(422, f"there is no column {name!r}: {did_you_mean(name, known)}")
         vector = await self.embed(data)
-        return await changes.add(vector, data, KINDS[image_kind(data)], columns)
+        return await changes.add(vector, data, KINDS[kind_of_upload(data)], columns)
 
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again.
@@ -225,10 +223,12 @@ class Service:
 
     def _search(self, vector: Tensor, k: int, where: Where, leave_out: int | None) -> Answer:
         gallery = self.gallery
-        found = gallery.search(vector[None], k if leave_out is None else k + 1, where)
-        if leave_out is not None:
-            kept = np.flatnonzero(found.ids[0] != leave_out)[:k]
-            found = SearchResult(found.scores[:, kept], found.ids[:, kept], found.table)
+        try:
+            found = gallery.search(vector[None], k, where, exclude=None if leave_out is None else [leave_out])
+        except GalleryError:
+            if leave_out is None or gallery.matching(where or {}).tolist() != [leave_out]:
+                raise
+            return Answer([], None)  # it is the only item that may be found
         threshold = gallery.manifest.threshold
         prediction = None
         if is_labelled(found):
@@ -258,6 +258,14 @@ def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, s
     return conditions
 
 
+def _box(row: pd.Series) -> list[int] | None:
+    """The part of an item's image that shows it; None for all of it, or where the cells are no whole numbers."""
+    try:
+        return [int(row[name]) for name in BOX_COLUMNS]
+    except (KeyError, TypeError, ValueError, OverflowError):  # missing, a list, NaN, infinite
+        return None
+
+
 def _picture(pixels: Pixels, box: Sequence[int] | None, name: str) -> bytes:
     return _as_jpeg(small_picture(torch.from_numpy(pixels).permute(2, 0, 1), box, THUMBNAIL, name))
 
@@ -269,17 +277,6 @@ def _as_jpeg(pixels: Pixels) -> bytes:
 
 
 def _shown(found: SearchResult, hidden: Iterable[str]) -> list[dict[str, Any]]:
-    """A search's rows as plain values, without where the server keeps its images."""
+    """A search's rows as JSON has them, without where the server keeps its images."""
     rows = found.rows(0).drop(columns=list(hidden), errors="ignore")
-    return [
-        {str(name): None if pd.isna(value) else _plain(value) for name, value in row.items()}
-        for row in rows.to_dict("records")
-    ]
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own; what JSON does not know, an infinity too, as text."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
+    return [{str(name): json_cell(value) for name, value in row.items()} for row in rows.to_dict("records")]

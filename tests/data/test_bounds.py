@@ -73,7 +73,7 @@ def test_honest_files_are_within_the_bounds(kind: str, data: bytes) -> None:
     assert decode(data, "the image").shape[2] == 3
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
 def test_the_size_is_read_from_the_header(format: str) -> None:
     for options in (
         ({}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0MM\0*"}) if format == "WEBP" else ({},)
@@ -98,3 +98,11 @@ def test_bytes_that_are_cut_off_are_left_to_the_decoder() -> None:
                 decode(data[:length], "the image")
             except ImageError as error:
                 assert "the image" in str(error)
+
+
+def test_the_size_of_a_tiff_is_read_whatever_its_table_says() -> None:
+    big = b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"
+    for data in (b"II*\0\xff\xff\xff\xff", big + b"\xff" * 8 + bytes(100), big[:8] + b"\xff" * 8 + bytes(100)):
+        assert image_size(data) is None
+        with pytest.raises(ImageError):
+            decode(data, "the image")

@@ -91,7 +91,7 @@ def test_a_search_goes_on_from_an_item(server: Running, client: "httpx.Client") 
     assert [item["rank"] for item in answer["items"]] == [1, 2, 3, 4, 5]
     other = "class 15" if gallery.items.loc[3, "label"] != "class 15" else "class 13"
     filtered = client.get("/items/3/neighbors", params={"k": 20, "where": f"label={other}"}).json()
-    assert len(filtered["items"]) == 8
+    assert len(filtered["items"]) == 8  # all of that class: the item itself, which is left out, is of another
     assert filtered["prediction"] == {"label": other, "share": 1.0}
     assert client.get("/items/48/neighbors").status_code == 404
     assert client.get("/items/3/neighbors", params={"k": 21}).status_code == 422
@@ -102,8 +102,11 @@ def test_the_only_item_has_no_neighbors(run_folder: Path, tmp_path: Path) -> Non
     items = pd.DataFrame({"path": ["a"], "label": ["x"]})
     Gallery.create(np.eye(1, 16, dtype=np.float32), items).save(tmp_path / "gallery")
     with Running(tmp_path / "gallery", run_folder, Limits()) as running:
-        answer = httpx.get(f"{running.address}/items/0/neighbors", **TIMES).json()
-    assert answer == {"items": [], "prediction": None}
+        for where in ({}, {"where": "label=x"}):
+            answer = httpx.get(f"{running.address}/items/0/neighbors", params=where, **TIMES)
+            assert answer.json() == {"items": [], "prediction": None}
+        none = httpx.get(f"{running.address}/items/0/neighbors", params={"where": "label=y"}, **TIMES)
+        assert none.status_code == 422
 
 
 def test_a_client_can_read_columns_and_limits(client: "httpx.Client") -> None:
@@ -111,7 +114,7 @@ def test_a_client_can_read_columns_and_limits(client: "httpx.Client") -> None:
     assert answer == {
         "items": 48,
         "columns": ["label", "split"],
-        "kinds": ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"],
+        "kinds": ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif", "image/tiff"],
         "max_k": 20,
         "max_upload_mb": 0.2,
         "max_pixels": 250_000,

@@ -24,7 +24,7 @@ from tests.helpers.server import TIMES, TOKEN, Running, gallery_at, picture
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 connections = pytest.importorskip("proxygml.serving.connections", reason="the extra serve is not installed")
-from proxygml.serving.repeated_lines import LINES, RepeatedLines  # noqa: E402
+from proxygml.serving.log_lines import LINES, PrintableLines, RepeatedLines  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -206,6 +206,17 @@ def test_an_ipv6_network_is_one_client() -> None:
     networks = [connections._network((address, 1, 0, 0)) for address in ("2001:db8::1", "2001:db8::2", "2001:db8:1::1")]
     assert networks[0] == networks[1] != networks[2]
     assert connections._network(("::ffff:192.0.2.1", 1, 0, 0)) == connections._network(("192.0.2.1", 1))
+
+
+def test_no_text_writes_lines_of_its_own_into_the_log() -> None:
+    try:
+        raise ValueError("a\x1b[2J\nERROR: forged")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "%s\r\u202e", ("b\nERROR: forged",), sys.exc_info())
+    text = PrintableLines(logging.Formatter()).format(record)
+    first, *others = text.split("\n")
+    assert first == "b" and all(line.startswith("  ") for line in others)
+    assert text.replace("\n", "").isprintable() and "\\x1b[2J" in text and "\\r\\u202e" in text
 
 
 def test_repeated_lines_are_left_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

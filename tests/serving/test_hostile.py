@@ -1,9 +1,15 @@
 """Requests that are not as described: each has its own refusal, none an answer of 500, none finds out about files."""
 
 import contextlib
+import errno
+import math
 import os
+import select
+import socket
 import time
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +17,7 @@ import pandas as pd
 import pytest
 
 from proxygml import Gallery
+from proxygml.serving.body_limit import TOGETHER
 from proxygml.serving.limits import Limits
 from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, TIMES, Running, picture, post
@@ -270,3 +277,131 @@ def test_a_full_disk_has_its_own_answer(tmp_path: Path, run_folder: Path, monkey
         answer = post(client, "/items", picture())
         assert answer.status_code == 507 and "secret" not in answer.text
         assert client.get("/health").json()["items"] == 4
+
+
+def test_a_gallery_that_cannot_be_written_to_is_served(
+    tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "SWEEP_EVERY", 0.05)
+    folder = gallery(tmp_path)
+    stuck, left = folder / "images" / "a.png", folder / "images" / "b.png"
+    stuck.mkdir(parents=True)  # what cannot be deleted, even by root
+    left.write_bytes(picture())
+    for path in (stuck, left):
+        os.utime(path, (0, 0))
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(folder / "secret"))
+
+    with Running(folder, run_folder, Limits()) as running, httpx.Client(base_url=running.address, **TIMES) as client:
+        monkeypatch.setattr(changes, "_write", read_only)
+        answer = post(client, "/items", picture())
+        assert answer.status_code == 409 and "secret" not in answer.text
+        assert post(client, "/search", picture()).status_code == 200
+        end = time.monotonic() + 30
+        while left.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not left.exists() and stuck.exists()
+
+
+# Item tables of every kind --------------------------------------------------------------------------------------------
+
+CELLS = {
+    "tags": ([["x", "y"], [], None, ["z"]], [["x", "y"], [], None, ["z"]]),
+    "numbers": ([[1.5, math.nan], [math.inf], None, []], [[1.5, None], ["inf"], None, []]),
+    "facts": ([{"a": 1}, {"a": None}, None, {"a": 3}], [{"a": 1}, {"a": None}, None, {"a": 3}]),
+    "nested": ([[["x"]], [[]], None, []], [[["x"]], [[]], None, []]),
+    "times": (
+        pd.to_datetime(["2021-01-01T12:30:00", None, None, "2023-01-01"], format="ISO8601"),
+        ["2021-01-01 12:30:00", None, None, "2023-01-01 00:00:00"],
+    ),
+    "zoned": (pd.to_datetime(["2021-01-01"] * 4, utc=True), ["2021-01-01 00:00:00+00:00"] * 4),
+    "days": ([date(2021, 1, 31), None, None, None], ["2021-01-31", None, None, None]),
+    "lists of times": ([np.array(["2021-01-31"], "M8[ms]")] * 4, [["2021-01-31T00:00:00.000"]] * 4),
+    "decimals": ([Decimal("1.20"), None, Decimal(3), None], ["1.20", None, "3.00", None]),
+    "bytes": ([b"abc", b"\xff", None, b""], ["abc", "\\xff", None, ""]),
+    "floats": ([math.nan, math.inf, -math.inf, 1.5], [None, "inf", "-inf", 1.5]),
+    "whole": (pd.array([2**63 - 1, None, 3, 4], dtype="Int64"), [2**63 - 1, None, 3, 4]),
+    "unsigned": (np.array([2**64 - 1, 1, 2, 3], np.uint64), [2**64 - 1, 1, 2, 3]),
+    "truths": (pd.array([True, None, False, True], dtype="boolean"), [True, None, False, True]),
+    "categories": (pd.Categorical(["a", "b", None, "a"]), ["a", "b", None, "a"]),
+    "label": ([b"\xff", b"a", None, b"a"], ["\\xff", "a", None, "a"]),
+    "x_1": ([[1], [2], None, []], [[1], [2], None, []]),
+}
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> Iterator[Running]:
+    """A server whose item table has a column of every kind, and paths inside of lists and objects."""
+    folder = tmp_path_factory.mktemp("tables")
+    file = folder / "secret.png"
+    file.write_bytes(picture())
+    items = pd.DataFrame({"path": [str(file)] * 4} | {name: cells for name, (cells, _) in CELLS.items()})
+    items["views"] = [[str(file), str(file)]] * 4
+    items["source"] = [{"file": str(file), "size": 1}] * 4
+    Gallery.create(np.eye(4, 16, dtype=np.float32), items).save(folder / "gallery")
+    with Running(folder / "gallery", run_folder, Limits()) as running:
+        yield running
+
+
+def test_cells_of_every_kind_are_answered(tables: Running) -> None:
+    with httpx.Client(base_url=tables.address, **TIMES) as client:
+        found = {item["id"]: item for item in post(client, "/search", picture(), k=4).json()["items"]}
+        assert [client.get(f"/items/{number}/image").status_code for number in range(4)] == [200] * 4
+        text = client.get("/items/0/neighbors").text + client.get("/gallery").text
+    assert "secret" not in text and not {"path", "views", "source"} & {*found[0]}
+    for name, (_, expected) in CELLS.items():
+        assert [found[number][name] for number in range(4)] == expected, name
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_value_of_a_filter_or_a_new_item_has_an_answer(tables: Running, name: str) -> None:
+    values = [
+        "x",
+        "1",
+        "['x', 'y']",
+        "nan",
+        "1e399",
+        "-1e399",
+        199 * "9",
+        "2021-01-01",
+        "99999-01-01",
+        "\u0663",
+        "true",
+    ]
+    with httpx.Client(base_url=tables.address, **TIMES) as client:
+        for value in values:
+            asked = client.get("/items/0/neighbors", params={"where": f"{name}={value}"})
+            added = post(client, "/items", picture(), column=f"{name}={value}")
+            assert asked.status_code in (200, 422) and added.status_code in (201, 422), (value, asked.text, added.text)
+            if added.status_code == 201:
+                assert client.delete(f"/items/{added.json()['id']}", headers=AUTHORISED).status_code == 204
+
+
+# Bodies together ------------------------------------------------------------------------------------------------------
+
+
+def test_the_bodies_of_all_requests_together_are_bounded(tmp_path: Path, run_folder: Path) -> None:
+    """Forty clients send a megabyte each and never finish: some are refused, and small requests are taken."""
+    head = (
+        b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 1900000\r\n\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    )
+    limits = Limits(max_upload_mb=2, timeout=60)
+    most = limits.max_upload_mb * TOGETHER * 10**6
+    with Running(gallery(tmp_path), run_folder, limits) as running, contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=60)) for _ in range(40)
+        ]
+        for client in clients:
+            client.sendall(head + bytes(1_000_000))
+        refused = 0
+        while refused < 40 - most // 10**6:
+            for client in select.select(clients, [], [], 60)[0]:
+                assert client.recv(12) == b"HTTP/1.1 429"
+                clients.remove(client)
+                refused += 1
+        with httpx.Client(base_url=running.address, **TIMES) as honest:
+            assert post(honest, "/search", picture()).status_code == 200
+            assert post(honest, "/search", picture(1, side=300)).status_code == 200

@@ -1,8 +1,10 @@
-"""A log that hostile requests cannot fill."""
+"""A log that hostile requests can neither fill nor write lines of their own into."""
 
 import logging
 import re
 import time
+
+from proxygml.console import printable
 
 LINES, SECONDS = 5, 60.0
 """So many lines of one kind are written in so many seconds."""
@@ -34,3 +36,25 @@ class RepeatedLines(logging.Filter):
         if left_out:
             record.msg = f"{record.msg} ({left_out:,} more lines like this one were left out)"
         return count < LINES
+
+
+class PrintableLines(logging.Formatter):
+    """Formats records as another formatter does, with control characters written out and further lines indented."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text; a line that begins at the margin is a record's first."""
+        return printable(self._formatter.format(record)).replace("\n", "\n  ")
+
+
+def protect_log() -> None:
+    """Use both for what is logged from now on."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms that are refused anyway
+    repeated = RepeatedLines()
+    for handler in (logging.lastResort, *logging.getLogger().handlers, *logging.getLogger("uvicorn").handlers):
+        if handler is not None:
+            handler.addFilter(repeated)
+            handler.setFormatter(PrintableLines(handler.formatter or logging.Formatter()))
