@@ -6,6 +6,7 @@ socket is closed, which the operating system does when its parent dies, however 
 
 import json
 import mmap
+import os
 import socket
 import struct
 import sys
@@ -64,6 +65,7 @@ def main() -> None:
     _limit_memory(int(sys.argv[2]))
     with suppress(EOFError, OSError, KeyboardInterrupt):
         send(connection, {})
+        _silence()
         while True:
             request, data = receive(connection)
             _limit_processor_time(int(request["seconds"]))
@@ -86,6 +88,12 @@ def _answer(connection: socket.socket, request: dict[str, Any], data: memoryview
             send(connection, size, pixels.reshape(-1).data)
         else:
             send(connection, size | {"digest": blake2b(content, digest_size=16).hexdigest()})
+
+
+def _silence() -> None:
+    """Write no more to standard error: libraries complain there of each hostile image, which would fill the log."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _limit_memory(most: int) -> None:

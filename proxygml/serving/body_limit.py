@@ -10,9 +10,14 @@ from proxygml.serving.refusals import refuse
 TOGETHER = 16
 """All bodies that are arriving, or of requests under way, have at most so many times `max_upload_mb`."""
 
+_FREE_BYTES = 65_536  # that a body is taken to have sent when it begins
+
 
 class BodyLimit:
     """Stops reading bodies that are too large, too slow or too many, whatever their headers say about their length.
+
+    Where there are too many, the one that arrives most slowly is refused, so that clients that send theirs in trickles
+    keep nobody out.
 
     All bodies together have at most TOGETHER times as many bytes as one may have. Half of that is shared out among as
     many bodies as there may be, so that small requests are always taken. What larger bodies have beyond their share
@@ -38,9 +43,9 @@ class BodyLimit:
             return
         if length.isdigit() and int(length) > self.limits.max_upload_mb * 10**6:
             await refuse(_too_large(self.limits))(scope, receive, send)
-        elif len(self.arriving) >= self.limits.queue:
-            await refuse(too_many(self.limits))(scope, receive, send)
         else:
+            if len(self.arriving) >= self.limits.queue:
+                self._refuse(min(self.arriving, key=_Body.speed), too_many(self.limits))
             await self._pass_on(scope, _Body(receive, send, self))
 
     async def _pass_on(self, scope: Scope, body: "_Body") -> None:
@@ -85,7 +90,8 @@ class _Body:
         self.answered = False
         self.error: RequestError | None = None
         self._owner = owner
-        self._end = asyncio.get_running_loop().time() + owner.limits.timeout
+        self._start = asyncio.get_running_loop().time()
+        self._end = self._start + owner.limits.timeout
         self._waiting: asyncio.Timeout | None = None
 
     async def receive(self) -> Message:
@@ -117,6 +123,10 @@ class _Body:
         if self.error is None or self.answered:
             self.answered = True
             await self.send_rest(message)
+
+    def speed(self) -> float:
+        """Bytes a second, in favor of bodies that have just begun to arrive."""
+        return (self.bytes + _FREE_BYTES) / max(0.001, asyncio.get_running_loop().time() - self._start)
 
     def refuse(self, error: RequestError) -> None:
         """Give the body up, and wake what waits for more of it."""

@@ -34,7 +34,7 @@ READ_SIZE = 16_384
 _FREE_CHUNKS, _CHUNK_BYTES = 1000, 100  # so many chunks may be of any size; beyond them, the mean size must be this
 
 _WATCH_EVERY = 1.0  # seconds
-_SPARE_FILES = 256  # for everything but connections
+_SPARE_FILES = 512  # for bodies, the gallery, and connections that are accepted before others are closed for them
 
 
 class Phase(IntEnum):
@@ -124,7 +124,7 @@ def _room_for_connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return 2**31
     open_now = sum(1 for _ in Path("/dev/fd").iterdir())
-    return max(8, soft - open_now - min(_SPARE_FILES, soft // 4))
+    return max(8, soft - open_now - min(_SPARE_FILES, soft // 2))
 
 
 class Connection(H11Protocol):

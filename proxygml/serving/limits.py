@@ -27,7 +27,8 @@ class Limits:
     read the answer."""
 
     queue: int = 64
-    """Requests that may be under way, and as many more that may be arriving; a further one gets status 429."""
+    """Requests that may be under way, and as many more that may be arriving. A further one under way gets status 429;
+    where too many are arriving, the slowest of them does."""
 
     max_connections: int = 512
     """Open connections; one more closes the one that has been without a request for longest. Never more than the limit

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -13,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -397,21 +398,23 @@ def test_a_body_that_does_not_arrive_is_given_up(run_folder: Path, small_catalog
         assert half.recv(100).startswith(b"HTTP/1.1 503")
 
 
-def test_bodies_that_arrive_are_requests_under_way(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+def test_bodies_that_arrive_slowly_make_room_for_others(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
-    limits = Limits(queue=1, timeout=60)
-    with Running(folder, run_folder, limits) as running, httpx.Client(base_url=running.address, **TIMES) as client:
-
-        def asked_until(status: int) -> bool:
-            end = time.monotonic() + 30
-            while (answer := post(client, "/embed", picture())).status_code != status and time.monotonic() < end:
-                time.sleep(0.01)
-            return answer.status_code == status
-
-        with half_a_request(running):
-            assert asked_until(429)
+    limits = Limits(queue=3, timeout=60)
+    with (
+        Running(folder, run_folder, limits) as running,
+        httpx.Client(base_url=running.address, **TIMES) as client,
+        ExitStack() as stack,
+    ):
+        halves = [stack.enter_context(half_a_request(running)) for _ in range(8)]
+        refused = set()
+        while len(refused) < 5:  # at most three are arriving
+            for half in select.select([half for half in halves if half not in refused], [], [], 60)[0]:
+                assert half.recv(100).startswith(b"HTTP/1.1 429")
+                refused.add(half)
+        for _ in range(4):
             assert client.get("/health").status_code == 200  # nothing of it has to arrive
-        assert asked_until(200)
+            assert post(client, "/embed", picture()).status_code == 200
 
 
 # Hostile --------------------------------------------------------------------------------------------------------------

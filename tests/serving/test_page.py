@@ -208,6 +208,10 @@ def test_the_page_works_below_a_prefix(server: Running, browser: Any) -> None:
     expect(page.locator(".tile")).to_have_count(24)
     expect(page.locator("#size")).to_have_text("48 items")
     expect(page.locator(".tile img").first).to_have_js_property("naturalWidth", 320)
+    page.wait_for_load_state(
+        "networkidle"
+    )  # a picture that is still being passed on would fail after the page is closed
+    page.unroute_all(behavior="ignoreErrors")
     page.close()
 
 
@@ -285,7 +289,7 @@ def test_images_that_are_refused_are_explained(visit: Visit, tmp_path: Path) -> 
     for name, said in {
         "large.png": "at most 2 MB are taken",
         "wide.png": "at most 250,000",
-        "broken.png": "format PNG whose header is damaged",
+        "broken.png": "truncated or damaged",
         "text.png": "JPEG, PNG, WEBP, GIF, BMP",
     }.items():
         visit.choose(tmp_path / name)
