@@ -1,15 +1,17 @@
 """A process that decodes images for a DecoderPool, and does nothing else. It loads no PyTorch, so that it is small.
 
-It reads a request from the socket that it inherited, answers, and reads the next one. It ends when the other end of the
-socket is closed, which the operating system does when its parent dies, however that happens.
+It reads a request from the socket that it inherited, answers, and reads the next one. It ends at once when the other
+end of the socket is closed, which the operating system does when its parent dies, however that happens.
 """
 
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 import sys
+import threading
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -62,6 +64,7 @@ def _receive(connection: socket.socket, length: int) -> memoryview:
 def main() -> None:
     """Answer requests until the other end is closed. Arguments: the socket's number, bytes of memory."""
     connection = socket.socket(fileno=int(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     _limit_memory(int(sys.argv[2]))
     with suppress(EOFError, OSError, KeyboardInterrupt):
         send(connection, {})
@@ -88,6 +91,15 @@ def _answer(connection: socket.socket, request: dict[str, Any], data: memoryview
             send(connection, size, pixels.reshape(-1).data)
         else:
             send(connection, size | {"digest": blake2b(content, digest_size=16).hexdigest()})
+
+
+def _end_with_parent(connection: socket.socket) -> None:
+    """End this process as soon as the other end is closed, also in the middle of an image (not on Windows)."""
+    if hasattr(select, "poll"):
+        waiting = select.poll()
+        waiting.register(connection, getattr(select, "POLLRDHUP", select.POLLHUP))
+        waiting.poll()
+        os._exit(0)
 
 
 def _silence() -> None:

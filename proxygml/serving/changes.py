@@ -111,7 +111,9 @@ class Changes:
             except OverwriteError:
                 continue  # another process was faster: make the changes to what it left
             except GalleryError as error:
-                return [RequestError(409, str(error))] * len(changes)
+                if len(changes) > 1:  # each by itself, so that only the one at fault is refused
+                    return [self._change([change])[0] for change in changes]
+                return [RequestError(409 if isinstance(changes[0], int) else 422, str(error))]
             self.gallery = Gallery.load(writer.place)
             self._delete_unshown(removed)
             return results

@@ -226,7 +226,7 @@ class Service:
         try:
             found = gallery.search(vector[None], k, where, exclude=None if leave_out is None else [leave_out])
         except GalleryError:
-            if leave_out is None or gallery.matching(where or {}).tolist() != [leave_out]:
+            if leave_out is None or gallery.matching(where).tolist() != [leave_out]:
                 raise
             return Answer([], None)  # it is the only item that may be found
         threshold = gallery.manifest.threshold

@@ -125,16 +125,22 @@ def test_a_crash_is_the_images_fault() -> None:
 PARENT = """
 import sys, time
 from proxygml.data.decoder_pool import DecoderPool
-pool = DecoderPool(2, processor_seconds=2)
-pool.decode(open(sys.argv[1], "rb").read(), "a")
+import threading
+pool = DecoderPool(2, processor_seconds=600)
+for _ in range(2):
+    pool.decode(open(sys.argv[1], "rb").read(), "a")
+threading.Thread(target=pool.decode, args=(open(sys.argv[2], "rb").read(), "slow"), daemon=True).start()
+time.sleep(0.2)
 print(*[process._process.pid for process in pool._all], flush=True)
 time.sleep(60)
 """
 
 
 def test_no_process_outlives_its_parent(tmp_path: Path) -> None:
+    """Not even one that is at work."""
     (tmp_path / "a.jpg").write_bytes(PHOTO)
-    arguments = [sys.executable, "-c", PARENT, str(tmp_path / "a.jpg")]
+    (tmp_path / "slow.jpg").write_bytes(bombs.jpeg_with_scans(5000, 99))
+    arguments = [sys.executable, "-c", PARENT, str(tmp_path / "a.jpg"), str(tmp_path / "slow.jpg")]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         children = [int(process) for process in parent.stdout.readline().split()]

@@ -448,13 +448,6 @@ def test_an_excluded_item_that_a_filter_leaves_out_costs_no_result(kind: Kind) -
         gallery.search(query, 5, {"label": "c"}, exclude=[3])
 
 
-def test_bytes_are_filtered_as_text() -> None:
-    items = pd.DataFrame({"code": [b"abc", b"\xff", None]})
-    gallery = Gallery.create(np.eye(3, dtype=np.float32), items)
-    assert gallery.matching({"code": "abc"}).tolist() == [0]
-    assert gallery.matching({"code": "\\xff"}).tolist() == [1]
-
-
 @pytest.mark.parametrize("number", ["1e399", "-1e399", "9" * 350, "inf", "nan"])
 def test_a_number_that_no_float_holds_is_refused(number: str) -> None:
     gallery = Gallery.create(np.eye(2, dtype=np.float32), pd.DataFrame({"weight": [0.5, 1.5], "count": [1, 2]}))
