@@ -4,10 +4,10 @@ A new backend is a subclass of base.Gallery with these methods, in a file of its
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from proxygml.gallery.manifest import Manifest
 from proxygml.gallery.vectors import VectorRows
 
 Embeddings = Tensor | npt.NDArray[np.floating]
+
+Finish = Callable[[Any], None]
+"""What is done with a gallery that is built, before others see it; it is given the gallery."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,13 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def _build(
-        cls, place: str | Path, blocks: Iterable[Block], manifest: Manifest, force: bool, total: int | None
+        cls,
+        place: str | Path,
+        blocks: Iterable[Block],
+        manifest: Manifest,
+        force: bool,
+        total: int | None,
+        finish: Finish | None,
     ) -> Self:
         """See Gallery.build; of the manifest kind, model and run are filled in."""
 

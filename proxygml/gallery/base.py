@@ -14,7 +14,7 @@ import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError
-from proxygml.gallery.backend import Backend, Embeddings
+from proxygml.gallery.backend import Backend, Embeddings, Finish
 from proxygml.gallery.filters import Where, describe, parse_where
 from proxygml.gallery.ids import Ids, chosen_ids, whole_ids
 from proxygml.gallery.manifest import Manifest, Threshold
@@ -87,6 +87,7 @@ class Gallery(Backend):
         run: str = "",
         force: bool = False,
         total: int | None = None,
+        finish: Finish | None = None,
     ) -> "Gallery":
         """A gallery in a folder or in Milvus, from blocks of vectors and items, with one block in memory at a time.
 
@@ -100,13 +101,14 @@ class Gallery(Backend):
             run: see `create`.
             force: replace the gallery that is there.
             total: the number of rows in all, for the progress bar.
+            finish: is called with the gallery before it appears, to set its threshold, for example.
 
         Raises:
             OverwriteError: something is there already, or another process is building it.
             GalleryError: see `create`.
         """
         _check_kind(kind)
-        return backend_of(place)._build(place, blocks, Manifest(kind, model, run), force, total)
+        return backend_of(place)._build(place, blocks, Manifest(kind, model, run), force, total, finish)
 
     @staticmethod
     def load(place: str | Path) -> "Gallery":

@@ -4,7 +4,7 @@ A gallery keeps the fingerprint of its model; vectors of another model are refus
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from proxygml.files import PathLike
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters import Where, parse_where
-from proxygml.gallery.neighbors import Kind
+from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
 from proxygml.gallery.places import check_place, work_place
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
@@ -200,28 +200,43 @@ def build_gallery(
         raise UserError(f"--false-accept-rate is {false_accept_rate}, but must be 0 up to below 1")
     if source.vectors is not None:
         file = checked_vectors(source.vectors, model)
-        gallery = Gallery.build(
-            out, file.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=file.rows
-        )
-        if "label" in gallery.columns:
-            _calibrate(gallery, _own_validation(gallery), false_accept_rate)
-        return gallery
+        _check_enough(kind, file.rows)
+
+        def choose(gallery: Gallery) -> None:
+            if "label" in gallery.columns:
+                _calibrate(gallery, lambda: _own_validation(gallery), false_accept_rate)
+
+        return Gallery.build(
+            out, file.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=file.rows,
+            finish=choose,
+        )  # fmt: skip
+    images = source.image_list()
+    _check_enough(kind, len(images))
     work = work_place(out, "partial")
     embedder = model.embedder()
     embedded = embed_images(
-        embedder, model.fingerprint, source.image_list(), work, on_bad=on_bad, workers=workers, batch_size=batch_size
+        embedder, model.fingerprint, images, work, on_bad=on_bad, workers=workers, batch_size=batch_size
     )
+
+    def embed_and_choose(gallery: Gallery) -> None:
+        if source.catalog is not None and (validation := _validation(model.run, source.catalog)) is not None:
+            settings = model, embedder, validation, workers, batch_size
+            _calibrate(gallery, lambda: _embed_validation(gallery, *settings), false_accept_rate)
+        elif source.catalog is not None:
+            _calibrate(gallery, lambda: None, false_accept_rate)
+
     gallery = Gallery.build(
-        out, embedded.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=len(embedded)
-    )
+        out, embedded.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=len(embedded),
+        finish=embed_and_choose,
+    )  # fmt: skip
     discard(work)
-    if source.catalog is not None:
-        validation = _validation(model.run, source.catalog)
-        block = None
-        if validation is not None:
-            block = _embed_validation(gallery, model, embedder, validation, workers, batch_size)
-        _calibrate(gallery, block, false_accept_rate)
     return gallery
+
+
+def _check_enough(kind: Kind, count: int) -> None:
+    """Raise GalleryError where an index would be too small, before anything is embedded for it."""
+    if kind == "ivfpq":
+        check_enough_for_ivfpq(count)
 
 
 def checked_vectors(path: Path, model: Model) -> VectorFile:
@@ -312,20 +327,19 @@ def _unknown(gallery: Gallery, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return np.asarray(gallery.ids_of(table, keys) < 0)
 
 
-def _calibrate(gallery: Gallery, validation: Block | None, false_accept_rate: float) -> None:
+def _calibrate(gallery: Gallery, validation: Callable[[], Block | None], false_accept_rate: float) -> None:
     """Choose the threshold on the images of the validation classes, or say why there is none."""
     reason = (
         "there is no val split, and the run held no classes out. Every query will be given a class, however far it is"
     )
-    if validation is not None:
-        vectors, items = validation
-        try:
+    try:
+        block = validation()
+        if block is not None:
+            vectors, items = block
             gallery.set_threshold(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
-        except GalleryError as error:
-            reason = str(error)
-        else:
-            gallery.save()
             return
+    except UserError as error:  # also where no validation image can be read
+        reason = str(error)
     console.print(f"no threshold for `none of these`: {reason}", style="yellow", markup=False)
 
 

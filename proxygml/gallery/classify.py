@@ -4,6 +4,7 @@ How similar a query must be to count as one of the gallery's classes is chosen o
 not trained on them, and users do not search for them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,12 @@ from proxygml.errors import GalleryError
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.manifest import Threshold
 
+LEAST_CLASSES = 5
+"""Validation classes that a threshold needs (ours): the images of one class are alike, and fewer classes are chance."""
+
+LEAST_TRUE_ACCEPT_RATE = 0.5
+"""Share of the right queries that a threshold must accept to be applied (ours)."""
+
 TEMPERATURE = 0.07
 """A neighbour's vote weighs exp(cosine / 0.07), as in Wu et al., CVPR 2018."""
 
@@ -26,13 +33,16 @@ class Prediction:
     """The class that a query is given."""
 
     label: str | None
-    """The label with the most votes; None where the query is none of the gallery's classes."""
+    """The label with the most votes; None where the query is rejected, or no item that was found has a label."""
 
     share: float
     """The share of all votes, 0..1, for the label with the most, even where `label` is None."""
 
     score: float
     """Cosine of the nearest item, which is compared with the threshold."""
+
+    rejected: bool = False
+    """Whether the nearest item is below the threshold; not so where `label` is None because no item found has one."""
 
 
 def is_labelled(result: SearchResult) -> bool:
@@ -71,11 +81,11 @@ def _vote(labels: npt.NDArray[np.object_], scores: Vectors, threshold: float | N
     for label, weight in zip(labels, weights, strict=True):
         if isinstance(label, str):
             votes[label] = votes.get(label, 0.0) + float(weight)
+    rejected = threshold is not None and best < threshold
     if not votes:
-        return Prediction(None, 0.0, best)
+        return Prediction(None, 0.0, best, rejected)
     label = max(votes, key=lambda name: votes[name])
-    accepted = threshold is None or best >= threshold
-    return Prediction(label if accepted else None, votes[label] / sum(votes.values()), best)
+    return Prediction(None if rejected else label, votes[label] / sum(votes.values()), best, rejected)
 
 
 def calibrate(
@@ -96,7 +106,8 @@ def calibrate(
         false_accept_rate: 0 up to below 1.
 
     Raises:
-        GalleryError: the rate is out of range, labels are missing, or the gallery has no item of another class.
+        GalleryError: the rate is out of range, labels are missing, the gallery has no item of another class, or the
+            images do not tell with any certainty what threshold keeps the promise and is of use.
     """
     if not 0 <= false_accept_rate < 1:
         raise GalleryError(f"the false-accept rate is {false_accept_rate}, but must be 0 up to below 1")
@@ -109,13 +120,32 @@ def calibrate(
     right = _best_of_own(gallery, embeddings, names)
     known = np.isfinite(right)
     accepted = np.maximum(right, wrong)[known] >= threshold
-    return Threshold(
+    found = Threshold(
         score=threshold,
         false_accept_rate=float(np.mean(wrong >= threshold)),
         true_accept_rate=float(accepted.mean()) if known.any() else None,
         queries=len(names),
         classes=len(set(names)),
     )
+    _check_useful(found, false_accept_rate)
+    return found
+
+
+def _check_useful(found: Threshold, false_accept_rate: float) -> None:
+    """Raise GalleryError for a threshold that is chosen by chance, or that rejects most queries it should accept."""
+    needed = math.ceil(1 / false_accept_rate) if false_accept_rate else 0
+    images = f"{found.queries:,} images of {found.classes:,} validation classes"
+    if found.queries < needed or found.classes < LEAST_CLASSES:
+        raise GalleryError(
+            f"there are {images}, but a share of {false_accept_rate:.3g} needs at least {needed:,} images of "
+            f"{LEAST_CLASSES} classes: hold out more, or allow a larger share with --false-accept-rate"
+        )
+    if found.true_accept_rate is not None and found.true_accept_rate < LEAST_TRUE_ACCEPT_RATE:
+        raise GalleryError(
+            f"by {images} it would be {found.score:.3f}, which accepts only {found.true_accept_rate:.0%} of the "
+            "queries whose class is in the gallery: allow a larger share of wrong ones with --false-accept-rate, or train a "
+            "better model"
+        )
 
 
 def _best_of_others(

@@ -14,7 +14,7 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
-from proxygml.gallery.backend import Candidates, Embeddings
+from proxygml.gallery.backend import Candidates, Embeddings, Finish
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.column_types import column_texts
 from proxygml.gallery.filters import Condition
@@ -81,7 +81,13 @@ class FolderGallery(Gallery):
 
     @classmethod
     def _build(
-        cls, place: str | Path, blocks: Iterable[Block], manifest: Manifest, force: bool, total: int | None
+        cls,
+        place: str | Path,
+        blocks: Iterable[Block],
+        manifest: Manifest,
+        force: bool,
+        total: int | None,
+        finish: Finish | None,
     ) -> Self:
         folder = Path(place)
         check_gallery_folder(folder, force)
@@ -102,6 +108,8 @@ class FolderGallery(Gallery):
                 )
                 gallery = cls(mapped_vectors(folder, made), ItemTable.of(table, schema), made, folder=folder)
                 gallery._build_index(folder / f".{manifest.kind}-{digest[:16]}.faiss")
+                if finish is not None:
+                    finish(gallery)
                 gallery._publish(folder)
             except Exception:  # what was only stopped, by Ctrl-C too, stays and is continued
                 (folder / name).unlink(missing_ok=True)

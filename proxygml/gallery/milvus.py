@@ -16,7 +16,7 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
-from proxygml.gallery.backend import Candidates, Embeddings
+from proxygml.gallery.backend import Candidates, Embeddings, Finish
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.column_types import column_texts
 from proxygml.gallery.filters import Condition, one_of
@@ -65,7 +65,13 @@ class MilvusGallery(Gallery):
 
     @classmethod
     def _build(
-        cls, place: str | Path, blocks: Iterable[Block], manifest: Manifest, force: bool, total: int | None
+        cls,
+        place: str | Path,
+        blocks: Iterable[Block],
+        manifest: Manifest,
+        force: bool,
+        total: int | None,
+        finish: Finish | None,
     ) -> Self:
         """See Gallery.build. What a stopped build has inserted stays, and the next call continues after it."""
         address = Address.parse(place)
@@ -89,6 +95,8 @@ class MilvusGallery(Gallery):
                 )  # fmt: skip
                 gallery = cls(client, address, whole, np.empty(0, np.int64))
                 gallery._build_index()
+                if finish is not None:
+                    finish(gallery)
                 if before is not None:
                     gallery._writer.check_unchanged(whole)
                 gallery.manifest = gallery._writer.publish(gallery.manifest)

@@ -232,10 +232,7 @@ def _faiss() -> Any:
 def _trained_ivfpq(vectors: VectorRows, seed: int) -> Any:
     faiss = _faiss()
     count, size = len(vectors), vectors.size
-    if count < SMALLEST_IVFPQ:
-        raise GalleryError(
-            f"an ivfpq index needs at least {SMALLEST_IVFPQ:,} items, but there are {count:,}: choose the kind exact"
-        )
+    check_enough_for_ivfpq(count)
     lists = inverted_lists(count)
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(size), size, lists, product_codes(size), 8, faiss.METRIC_INNER_PRODUCT)
     for clustering in (index.cp, index.pq.cp):
@@ -245,6 +242,14 @@ def _trained_ivfpq(vectors: VectorRows, seed: int) -> Any:
     sample = np.random.default_rng(seed).permutation(count)[:most]
     index.train(np.ascontiguousarray(vectors.take(np.sort(sample))))
     return index
+
+
+def check_enough_for_ivfpq(count: int) -> None:
+    """Raise GalleryError where an IVF-PQ index cannot be made of so few items."""
+    if count < SMALLEST_IVFPQ:
+        raise GalleryError(
+            f"an ivfpq index needs at least {SMALLEST_IVFPQ:,} items, but there are {count:,}: choose the kind exact"
+        )
 
 
 def inverted_lists(count: int) -> int:

@@ -190,8 +190,10 @@ def _verdict(answers: Answers, query: int) -> str:
     if answers.predictions is None:
         return ""
     prediction = answers.predictions[query]
-    if prediction.label is None:
+    if prediction.rejected:
         return f"none of these: the nearest has a cosine of {prediction.score:.3f} only"
+    if prediction.label is None:
+        return "no class: none of the items found has a label"
     return escape(f"{prediction.label} ({prediction.share:.0%} of the vote)")
 
 
@@ -203,7 +205,8 @@ def draw_answers(answers: Answers, path: Path) -> None:
     boxes = answers.queries.boxes
     for place, query in enumerate(answers.queries.paths[:ROWS_SHOWN]):
         box = None if boxes is None else boxes[place].tolist()
-        note = "" if answers.predictions is None else answers.predictions[place].label or "none of these"
+        voted = None if answers.predictions is None else answers.predictions[place]
+        note = "" if voted is None else "none of these" if voted.rejected else voted.label or ""
         row = [figures.Tile(thumbnail(query, box, TILE_PIXELS), Path(query).name, note)]
         for _, item in answers.result.rows(place).head(ROWS_SHOWN).iterrows():
             row.append(figures.Tile(_picture(item), _caption(item), f"{item['score']:.2f}"))

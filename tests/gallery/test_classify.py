@@ -69,6 +69,19 @@ def test_the_threshold_accepts_as_many_strangers_as_stated(rate: float, inside: 
     assert (threshold.queries, threshold.classes) == (200, 8)
 
 
+def test_no_label_is_no_rejection() -> None:
+    table = pd.DataFrame({"label": [None, None, "a"]})
+    result = SearchResult(np.array([[1, 0.9], [0.5, 0.4]], np.float32), np.array([[0, 1], [2, 0]]), table)
+    assert [(one.label, one.rejected) for one in predict(result, 0.8)] == [(None, False), (None, True)]
+    assert [(one.label, one.rejected) for one in predict(result)] == [(None, False), ("a", False)]
+
+
+def test_four_classes_are_too_few_for_a_threshold() -> None:
+    vectors, labels = classes(["v1", "v2", "v3", "v4"], 50, 1)
+    with pytest.raises(GalleryError, match="200 images of 4 validation classes, but .* 20 images of 5 classes"):
+        calibrate(gallery(["a", "b"]), vectors, labels, 0.05)
+
+
 def test_impossible_calibrations_are_refused() -> None:
     vectors, labels = classes(["v"], 5, 0)
     with pytest.raises(GalleryError, match="0 up to below 1"):

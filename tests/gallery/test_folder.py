@@ -20,6 +20,7 @@ import torch
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.gallery.folder import FolderGallery
+from proxygml.gallery.manifest import Threshold
 from proxygml.gallery.neighbors import ApproximateIndex, Kind
 from tests.helpers.vectors import Array, clustered, in_blocks, items
 
@@ -414,6 +415,28 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
     same = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(found, expected, strict=True)])
     assert same == 1 if kind == "exact" else same > 0.9
     assert len(list(folder.iterdir())) == (4 if kind == "exact" else 5)  # .lock among them: nothing is left over
+
+
+FINISH = """
+import os, sys
+from tests.helpers.vectors import in_blocks
+from proxygml import Gallery
+Gallery.build(sys.argv[1], in_blocks(1000), finish=lambda gallery: os.kill(os.getpid(), 9))
+"""
+
+
+@pytest.mark.parametrize("name", ["g", "g.db"])
+def test_a_gallery_is_not_there_before_its_threshold(name: str, tmp_path: Path) -> None:
+    """Killed while the threshold is chosen; the next build goes on, and chooses it."""
+    if name.endswith(".db"):
+        pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
+    command, root = [sys.executable, "-c", FINISH, str(tmp_path / name)], Path(__file__).resolve().parents[2]
+    assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == -9
+    with pytest.raises(GalleryError, match="no gallery"):
+        Gallery.load(tmp_path / name)
+    threshold = Threshold(0.5, 0.01, None, 3, 2)
+    Gallery.build(tmp_path / name, in_blocks(1000), finish=lambda gallery: gallery.set_threshold(threshold))
+    assert Gallery.load(tmp_path / name).manifest.threshold == threshold
 
 
 @pytest.mark.parametrize("left", [b"", b"x" * 100, b"x" * 10**6])

@@ -23,6 +23,9 @@ from tests.helpers.shared import shared_file
 
 Capture = pytest.CaptureFixture[str]
 
+RATE = 0.5
+"""Of wrong queries that are accepted: the untrained model accepts few right ones at smaller rates."""
+
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -200,7 +203,7 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
     held = table["label"].isin([f"class {n:02d}" for n in range(6, 12)])
     table.loc[held, "split"] = "val"
     Catalog(table.assign(path=list(map(str, catalog.paths))), tmp_path).write(tmp_path / "c.parquet")
-    gallery = gallery_of(run_folder, tmp_path / "c.parquet", tmp_path / "g", false_accept_rate=0.1)
+    gallery = gallery_of(run_folder, tmp_path / "c.parquet", tmp_path / "g", false_accept_rate=RATE)
     threshold = Gallery.load(tmp_path / "g").manifest.threshold
     assert threshold is not None
     assert threshold == gallery.manifest.threshold
@@ -209,7 +212,7 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
     answers = search_images(gallery, Embedder.load(run_folder), queries, 5)
     assert answers.predictions is not None
     accepted = np.mean([prediction.label is not None for prediction in answers.predictions])
-    assert accepted <= 0.1
+    assert accepted <= RATE
     assert accepted == pytest.approx(threshold.false_accept_rate)
     assert answers_table(answers)["prediction"].isna().mean() == pytest.approx(1 - accepted)
     everything = search_images(gallery, Embedder.load(run_folder), queries, 5, threshold=-1.0)
@@ -219,11 +222,37 @@ def test_a_val_split_sets_the_threshold_for_none_of_these(
         place = small_catalog if table == "small.parquet" else tmp_path / table
         command("embed", run_folder, "--catalog", place, "--out", tmp_path / f"v-{table}", "--workers", 0)
         source = Source(vectors=tmp_path / f"v-{table}")
-        build_gallery(Model.of(run_folder), source, tmp_path / f"g-{table}", false_accept_rate=0.1)
+        build_gallery(Model.of(run_folder), source, tmp_path / f"g-{table}", false_accept_rate=RATE)
     assert "there is no val split" in capsys.readouterr().err
     source = Source(tmp_path / "c.parquet")
-    whole = build_gallery(Model.of(run_folder), source, tmp_path / "all", false_accept_rate=0.1, workers=0)
+    whole = build_gallery(Model.of(run_folder), source, tmp_path / "all", false_accept_rate=RATE, workers=0)
     assert Gallery.load(tmp_path / "g-c.parquet").manifest.threshold == whole.manifest.threshold
+
+
+@pytest.mark.parametrize(("rate", "message"), [("0.1", "accepts only 17% of the queries"), ("0.01", "at least 100")])
+def test_a_threshold_that_is_chosen_by_chance_or_rejects_most_right_queries_is_not_applied(
+    rate: str, message: str, run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    catalog = Catalog.read(small_catalog)
+    held = catalog.table["label"].isin([f"class {n:02d}" for n in range(6, 12)])
+    table = catalog.table.assign(path=list(map(str, catalog.paths)))
+    table.loc[held, "split"] = "val"
+    Catalog(table, tmp_path).write(tmp_path / "c.parquet")
+    place = tmp_path / "g"
+    command(
+        "index", run_folder, "--catalog", tmp_path / "c.parquet", "--split", "test", "--out", place, "--workers", 0,
+        "--false-accept-rate", rate,
+    )  # fmt: skip
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert Gallery.load(place).manifest.threshold is None
+
+
+def test_an_ivfpq_index_of_too_few_images_is_refused_before_they_are_embedded(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    index = ["index", run_folder, "--catalog", small_catalog, "--kind", "ivfpq", "--out", tmp_path / "g"]
+    assert "at least 1,000 items, but there are 144" in refused(capsys, *index)
+    assert not (tmp_path / "g").exists()
 
 
 def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
