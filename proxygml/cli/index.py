@@ -74,15 +74,16 @@ def _add(options: Namespace) -> None:
     from proxygml.gallery.build import Model, Source, add_items
 
     gallery = Gallery.load(options.out)
-    added, there = add_items(
+    done = add_items(
         gallery,
         Model.of_gallery(gallery, options.run),
         Source.of(**chosen(options, *SOURCE, "vectors")),
         **chosen(options, "on_bad", "workers", "batch_size"),
     )
-    known = f" ({there:,} were in it already)" if there else ""
-    say(f"{added:,} items added{known}, {len(gallery):,} now: {options.out}")
-    if added and (threshold := gallery.manifest.threshold) is not None:
+    known = f" ({done.there:,} were in it already)" if done.there else ""
+    changed = f", {done.updated:,} updated, which had changed" if done.updated else ""
+    say(f"{done.added:,} items added{known}{changed}, {len(gallery):,} now: {options.out}")
+    if done.added and (threshold := gallery.manifest.threshold) is not None:
         say(
             f"the threshold for `none of these`, {threshold.score:.3f}, stays as it was chosen when the gallery was "
             "built: the larger the gallery, the more queries of unknown classes it accepts; `index` without --add "

@@ -1,5 +1,6 @@
 """Which images to embed: the rows of a catalog, or the image files in folders. No image is opened here."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,18 @@ import pandas as pd
 from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.decode import image_endings
 from proxygml.errors import ImageError
+
+FILE_STAMP = "file_stamp"
+"""The column of a gallery that says which state of its file an item was made from; see file_stamp."""
+
+
+def file_stamp(path: str) -> int:
+    """A number above 0 that changes when the file does, by its size and time; 0 where there is none."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).digest()[:7], "big") + 1
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,14 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def file_stamps(self, ids: Ids) -> Rows:
+        """For each of these items which state of its file it was made from, int64 (n,); 0 where that is not known.
+
+        Raises:
+            GalleryError: there is no such item.
+        """
+
+    @abstractmethod
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
         """For each of the n rows the id, int64, of the first item with the same values in these columns; -1 for none.
 

@@ -7,17 +7,17 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
-from proxygml.arrays import Block
+from proxygml.arrays import Block, Rows
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.image_list import ImageList
+from proxygml.data.image_list import ImageList, file_stamp
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike
@@ -26,6 +26,7 @@ from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters import Where, parse_where
 from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
 from proxygml.gallery.places import check_place, work_place
+from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.models.model_files import fingerprint
@@ -226,8 +227,8 @@ def build_gallery(
             _calibrate(gallery, lambda: None, false_accept_rate)
 
     gallery = Gallery.build(
-        out, embedded.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=len(embedded),
-        finish=embed_and_choose,
+        out, embedded.blocks(stamped=True), kind, model=model.fingerprint, run=str(model.run), force=force,
+        total=len(embedded), finish=embed_and_choose,
     )  # fmt: skip
     discard(work)
     return gallery
@@ -251,6 +252,19 @@ def checked_vectors(path: Path, model: Model) -> VectorFile:
     return file
 
 
+class Added(NamedTuple):
+    """What adding to a gallery has done."""
+
+    added: int
+    """Items that are new."""
+
+    there: int
+    """Items of the source that were in the gallery already, as they are."""
+
+    updated: int
+    """Items that were in it with an image, or a vector, that has changed since: they have new ids."""
+
+
 def add_items(
     gallery: Gallery,
     model: Model,
@@ -259,11 +273,14 @@ def add_items(
     on_bad: OnBad = "fail",
     workers: int = 2,
     batch_size: int = 64,
-) -> tuple[int, int]:
-    """Add the items whose paths (and boxes) the gallery does not hold yet, and save it.
+) -> Added:
+    """Add the items whose paths (and boxes) the gallery does not hold yet, replace those that changed, and save it.
+
+    An image has changed when its file has another size or time; a vector, when any of its numbers has. A replaced item
+    keeps the cells of columns that the source does not have.
 
     Returns:
-        How many items were added, and how many of the source are in the gallery already.
+        How many items were added, were there already, and were updated.
 
     Raises:
         UserError: see build_gallery.
@@ -271,17 +288,21 @@ def add_items(
     if source.vectors is not None:
         return _add_blocks(gallery, checked_vectors(source.vectors, model).blocks())
     images = source.image_list()
-    new = _unknown(gallery, images.table)
-    if not new.any():
-        return 0, len(images)
+    ids = _ids(gallery, images.table)
+    todo = ids < 0
+    before = gallery.file_stamps(ids[~todo])
+    now = np.array([file_stamp(path) for path in images.table["path"][~todo]], np.int64)
+    todo[~todo] = (before > 0) & (before != now)
+    if not todo.any():
+        return Added(0, len(images), 0)
     work = work_place(gallery.place, "partial")
-    fresh = ImageList(images.table[new].reset_index(drop=True))
+    fresh = ImageList(images.table[todo].reset_index(drop=True))
     embedded = embed_images(
         model.embedder(), model.fingerprint, fresh, work, on_bad=on_bad, workers=workers, batch_size=batch_size
     )
-    added, _ = _add_blocks(gallery, embedded.blocks())
+    done = _add_blocks(gallery, embedded.blocks(stamped=True))
     discard(work)
-    return added, int((~new).sum())
+    return done._replace(there=done.there + int((~todo).sum()))
 
 
 def remove_items(gallery: Gallery, where: Where) -> int:
@@ -308,23 +329,33 @@ def remove_items(gallery: Gallery, where: Where) -> int:
     return len(chosen)
 
 
-def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> tuple[int, int]:
-    added = there = 0
+def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> Added:
+    """Add the items that are new, replace those whose vectors differ, and save the gallery."""
+    done = Added(0, 0, 0)
     for vectors, table in blocks:
-        new = _unknown(gallery, table)
-        gallery.add(vectors[new], table[new])
-        added, there = added + int(new.sum()), there + int((~new).sum())
-    if added:
+        ids = _ids(gallery, table)
+        new, known = np.flatnonzero(ids < 0), np.flatnonzero(ids >= 0)
+        same = (unit_vectors(vectors[known]) == gallery.vectors(ids[known])).all(axis=1)
+        changed = known[~same]
+        gallery.add(vectors[new], table.iloc[new])
+        if len(changed):
+            old = gallery.rows(ids[changed]).reset_index(drop=True)
+            rows = table.iloc[changed].reset_index(drop=True)
+            kept = [name for name in old.columns if name not in rows.columns]
+            gallery.add(vectors[changed], pd.concat([rows, old[kept]], axis=1))
+            gallery.remove(np.unique(ids[changed]))
+        done = Added(done.added + len(new), done.there + int(same.sum()), done.updated + len(changed))
+    if done.added or done.updated:
         gallery.save()
-    return added, there
+    return done
 
 
-def _unknown(gallery: Gallery, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which rows are not in the gallery, bool (n,); path, and box where there is one, identify an item."""
+def _ids(gallery: Gallery, table: pd.DataFrame) -> Rows:
+    """The id of each row's item, -1 for none; path, and box where there is one, identify an item."""
     if "path" not in table or "path" not in gallery.columns:
-        return np.ones(len(table), dtype=bool)
+        return np.full(len(table), -1)
     keys = ["path", *(column for column in BOX_COLUMNS if column in table or column in gallery.columns)]
-    return np.asarray(gallery.ids_of(table, keys) < 0)
+    return gallery.ids_of(table, keys)
 
 
 def _calibrate(gallery: Gallery, validation: Callable[[], Block | None], false_accept_rate: float) -> None:

@@ -143,8 +143,8 @@ def _check_useful(found: Threshold, false_accept_rate: float) -> None:
     if found.true_accept_rate is not None and found.true_accept_rate < LEAST_TRUE_ACCEPT_RATE:
         raise GalleryError(
             f"by {images} it would be {found.score:.3f}, which accepts only {found.true_accept_rate:.0%} of the "
-            "queries whose class is in the gallery: allow a larger share of wrong ones with --false-accept-rate, or train a "
-            "better model"
+            "queries whose class is in the gallery: allow a larger share of wrong ones with "
+            "--false-accept-rate, or train a better model"
         )
 
 

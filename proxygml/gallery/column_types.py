@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from proxygml.data.image_list import FILE_STAMP
 from proxygml.errors import GalleryError
 from proxygml.gallery.values import decimal_of
 
@@ -118,7 +119,7 @@ class ColumnType:
 
 Schema = Mapping[str, ColumnType]
 
-HIDDEN = ("file_stamp",)
+HIDDEN = (FILE_STAMP,)
 """Columns of the gallery's own, which users do not see."""
 
 

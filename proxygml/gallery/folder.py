@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
+from proxygml.data.image_list import FILE_STAMP
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings, Finish
@@ -156,6 +157,13 @@ class FolderGallery(Gallery):
     def vectors(self, ids: Ids) -> Vectors:
         """See Backend.vectors."""
         return self._vectors.take(self._table.rows_of(self._chosen(ids)))
+
+    def file_stamps(self, ids: Ids) -> Rows:
+        """See Backend.file_stamps."""
+        rows = self._table.rows_of(self._chosen(ids))
+        if FILE_STAMP not in self._table.stored:
+            return np.zeros(len(rows), np.int64)
+        return np.asarray(self._table.stored[FILE_STAMP].iloc[rows].fillna(0).to_numpy(dtype=np.int64))
 
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
         """See Backend.ids_of."""

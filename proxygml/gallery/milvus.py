@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
+from proxygml.data.image_list import FILE_STAMP
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings, Finish
@@ -164,6 +165,15 @@ class MilvusGallery(Gallery):
     def vectors(self, ids: Ids) -> Vectors:
         """See Backend.vectors."""
         return self._reader.vectors(self._chosen(ids), self._visible())
+
+    def file_stamps(self, ids: Ids) -> Rows:
+        """See Backend.file_stamps."""
+        wanted = self._chosen(ids)
+        schema = {name: kind for name, kind in self.manifest.schema.items() if name == FILE_STAMP}
+        found = self._reader.rows(wanted, self._visible(), self._stored_fields)
+        table = table_of(found, schema).reindex(columns=[FILE_STAMP])
+        check_present(wanted, set(table.index))
+        return np.array([0 if pd.isna(stamp) else stamp for stamp in table.loc[wanted, FILE_STAMP]], np.int64)
 
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
         """See Backend.ids_of."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from proxygml.arrays import Block, Vectors
 from proxygml.console import console, progress_bar
-from proxygml.data.image_list import ImageList
+from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_file import ROWS_AT_A_TIME
 from proxygml.errors import MOST_WORKERS, ImageError, UserError
@@ -39,24 +39,33 @@ class EmbeddedImages:
     Args:
         images: all of them.
         vectors: (n, D), rows of bad images without meaning.
+        stamps: (n,), of the files that they were made from; see file_stamp.
         problems: what is wrong with which row.
     """
 
-    def __init__(self, images: ImageList, vectors: Vectors, problems: Mapping[int, str]) -> None:
+    def __init__(
+        self, images: ImageList, vectors: Vectors, stamps: npt.NDArray[np.int64], problems: Mapping[int, str]
+    ) -> None:
         self.problems = problems
         self.dimension: int = vectors.shape[1]
         self._images = images
         self._vectors = vectors
+        self._stamps = stamps
         self._good = np.setdiff1d(np.arange(len(images)), np.array(list(problems), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._good)
 
-    def blocks(self) -> Iterator[Block]:
-        """The good images, up to 16,384 at a time: vectors (m, D) and m rows of the table."""
+    def blocks(self, stamped: bool = False) -> Iterator[Block]:
+        """The good images, up to 16,384 at a time: vectors (m, D) and m rows of the table.
+
+        Args:
+            stamped: add a column FILE_STAMP, which says which state of its file a vector was made from.
+        """
         for start in range(0, len(self._good), ROWS_AT_A_TIME):
             rows = self._good[start : start + ROWS_AT_A_TIME]
-            yield np.array(self._vectors[rows]), self._images.table.iloc[rows].reset_index(drop=True)
+            table = self._images.table.iloc[rows].reset_index(drop=True)
+            yield np.array(self._vectors[rows]), table.assign(**{FILE_STAMP: self._stamps[rows]}) if stamped else table
 
     def whole(self) -> Block:
         """All at once."""
@@ -103,7 +112,7 @@ def embed_images(
         raise ImageError("there are no images to embed")
     with exclusive_lock(work / ".lock"):
         vectors, stamps = _opened(work, _key(model, images), len(images), embedder.embedding_size)
-        now = np.array([_stamp(path) for path in images.paths])
+        now = np.array([file_stamp(path) for path in images.paths])
         todo = np.flatnonzero((stamps != now) | (now == 0))
         problems = _embed_rows(embedder, images, todo, now, vectors, stamps, workers, batch_size)
     _report(problems, images)
@@ -113,7 +122,7 @@ def embed_images(
         raise ImageError(
             f"{len(problems):,} of {len(images):,} images cannot be embedded ({first}): repair them, or {fix}"
         )
-    return EmbeddedImages(images, vectors, problems)
+    return EmbeddedImages(images, vectors, now, problems)
 
 
 def discard(work: Path) -> None:
@@ -128,15 +137,6 @@ def _key(model: str, images: ImageList) -> str:
     if images.boxes is not None:
         digest.update(images.boxes.tobytes())
     return digest.hexdigest()
-
-
-def _stamp(path: str) -> int:
-    """Changes when the file does; 0 where there is none."""
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return 0
-    return int.from_bytes(hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).digest()[:7], "big") + 1
 
 
 def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]]:

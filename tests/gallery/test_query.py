@@ -255,6 +255,46 @@ def test_an_ivfpq_index_of_too_few_images_is_refused_before_they_are_embedded(
     assert not (tmp_path / "g").exists()
 
 
+@pytest.mark.parametrize("name", ["g", "g.db"])
+def test_an_image_that_changed_under_its_path_is_updated_and_counted(
+    name: str, run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    if name.endswith(".db"):
+        pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
+    photos, place = tmp_path / "photos", tmp_path / name
+    photos.mkdir()
+    for image in sorted(small_catalog.parent.glob("0*.png"))[:6]:
+        shutil.copy(image, photos / image.name)
+    paths = sorted(map(str, photos.iterdir()))
+    table = pd.DataFrame({"path": paths, "label": "a", "split": "test", "note": list("uvwxyz")})
+    Catalog(table, tmp_path).write(tmp_path / "c.parquet")
+    command("index", run_folder, "--catalog", tmp_path / "c.parquet", "--out", place, "--workers", 0)
+    shutil.copy(small_catalog.parent / "12_0.png", paths[2])
+    shutil.copy(small_catalog.parent / "13_0.png", photos / "new.png")
+    command("index", "--add", "--images", photos, "--out", place, "--workers", 0)
+    assert "1 items added (5 were in it already), 1 updated, which had changed, 7 now" in capsys.readouterr().out
+    gallery = Gallery.load(place)
+    expected = Embedder.load(run_folder).embed([*paths, str(photos / "new.png")]).numpy()
+    ids = gallery.ids_of(pd.DataFrame({"path": [*paths, str(photos / "new.png")]}), ["path"])
+    np.testing.assert_allclose(gallery.vectors(ids), expected, atol=1e-5)
+    assert gallery.rows([ids[2]])[["label", "note"]].to_numpy().tolist() == [["a", "w"]]
+    assert gallery.columns == ["path", "label", "split", "note"]
+    command("index", "--add", "--images", photos, "--out", place, "--workers", 0)
+    assert "0 items added (7 were in it already), 7 now" in capsys.readouterr().out
+
+
+def test_a_vector_that_changed_under_its_path_is_updated(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    photo, file = tmp_path / "a.png", tmp_path / "v.parquet"
+    for number, image in enumerate(("00_0.png", "12_0.png")):
+        shutil.copy(small_catalog.parent / image, photo)
+        command("embed", run_folder, "--images", photo, "--out", file, "--workers", 0, "--force")
+        more = ["--add"] if number else [run_folder]
+        command("index", *more, "--vectors", file, "--out", tmp_path / "g")
+    assert "0 items added, 1 updated, which had changed, 1 now" in capsys.readouterr().out
+
+
 def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
     paths = [str(small_catalog.parent / "00_0.png")] * 3
     table = pd.DataFrame({"path": paths, "label": "a", "split": "test"})
@@ -263,7 +303,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         Catalog(pd.concat([table, boxes], axis=1)[:count], tmp_path).write(tmp_path / f"{count}.parquet")
     gallery = gallery_of(run_folder, tmp_path / "2.parquet", tmp_path / "g")
     added = add_items(gallery, Model.of(run_folder), Source(tmp_path / "3.parquet"), workers=0)
-    assert added == (1, 2)
+    assert added == (1, 2, 0)
     assert Gallery.load(tmp_path / "g").items["x_1"].tolist() == [0, 5, 2]
 
 
