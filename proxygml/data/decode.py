@@ -88,8 +88,7 @@ def _decode_with_pillow(data: bytes, name: str, max_pixels: int) -> Pixels:
     try:
         with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as file:
             check_pixels(file.height, file.width, name, max_pixels)
-            pixels = np.array(_rgb(file))
-            return turned(pixels, stated_orientation(file.info))
+            return upright_pixels(file, name)
     except UnidentifiedImageError as error:
         raise ImageError(_unknown(data, name)) from error
     except Image.DecompressionBombError as error:
@@ -97,7 +96,23 @@ def _decode_with_pillow(data: bytes, name: str, max_pixels: int) -> Pixels:
     except ImageError:
         raise
     except _DECODER_FAILURES as error:
-        raise ImageError(f"{name} is truncated or damaged ({error}): fetch it again, or leave it out") from error
+        raise ImageError(_damaged(name, error)) from error
+
+
+def upright_pixels(image: Image.Image, name: str) -> Pixels:
+    """The pixels of a Pillow image as those of its file are decoded: see `decode`.
+
+    Raises:
+        ImageError: the image, which Pillow may read only now, is truncated or damaged.
+    """
+    try:
+        return turned(np.array(_rgb(image)), stated_orientation(image.info))
+    except _DECODER_FAILURES as error:
+        raise ImageError(_damaged(name, error)) from error
+
+
+def _damaged(name: str, error: Exception) -> str:
+    return f"{name} is truncated or damaged ({error}): fetch it again, or leave it out"
 
 
 def _unknown(data: bytes, name: str) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from proxygml.data.decode import upright_pixels
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.transforms import test_transform
@@ -53,7 +54,7 @@ def image_batches(
 def _as_tensor(image: ImageLike) -> Tensor:
     """An RGB image in memory as uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        image = upright_pixels(image, getattr(image, "filename", "") or "a Pillow image")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(f"an array has shape {image.shape}, {image.dtype}: expected (H, W, 3) uint8, RGB")

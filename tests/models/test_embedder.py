@@ -146,6 +146,23 @@ def test_embed_takes_paths_arrays_tensors_and_pillow_images(tmp_path: Path) -> N
     assert embedder.embed([]).shape == (0, 8)
 
 
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 6), ("RGBA", 1), ("I;16", 1)])
+def test_a_pillow_image_is_embedded_as_its_file_is(mode: str, orientation: int, tmp_path: Path) -> None:
+    """Turned upright, on white, and with all grey levels; one that Pillow cannot read to its end is named."""
+    random, path = np.random.default_rng(0), tmp_path / "a.png"
+    shape = {"RGB": (40, 60, 3), "RGBA": (40, 60, 4), "I;16": (40, 60)}[mode]
+    kind = np.uint16 if mode == "I;16" else np.uint8
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(random.integers(np.iinfo(kind).max, size=shape, dtype=kind)).save(path, exif=exif)
+    embedder = build()
+    with Image.open(path) as image:
+        assert torch.allclose(embedder.embed([image]), embedder.embed([path]), atol=1e-6)
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as image, pytest.raises(ImageError, match=r"a\.png is truncated or damaged"):
+        embedder.embed([image])
+
+
 def test_embed_cuts_boxes(tmp_path: Path) -> None:
     embedder, pixels = build(), np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
