@@ -160,7 +160,7 @@ class Embedder(nn.Module):
 
         Args:
             images: paths; or RGB images of any size as uint8 tensors (3, H, W), uint8 arrays (H, W, 3) or Pillow
-                images; or one uint8 tensor (n, 3, H, W).
+                images, which are turned upright as files are; or one uint8 tensor (n, 3, H, W).
             boxes: integer (n, 4), the part of each file to embed, x_1 y_1 x_2 y_2 in pixels; paths only.
             batch_size: images at a time.
             workers: processes that decode files; 0 decodes in this one.

@@ -36,16 +36,20 @@ def image_batches(
         workers: processes that decode files; 0 decodes in this one.
 
     Raises:
-        ImageError: an image that cannot be decoded, or something that is no image.
+        ImageError: an image that cannot be decoded, something that is no image, or boxes that do not belong to files.
     """
     if not isinstance(images, Tensor) and isinstance(images[0], (str, Path)):
         paths = [path for path in images if isinstance(path, (str, Path))]
         if len(paths) != len(images):
             raise ImageError("embed takes paths or decoded images, but got both in one list: embed them apart")
+        if boxes is not None and len(boxes) != len(paths):
+            raise ImageError(f"there are {len(boxes)} boxes, but {len(paths)} images: give one for each")
         dataset = ImageDataset(paths, boxes, settings, training=False)
         for batch, _ in DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate):
             yield batch
         return
+    if boxes is not None:
+        raise ImageError("boxes are parts of image files, but the images are decoded already: cut them before")
     transform = test_transform(settings)
     for start in range(0, len(images), batch_size):
         yield torch.stack([transform(_as_tensor(image)) for image in images[start : start + batch_size]])
