@@ -107,6 +107,7 @@ class Embedder(nn.Module):
             images = images / 255
         images = (images - self.mean) / self.std
         images = images.flip(1) if self.space.bgr else images
+        images = images.to(self.mean.dtype)  # that of the network, after half() or bfloat16()
         # Convolutions are fastest so, and every layer passes the layout on; the weights may stay as they are.
         return images.contiguous(memory_format=torch.channels_last)
 

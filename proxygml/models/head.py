@@ -25,7 +25,8 @@ class Pool(nn.Module):
             return features.mean(dim=-1) + features.amax(dim=-1)
         if self.pooling == "flatten":
             return features.flatten(1)
-        return features.float().clamp_min(1e-6).pow(self.power).mean(dim=-1).pow(1 / self.power)
+        pooled = features.float().clamp_min(1e-6).pow(self.power).mean(dim=-1).pow(1 / self.power)
+        return pooled.to(torch.promote_types(features.dtype, self.power.dtype))
 
 
 class Head(nn.Module):

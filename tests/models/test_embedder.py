@@ -308,6 +308,20 @@ def test_head_computes_its_norm_in_float32() -> None:
     assert torch.allclose(vectors.norm(dim=1), torch.ones(5), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("backbone", ["conv4", "mobilenetv2_035", "bn_inception"])
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_an_embedder_of_another_precision_embeds(dtype: torch.dtype, backbone: str, pooling: str) -> None:
+    torch.manual_seed(0)
+    embedder = build(backbone, pooling=pooling).eval()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    expected = embedder.embed(images)
+    found = embedder.to(dtype).embed(images)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=0.1)
+    assert torch.allclose(found.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
 def test_real_weights_load_strictly() -> None:
     weights = shared_file("mobilenetv2_100.imagenet.safetensors")
     embedder = Embedder(EmbedderSettings("mobilenetv2_100", str(weights), "avg", 0), SMALL)
