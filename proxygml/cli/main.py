@@ -34,6 +34,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a user's mistake, 130 for Ctrl-C."""
+    if "RANK" in os.environ:  # read when PyTorch is loaded: each of several processes would print its warnings
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with translating_os_errors():
             _run(sys.argv[1:] if arguments is None else arguments)

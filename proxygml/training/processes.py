@@ -1,12 +1,14 @@
 """The processes that train together: Accelerate, data parallelism, the global batch, shared statistics."""
 
-from importlib.util import find_spec
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as distributed
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -46,8 +48,24 @@ def check_precision(recipe: Recipe) -> None:
     """Raise RecipeError for a precision or a tracker that this machine does not have."""
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")
-    if recipe.tracker != "none" and find_spec(recipe.tracker) is None:
+    if recipe.tracker != "none" and recipe.tracker not in map(str, get_available_trackers()):
         raise RecipeError(f"tracker is {recipe.tracker}, which is not installed: pip install {recipe.tracker}, or none")
+
+
+def start_tracking(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Start the recipe's tracker.
+
+    Raises:
+        RecipeError: it cannot start: a part of it is not installed, or its server or its account is missing.
+    """
+    try:
+        accelerator.init_trackers("proxygml")
+    except Exception as error:  # of the tracker's own many kinds
+        part = "; mlflow-skinny logs to a server alone: pip install mlflow, or set MLFLOW_TRACKING_URI"
+        raise RecipeError(
+            f"tracker {recipe.tracker} cannot start: {type(error).__name__}: {error}"
+            f"{part if recipe.tracker == 'mlflow' else ''}; or take tracker none"
+        ) from error
 
 
 def check_batch_division(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -93,6 +111,8 @@ def data_parallel(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
     if plain or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
+    # Gradients of convolutions lie as the images do, channels last: so they are copied, and each process would say so.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator.free_memory()
     module = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     prepared: nn.Module = accelerator.prepare_model(module)
@@ -127,6 +147,25 @@ def gather_batch(embeddings: Tensor, labels: Tensor, size: int, accelerator: Acc
     """
     if accelerator.num_processes == 1:
         return embeddings, labels
-    parts = distributed.all_gather(embeddings)  # type: ignore[no-untyped-call]
+    parts: Tensor = _Gather.apply(embeddings)
     gathered = accelerator.gather(labels).view(accelerator.num_processes, -1)
-    return torch.stack(parts, dim=1).flatten(0, 1)[:size], gathered.T.flatten()[:size]
+    return parts.flatten(0, 1)[:size], gathered.T.flatten()[:size]
+
+
+class _Gather(torch.autograd.Function):
+    """(m, D) of each of W processes to (m, W, D) on all; backward adds the processes' gradients.
+
+    PyTorch's own function of this kind warns, in every process, that it will be removed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[:, dist.get_rank()]

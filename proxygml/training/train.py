@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
-
 from proxygml.console import console
 from proxygml.files import PathLike
 from proxygml.training.adaptation import adapted_recipe
+from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
 from proxygml.training.run_folder import RunFolder
@@ -41,7 +40,7 @@ def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike 
     fitting, message = adapted_recipe(
         with_absolute_paths(values if catalog is None else replace(values, catalog=str(catalog)))
     )
-    if message and PartialState().is_main_process:
+    if message and make_accelerator(fitting).is_main_process:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
     fit(fitting, folder)
     return folder

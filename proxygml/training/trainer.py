@@ -39,6 +39,7 @@ from proxygml.training.processes import (
     make_accelerator,
     replicated,
     share_batch_statistics,
+    start_tracking,
 )
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
@@ -61,6 +62,7 @@ def fit(recipe: Recipe, run: RunFolder) -> None:
         if accelerator.is_main_process:
             run.check_first_start()  # again: another process may have started and finished it before the lock was free
         training = Training(recipe, run, accelerator)
+        start_tracking(accelerator, recipe)
         if accelerator.is_main_process:
             run.start(recipe)
         accelerator.wait_for_everyone()
@@ -79,7 +81,9 @@ def resume(run: RunFolder) -> None:
     with _locked(run, accelerator):
         if accelerator.is_main_process:
             remove_half_written(run.checkpoint.parent)
-        Training(recipe, run, accelerator).run_to_end()
+        training = Training(recipe, run, accelerator)
+        start_tracking(accelerator, recipe)
+        training.run_to_end()
 
 
 def _locked(run: RunFolder, accelerator: Accelerator) -> AbstractContextManager[None]:
@@ -133,7 +137,6 @@ class Training:
 
     def run_to_end(self) -> None:
         """Train all epochs that are left, and write the model that the protocol chooses."""
-        self.accelerator.init_trackers("proxygml")
         try:
             self._train()
         finally:  # the process may train on: the next run must not be tracked as this one

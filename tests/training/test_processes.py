@@ -48,6 +48,31 @@ def test_missing_tracker_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
         fit(replace(small_recipe, tracker="mlflow"), RunFolder(tmp_path / "run"))
 
 
+def test_a_tracker_that_cannot_start_is_named(small_recipe: Recipe, tmp_path: Path) -> None:
+    """As mlflow-skinny, which has mlflow's name and not the parts that keep runs in a folder."""
+    site = tmp_path / "site"
+    (site / "mlflow_skinny-3.0.dist-info").mkdir(parents=True)
+    (site / "mlflow_skinny-3.0.dist-info" / "METADATA").write_text("Name: mlflow-skinny\nVersion: 3.0\n")
+    (site / "mlflow.py").write_text("def search_experiments(**_):\n    raise ImportError('sqlalchemy is missing')\n")
+    replace(small_recipe, tracker="mlflow").write(tmp_path / "recipe.yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "proxygml",
+        "train",
+        "--recipe",
+        tmp_path / "recipe.yaml",
+        "--run",
+        tmp_path / "run",
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{site}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "tracker mlflow cannot start: ImportError: sqlalchemy is missing; mlflow-skinny logs" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_synchronised_batch_norm_keeps_the_network() -> None:
     backbone, _ = build_backbone("mobilenetv2_035", "none", 32)
     backbone.eval()
@@ -58,8 +83,12 @@ def test_synchronised_batch_norm_keeps_the_network() -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, sparse: bool) -> None:
-    """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15."""
+    """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15.
+
+    What is printed, an adaptation to few classes among it, comes from one of them.
+    """
     recipe = replace(small_recipe, epochs=3, batch_size=15, batch_norm="frozen", validation_classes=0.25, eps=0.01)
+    recipe = replace(recipe, loss=replace(recipe.loss, neighbor_ratio=0.1))
     if sparse:
         recipe = replace(recipe, loss=replace(recipe.loss, sparse=True, proxy_weight=0.0, neighbor_ratio=0.3))
     recipe.write(tmp_path / "recipe.yaml")
@@ -72,6 +101,8 @@ def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, spar
             [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
         )
         assert done.returncode == 0, done.stderr
+        assert done.stderr.count("few images to train on") == (not sparse)
+        assert "Warning" not in done.stderr
     expected, found = metrics(one), metrics(two)
     assert math.isfinite(expected["loss"].iloc[-1])
     pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-4, atol=1e-6)
