@@ -147,7 +147,7 @@ class Embedder(nn.Module):
         finally:
             self.backbone.train(was_training)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # tensors of inference_mode could not be trained on
     def embed(
         self,
         images: Tensor | Sequence[ImageLike],

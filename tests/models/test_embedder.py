@@ -174,6 +174,13 @@ def test_embed_cuts_boxes(tmp_path: Path) -> None:
         embedder.embed([pixels], boxes=np.array([[10, 5, 50, 45]]))
 
 
+def test_another_network_can_be_trained_on_vectors() -> None:
+    vectors = build().embed(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    layer = torch.nn.Linear(8, 2)
+    layer(vectors).sum().backward()
+    assert layer.weight.grad is not None and not vectors.requires_grad
+
+
 def test_embed_leaves_the_mode_as_it_was() -> None:
     embedder = build().train()
     embedder.embed(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
