@@ -116,10 +116,15 @@ class RunFolder:
                     self.path.rmdir()
 
     def check_first_start(self) -> None:
-        """Raise OverwriteError when a run is there already."""
+        """Raise OverwriteError when a run is there already, or a checkpoint that a new one would go on from."""
         if self.recipe.exists():
             raise OverwriteError(
                 f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --run"
+            )
+        if self.checkpoint.exists():
+            raise OverwriteError(
+                f"{self.path} holds the checkpoint of a run whose recipe.yaml is gone: put that back and continue the "
+                "run, or choose another --run"
             )
 
     def start(self, recipe: Recipe) -> None:

@@ -79,6 +79,14 @@ def test_damaged_checkpoint_is_named(small_recipe: Recipe, tmp_path: Path) -> No
             resume(run)
 
 
+def test_a_new_run_does_not_go_on_from_the_checkpoint_of_another(small_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(replace(small_recipe, epochs=1), tmp_path / "run")
+    run.recipe.unlink()
+    with pytest.raises(OverwriteError, match=r"checkpoint of a run whose recipe\.yaml is gone"):
+        train(replace(small_recipe, epochs=2), run.path)
+    assert run.checkpoint.exists() and not run.recipe.exists()
+
+
 def test_resuming_needs_no_weights_file_that_training_started_from(small_recipe: Recipe, tmp_path: Path) -> None:
     start = load_file(train(replace(small_recipe, epochs=0), tmp_path / "start").model)
     prefix = "backbone."
