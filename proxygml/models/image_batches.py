@@ -42,8 +42,6 @@ def image_batches(
         paths = [path for path in images if isinstance(path, (str, Path))]
         if len(paths) != len(images):
             raise ImageError("embed takes paths or decoded images, but got both in one list: embed them apart")
-        if boxes is not None and len(boxes) != len(paths):
-            raise ImageError(f"there are {len(boxes)} boxes, but {len(paths)} images: give one for each")
         dataset = ImageDataset(paths, boxes, settings, training=False)
         for batch, _ in DataLoader(dataset, batch_size, num_workers=workers, collate_fn=collate):
             yield batch
