@@ -92,6 +92,25 @@ def check_size(path: Path, most: int, kind: type[UserError] = UserError) -> None
         raise kind(f"{path} has {size:,} bytes, but such a file has at most {most:,}: check that it is the right one")
 
 
+def reserve_space(path: Path) -> None:
+    """Let a file that was just made of its full size have its room on the disk now.
+
+    Else a file that is mapped into memory runs out of it in the middle of a write, and the process dies by a signal.
+
+    Raises:
+        OSError: there is not enough.
+    """
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:  # not on every system
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def check_overwrite(path: Path, force: bool) -> None:
     """Raise OverwriteError when `path` is there already and `force` was not given."""
     if path.exists() and not force:

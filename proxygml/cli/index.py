@@ -31,13 +31,17 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
     parser.add_argument("--remove", nargs="+", default=[], help=words)
+    words = "change where the items' paths begin, because their files were moved"
+    parser.add_argument("--rebase", nargs=2, metavar=("OLD", "NEW"), default=None, help=words)
     words = "check that nothing of the gallery has changed since it was written, to the bit"
     parser.add_argument("--verify", action="store_true", help=words)
     words = "share of queries of unknown classes that may be given a class; sets the threshold for `none of these`"
     parser.add_argument("--false_accept_rate", type=float, default=0.01, help=words)
     add_embedding(parser)
     options = parser.parse(arguments)
-    if options.verify:
+    if options.rebase:
+        _rebase(options)
+    elif options.verify:
         _verify(options)
     elif options.remove:
         _remove(options)
@@ -89,6 +93,17 @@ def _add(options: Namespace) -> None:
             "built: the larger the gallery, the more queries of unknown classes it accepts; `index` without --add "
             "chooses it again"
         )
+
+
+def _rebase(options: Namespace) -> None:
+    from proxygml.gallery.base import Gallery
+
+    if options.add or options.remove or options.verify or options.catalog or options.images or options.vectors:
+        raise UserError("--rebase changes paths only: give --out GALLERY beside it, and nothing else")
+    gallery = Gallery.load(options.out)
+    changed = gallery.rebase(*options.rebase)
+    gallery.save()
+    say(f"{changed:,} of {len(gallery):,} paths changed: {options.out}")
 
 
 def _verify(options: Namespace) -> None:

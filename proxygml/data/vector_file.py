@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from proxygml.arrays import Block
@@ -58,13 +59,21 @@ class VectorFile:
             raise GalleryError(f"there is no {self.path}; `proxygml embed` makes such files") from None
         except (OSError, pa.ArrowInvalid) as error:
             raise GalleryError(f"{self.path} cannot be read as Parquet: {error}") from error
-        if "embedding" not in schema.names or not pa.types.is_fixed_size_list(schema.field("embedding").type):
+        kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
+        if not _is_list(kind) or not pa.types.is_floating(kind.value_type):
             raise GalleryError(f"{self.path} has no column of vectors, `embedding`; `proxygml embed` makes such files")
 
     @property
     def dimension(self) -> int:
         """Size of the vectors."""
-        return int(pq.read_schema(self.path).field("embedding").type.list_size)
+        kind = pq.read_schema(self.path).field("embedding").type
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size)
+        with pq.ParquetFile(self.path) as file:  # pandas and others write lists of any length
+            for batch in file.iter_batches(1, columns=["embedding"]):
+                first = batch.column("embedding")[0].as_py()
+                return 0 if first is None else len(first)
+        return 0
 
     @property
     def rows(self) -> int:
@@ -85,10 +94,31 @@ class VectorFile:
         facts: dict[str, Any] = json.loads((pq.read_schema(self.path).metadata or {}).get(b"proxygml", b"{}"))
         return facts
 
+    def _check_vectors(self, vectors: Any, size: int, first: int) -> None:
+        """Raise GalleryError where a vector is missing, of another size, or lacks a number; `first` is the row."""
+        lengths = pc.fill_null(pc.list_value_length(vectors), -1).to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero((lengths != size) | (lengths == 0))
+        if not len(wrong) and vectors.flatten().null_count:
+            wrong = np.flatnonzero([None in vector for vector in vectors.to_pylist()])
+        if len(wrong):
+            length = int(lengths[wrong[0]])
+            found = "no vector" if length < 0 else f"a vector of {length} numbers"
+            found = "a missing number" if length == size else found
+            raise GalleryError(
+                f"{self.path} has {found} in row {first + wrong[0]}, but its first vector {size} numbers: leave it out"
+            )
+
     def blocks(self) -> Iterator[Block]:
         """The content of the file in parts: vectors float32 (m, D), and a table of their m items."""
+        size, row = self.dimension, 0
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(ROWS_AT_A_TIME):
+                self._check_vectors(batch.column("embedding"), size, row)
+                row += len(batch)
                 flat = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
                 table = to_pandas(batch.drop_columns(["embedding"]))
                 yield flat.astype(np.float32).reshape(len(table), -1), table
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

@@ -148,6 +148,21 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def rebase(self, old: str, new: str) -> int:
+        """Change where items' paths begin, because their files were moved; a gallery in a folder is then to be saved.
+
+        Args:
+            old: the folder that the paths lie below.
+            new: the folder that takes its place.
+
+        Returns:
+            How many items have another path now.
+
+        Raises:
+            GalleryError: no item lies below the old folder.
+        """
+
+    @abstractmethod
     def save(self, place: str | Path | None = None) -> None:
         """Write what has changed, all of it or nothing.
 

@@ -4,7 +4,7 @@ A gallery keeps the fingerprint of its model; vectors of another model are refus
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +25,12 @@ from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters import Where, parse_where
 from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
+from proxygml.gallery.paths import absolute_paths
 from proxygml.gallery.places import check_place, work_place
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
-from proxygml.models.model_files import fingerprint
+from proxygml.models.model_files import fingerprint, read_description
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.splits import split_for_training
 
@@ -208,7 +209,7 @@ def build_gallery(
                 _calibrate(gallery, lambda: _own_validation(gallery), false_accept_rate)
 
         return Gallery.build(
-            out, file.blocks(), kind, model=model.fingerprint, run=str(model.run), force=force, total=file.rows,
+            out, _blocks(file), kind, model=model.fingerprint, run=str(model.run), force=force, total=file.rows,
             finish=choose,
         )  # fmt: skip
     images = source.image_list()
@@ -249,7 +250,18 @@ def checked_vectors(path: Path, model: Model) -> VectorFile:
     file = VectorFile(path)
     if file.model and file.model != model.fingerprint:
         raise GalleryError(f"{path} was made by another model ({file.run}) than {model.run}: embed its images again")
+    size = read_description(model.run).get("embedder", {}).get("embedding_size")
+    if size and file.rows and file.dimension != size:
+        raise GalleryError(f"{path} has vectors of size {file.dimension}, but {model.run} makes them of {size}")
     return file
+
+
+def _blocks(file: VectorFile) -> Iterator[Block]:
+    """The vectors and items of a file; paths that are not from the root are relative to its folder."""
+    for vectors, table in file.blocks():
+        if "path" in table:
+            table["path"] = absolute_paths(table["path"], file.path.parent)
+        yield vectors, table
 
 
 class Added(NamedTuple):
@@ -286,7 +298,7 @@ def add_items(
         UserError: see build_gallery.
     """
     if source.vectors is not None:
-        return _add_blocks(gallery, checked_vectors(source.vectors, model).blocks())
+        return _add_blocks(gallery, _blocks(checked_vectors(source.vectors, model)))
     images = source.image_list()
     ids = _ids(gallery, images.table)
     todo = ids < 0

@@ -38,6 +38,7 @@ from proxygml.gallery.item_table import ItemTable
 from proxygml.gallery.items import check_items, conformed, first_equal_ids
 from proxygml.gallery.manifest import Manifest
 from proxygml.gallery.neighbors import ApproximateIndex, candidate_rows, recall_against_exact
+from proxygml.gallery.paths import rebased_paths
 from proxygml.gallery.places import backend_of
 from proxygml.gallery.vectors import VectorRows
 
@@ -184,6 +185,14 @@ class FolderGallery(Gallery):
     def remove(self, ids: Ids) -> None:
         """See Backend.remove."""
         self._table = self._table.without(self._table.rows_of(self._chosen(ids)))
+
+    def rebase(self, old: str, new: str) -> int:
+        """See Backend.rebase."""
+        stored = self._table.stored
+        paths = rebased_paths(stored["path"] if "path" in stored else pd.Series(dtype=object), old, new)
+        changed = int((paths.notna() & (paths != stored["path"]))[self._table.alive].sum())
+        self._table = ItemTable(stored.assign(path=paths), self._table.schema)
+        return changed
 
     def save(self, place: str | Path | None = None) -> None:
         """See Backend.save."""

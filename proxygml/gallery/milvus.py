@@ -43,6 +43,7 @@ from proxygml.gallery.milvus_reading import CollectionReader, MilvusRows, check_
 from proxygml.gallery.milvus_schema import OTHERS, table_of
 from proxygml.gallery.milvus_writing import GalleryWriter
 from proxygml.gallery.neighbors import recall_against_exact
+from proxygml.gallery.paths import rebased_paths
 from proxygml.gallery.vectors import VectorRows
 
 _PATHS_AT_A_TIME = 200  # each possibly with many boxes, and an answer holds 16,384 rows
@@ -197,6 +198,14 @@ class MilvusGallery(Gallery):
         check_present(wanted, {row["id"] for row in self._reader.rows(wanted, self._visible(), [])})
         self._removed = np.union1d(self._removed, wanted)
         self.manifest = replace(self.manifest, rows=self.manifest.rows - len(wanted))
+
+    def rebase(self, old: str, new: str) -> int:
+        """See Backend.rebase; each item is changed at once, and a call that was stopped can be repeated."""
+        paths = self.items["path"] if "path" in self.columns else pd.Series(dtype=object)
+        moved = rebased_paths(paths, old, new)
+        changed = moved[moved.notna() & (moved != paths)]
+        self.manifest = self._writer.change_paths(self.manifest, self._reader, changed)
+        return len(changed)
 
     def save(self, place: str | Path | None = None) -> None:
         """See Backend.save; a gallery in Milvus is saved where it is."""

@@ -1,5 +1,6 @@
 """Changing a gallery in Milvus in steps after each of which a reader sees all of a change or nothing of it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,17 @@ from proxygml.gallery.items import conformed
 from proxygml.gallery.milvus_address import Address
 from proxygml.gallery.milvus_collections import insert_rows, translating_errors
 from proxygml.gallery.milvus_manifest import MilvusManifest, read_manifest, write_manifest, write_removed
-from proxygml.gallery.milvus_reading import ANSWER_ROWS
-from proxygml.gallery.milvus_schema import rows_of, stored_schema
+from proxygml.gallery.milvus_reading import ANSWER_ROWS, CollectionReader
+from proxygml.gallery.milvus_schema import OTHERS, rows_of, stored_schema
+
+_CHANGED_AT_A_TIME = 500  # items
+
+
+def _with_path(row: Mapping[str, Any], path: str, manifest: MilvusManifest) -> dict[str, Any]:
+    """A row of Milvus with another path."""
+    if "path" in manifest.fields:
+        return {**row, "path": path}
+    return {**row, OTHERS: {**(row[OTHERS] or {}), "path": path}}
 
 
 class GalleryWriter:
@@ -69,6 +79,21 @@ class GalleryWriter:
                     self._client.delete(manifest.collection, ids=removed[start : start + ANSWER_ROWS].tolist())
                 manifest = self.publish(replace(manifest, removing=0))
         return manifest
+
+    def change_paths(self, manifest: MilvusManifest, reader: CollectionReader, paths: pd.Series) -> MilvusManifest:
+        """Write other paths, by id, into items that are there; return the next manifest.
+
+        Raises:
+            OverwriteError: another writer has changed the gallery.
+        """
+        ids = paths.index.to_numpy(dtype=np.int64)
+        with translating_errors(self._address):
+            self.check_unchanged(manifest)
+            for start in range(0, len(ids), _CHANGED_AT_A_TIME):
+                part = ids[start : start + _CHANGED_AT_A_TIME]
+                rows = reader.rows(part, "id >= 0", [*manifest.fields, OTHERS, "embedding"])
+                self._client.upsert(manifest.collection, [_with_path(row, paths[row["id"]], manifest) for row in rows])
+            return self.publish(manifest)
 
     def publish(self, manifest: MilvusManifest) -> MilvusManifest:
         """Write the manifest with the next generation, and return it."""

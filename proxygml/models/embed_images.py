@@ -21,7 +21,7 @@ from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_file import ROWS_AT_A_TIME
 from proxygml.errors import MOST_WORKERS, ImageError, UserError
-from proxygml.files import atomic_write, exclusive_lock
+from proxygml.files import atomic_write, exclusive_lock, reserve_space
 from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
@@ -149,6 +149,8 @@ def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any,
     (work / "key").unlink(missing_ok=True)
     vectors = np.lib.format.open_memmap(files[0], "w+", np.float32, (count, size))
     stamps = np.lib.format.open_memmap(files[1], "w+", np.int64, (count,))
+    for file in files:
+        reserve_space(file)
     with atomic_write(work / "key") as path:
         path.write_text(key)
     return vectors, stamps

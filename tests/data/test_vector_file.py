@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -41,3 +42,38 @@ def test_whole_numbers_come_back_exactly_where_some_are_missing(tmp_path: Path) 
     ((_, read),) = VectorFile(tmp_path / "v.parquet").blocks()
     assert [None if pd.isna(value) else value for value in read["photo_id"]] == ids
     assert [None if pd.isna(value) else value for value in read["sold"]] == [True, None, False]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float16())])
+def test_vectors_that_other_programs_have_written_are_read(kind: pa.DataType, tmp_path: Path) -> None:
+    """pandas reads and writes lists of any length for our lists of one length."""
+    vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float16)
+    table = pa.table({"embedding": pa.array(list(map(list, vectors)), kind), "path": list("abcde")})
+    pq.write_table(table, tmp_path / "v.parquet")
+    file = VectorFile(tmp_path / "v.parquet")
+    ((read, items),) = file.blocks()
+    assert (file.dimension, read.dtype, items["path"].tolist()) == (4, np.float32, list("abcde"))
+    assert np.array_equal(read, vectors.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        (None, "no vector"),
+        ([1.0], "a vector of 1 numbers"),
+        ([], "a vector of 0"),
+        ([1.0, None, 2.0], "a missing number"),
+    ],
+)
+def test_a_row_without_a_vector_is_named(cell: list[float] | None, found: str, tmp_path: Path) -> None:
+    cells = pa.array([[1.0, 2.0, 3.0], cell], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"embedding": cells}), tmp_path / "v.parquet")
+    with pytest.raises(GalleryError, match=f"{found}.* in row 1"):
+        list(VectorFile(tmp_path / "v.parquet").blocks())
+
+
+def test_a_missing_vector_of_ours_is_named(tmp_path: Path) -> None:
+    cells = pa.array([[1.0, 2.0, 3.0], None], pa.list_(pa.float32(), 3))
+    pq.write_table(pa.table({"embedding": cells}), tmp_path / "v.parquet")
+    with pytest.raises(GalleryError, match="no vector in row 1"):
+        list(VectorFile(tmp_path / "v.parquet").blocks())

@@ -1,5 +1,6 @@
 """Embedding many files: bad ones are named, and work that was stopped is continued."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import ImageError, OverwriteError, RunError, UserError
+from proxygml.files import reserve_space
 from proxygml.models.embed_images import embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
@@ -148,3 +150,13 @@ def test_a_batch_holds_an_image_at_least(run: Path, photos: Path, tmp_path: Path
     with pytest.raises(UserError, match="--batch_size is 0, but must be 1 to 16,384"):
         embed_images(Embedder.load(run), "m", ImageList.from_files([photos]), tmp_path / "work", batch_size=0)
     assert not (tmp_path / "work").exists()
+
+
+def test_the_room_on_the_disk_is_reserved_at_once(tmp_path: Path) -> None:
+    """Else a full disk ends the process by a signal, in the middle."""
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("this system reserves no room")
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(10**6)
+    reserve_space(tmp_path / "file")
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 10**6
