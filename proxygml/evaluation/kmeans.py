@@ -23,9 +23,9 @@ def kmeans(
         vectors: (n, D).
         num_clusters: at most n.
         seed: of the first centroids.
-        plus_plus_starts: 0 starts once, from vectors chosen at random, as the published evaluation protocols do; more
-            start so many times with k-means++ (Arthur and Vassilvitskii, SODA 2007) and keep the best result, which
-            separates clusters better.
+        plus_plus_starts: 0 starts once, from vectors chosen at random, as the published evaluation protocols do. A
+            larger number is how often to start with k-means++ (Arthur and Vassilvitskii, SODA 2007); the best result is
+            kept, which separates clusters better.
         progress: say on the console what is being done.
     """
     if progress:

@@ -30,7 +30,7 @@ class Rows:
     def similarities(self, images: Array) -> Tensor:
         """(b, width) cosine similarities to the gallery; -inf to the query itself and beyond the gallery.
 
-        The next call overwrites them: memory is claimed once for all blocks.
+        The next call overwrites them: all blocks share the same memory.
         """
         task, height = self.task, max(SMALLEST_PRODUCT, len(images))
         if len(self._buffer) < height * self.width:
@@ -57,7 +57,8 @@ def score_by_lists(task: Retrieval, queries: Array, positives: Array, memory_lim
         similarity = rows.similarities(images)
         codes, relevant = (task.tensor(array[images]) for array in (task.codes, positives))
         values, columns = largest_entries(similarity, int(positives[images[0]]))
-        # A query whose list is as long as the gallery ends it on itself or on a column beyond the gallery: no hits.
+        # If a query's list is as long as the gallery, it ends with the query itself or a column beyond the gallery: no
+        # hits.
         found = classes.codes[columns.clamp(max=task.num_gallery - 1)]
         hits = (found == codes[:, None]) & (values > -torch.inf)
         first_positive[block] = _first_positive(similarity, hits, codes, classes)
@@ -114,7 +115,7 @@ def largest_entries(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     count = min(k + 1, similarity.shape[1])
     values, columns = _largest(similarity, count)
     straddling = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -torch.inf) & (count > k)
-    # A tie that goes on beyond the list: of the equals, the first in the gallery belong in it.
+    # A tie across the end of the list: of equal entries, the first ones of the gallery belong in it.
     tied = straddling.nonzero().squeeze(1)
     columns = columns[:, :k]
     if len(tied):
@@ -128,8 +129,8 @@ def largest_entries(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _first_of_equals(similarity: Tensor, last: Tensor, k: int) -> Tensor:
     """The columns, rising, of the k largest of each row, whose smallest value is `last`; the first of equals of it."""
     larger, equal = similarity > last, similarity == last
-    room = k - larger.sum(dim=1, keepdim=True)
-    chosen = larger | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
+    missing = k - larger.sum(dim=1, keepdim=True)
+    chosen = larger | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
     return chosen.nonzero()[:, 1].view(len(similarity), k)
 
 

@@ -78,7 +78,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `as_dict`; keys that are not of an evaluation are passed over."""
+        """The inverse of `as_dict`; unknown keys are ignored."""
         return cls(
             recall={int(k): Estimate(**estimate) for k, estimate in content["recall"].items()},
             map_at_r=Estimate(**content["map_at_r"]),
@@ -129,24 +129,24 @@ def evaluate(
     progress: bool = False,
     precision: Precision = "float32",
 ) -> Evaluation:
-    """Let every query find its class in the gallery by cosine similarity.
+    """Measure how well every query finds its class in the gallery by cosine similarity.
 
     Recall@K is the share of queries with an image of their class among the K nearest; R-precision and MAP@R are of
     Musgrave et al., "A Metric Learning Reality Check", 2020. Intervals are 95% bootstrap percentiles over the queries'
     classes. A query never finds itself; one whose class has no other image in the gallery is left out and counted.
-    All figures are what sorting whole rows of the similarity matrix would give: equals rank in the order of the
-    gallery, and an embedding of zeros has similarity 0 to all. In float32, though not always in float64, copies of an
-    image are equally similar to any other, to the bit.
+    All figures are the same as from sorting whole rows of the similarity matrix: ties rank in the order of the gallery,
+    and an embedding of zeros has similarity 0 to all. In float32, copies of an image have exactly the same
+    similarities; in float64 they may differ in the last bit.
 
     Args:
-        embeddings: (n, D) floats of any length, normalised here. Computed where they are, in float32 (or float64).
+        embeddings: (n, D) floats of any length, normalised here. Computed on their device, in float32 (or float64).
         labels: n integers or strings.
         recall_at: the K of Recall@K, each 1 or more.
-        nmi: whether to compare the classes with as many clusters of k-means over the query and gallery images.
+        nmi: whether to compare the classes with as many k-means clusters of the query and gallery images.
         is_query: n booleans: which images are queries; None for all. An image may be in both.
         is_gallery: likewise: which are searched.
         seed: of k-means and bootstrap, 0 to below 2**32.
-        bootstrap: how often the classes are drawn anew, with replacement.
+        bootstrap: the number of resamples; each draws the classes with replacement.
         memory_limit: bytes for a part of the similarities and all that is derived from it (16 rows at least), beside
             normalised copies of the embeddings. None: 256 MiB; on a GPU 8 GiB, or a quarter of what is free if less.
         progress: show a progress bar on standard error.

@@ -1,9 +1,9 @@
 """Exact retrieval in bounded memory: the ranks of every query's positives, and lists of nearest images.
 
-A similarity is one entry of a matrix product, and a query ranks the gallery as a stable descending sort of its row
-would. No row is sorted and the matrix is never held: where classes are small it is computed a tile at a time, and only
-half of it where every image queries all others (tiles.py); where they are large, a block of whole rows at a time
-(lists.py).
+Similarities are the entries of a matrix product. A query ranks the gallery as a stable descending sort of its row
+would, but no row is sorted and the matrix is never in memory as a whole. With small classes, it is computed a tile at a
+time (tiles.py), and only half of it where every image queries all others. With large classes, it is computed in blocks
+of whole rows (lists.py).
 """
 
 import numpy as np

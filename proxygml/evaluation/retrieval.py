@@ -1,6 +1,6 @@
 """A retrieval task: queries, gallery and classes, its similarity products, and what is found of each query.
 
-Input arrives here checked (metrics.py). How ranks are found without holding the matrix is in tiles.py and lists.py.
+metrics.py has checked the input. How ranks are found without holding the matrix is in tiles.py and lists.py.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Item = TypeVar("Item")
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "high", "bfloat16": "medium"}
-# Rows and columns of a product at least. In smaller ones entries are rounded by their position (seen in MKL below 12),
-# and equal images would no longer be equally similar.
+# The least rows and columns of a product. In smaller products, rounding depends on the position of an entry (seen in
+# MKL below 12), so copies of an image would differ in similarity.
 SMALLEST_PRODUCT = 16
 
 
 @dataclass(frozen=True)
 class QueryScores:
-    """What every scored query contributes, in the order of the images; Q queries."""
+    """The scores of every query that has a positive, in the order of the images; Q queries."""
 
     index: Array  # (Q,) int64: which image the query is
     first_positive: Array  # (Q,) int64: how many gallery images come before its nearest positive
@@ -60,7 +60,7 @@ class Retrieval:
         self.gallery_unit = self.unit if is_gallery.all() else self.unit[self.tensor(self.gallery)]
 
     def tensor(self, array: Array) -> Tensor:
-        """The array where the embeddings are."""
+        """The array as a tensor on the device of the embeddings."""
         return torch.from_numpy(array).to(self.unit.device)
 
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:

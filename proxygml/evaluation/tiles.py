@@ -1,12 +1,14 @@
-"""Ranks for small classes: what is ahead of each query's positives is counted in tiles of the similarity matrix.
+"""Ranks for small classes: images that rank ahead of each query's positives are counted in tiles of the similarities.
 
-A first pass over tiles that hold whole classes (a small part of the matrix) gives each positive's similarity and, of
-what is in the tile, the R-th best for the query. A positive behind that is not among the R best of all either: MAP@R
-and R-precision need the ranks of the others alone, and Recall@K that of the nearest. A second pass over all tiles looks
-for what is ahead of the last positive that matters: where that is the nearest, it is enough to count; else each find,
-few as a rule, is entered under the positive that it beats.
+The first pass computes only tiles that hold whole classes, a small part of the matrix. It gives the similarity of each
+positive, and the R-th best similarity within the tile. A positive that ranks behind that one is not among the R best of
+all images. So MAP@R and R-precision need only the ranks of the other positives, and Recall@K only that of the nearest.
 
-Where all images query all others, a tile serves its rows and, read by columns, its columns: half of the tiles do.
+The second pass computes all tiles and looks for images ahead of the last positive that matters. If that is the nearest
+positive, counting is enough. Otherwise each image found (there are few) is counted under the first positive that it
+ranks ahead of.
+
+Where all images query all others, each tile is read by rows and by columns, so only half of the tiles are computed.
 """
 
 from __future__ import annotations
@@ -303,8 +305,8 @@ def _kth_best(similarity: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     if len(tied):
         rows = similarity[tied]
         equal = rows == value[tied]
-        room = k[tied, None] - (rows > value[tied]).sum(dim=1, keepdim=True)
-        column[tied] = (equal.cumsum(dim=1, dtype=torch.int32) < room).sum(dim=1, keepdim=True)
+        missing = k[tied, None] - (rows > value[tied]).sum(dim=1, keepdim=True)
+        column[tied] = (equal.cumsum(dim=1, dtype=torch.int32) < missing).sum(dim=1, keepdim=True)
     return value.squeeze(1), column.squeeze(1)
 
 

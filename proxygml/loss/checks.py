@@ -18,7 +18,7 @@ Labels: TypeAlias = Union[Tensor, "np.ndarray[Any, Any]", Sequence[int]]
 
 
 def check_count(name: str, value: int) -> int:
-    """The whole number of at least 1 that an argument is, NumPy's too; ValueError where it is none."""
+    """Return an argument as a whole number of at least 1, also one of NumPy's; raise ValueError if it is none."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -73,7 +73,7 @@ def warn_if_raised(neighbors: int, neighbor_ratio: float, num_classes: int, prox
 def check_batch(embeddings: Tensor, labels: Labels, num_classes: int, embedding_size: int) -> Tensor:
     """The labels as int64 on the embeddings' device; ValueError where a batch is not as the loss expects.
 
-    Values are read on the CPU alone: on an accelerator that would make its queue wait.
+    Values are read on the CPU only: reading them would make an accelerator wait.
     """
     labels = torch.as_tensor(labels)
     if not embeddings.is_floating_point():
@@ -113,7 +113,7 @@ def _check_finite(embeddings: Tensor) -> None:
 
 
 def check_state(loaded: list[int], own: list[int]) -> None:
-    """Raise ValueError where loaded proxies are those of other classes, though their number may be the same.
+    """Raise ValueError if loaded proxies belong to other classes, even where their number is the same.
 
     Both are lists of C, N, the first class and the one after the last.
     """

@@ -1,7 +1,7 @@
 """The gradients of ProxyGML by the samples and by the proxies, written by hand beside the loss that they belong to.
 
-Most of what the loss looks at has none: of a sample's C*N similarities only the k kept ones do. What is exact here, and
-why it cannot be cheaper, is described in docs/performance.md.
+Most similarities have no gradient: of a sample's C*N, only the k kept ones do. docs/performance.md describes what is
+exact here, and why it cannot be cheaper.
 """
 
 import math
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-# How much of the proxies passes by at a time: on a CPU what stays in its cache from one product to the next, on a GPU
-# what keeps it busy and bounds the copy where they are converted from a lower precision.
+# Bytes of proxies in a block. On a CPU, a block stays in the cache from one product to the next. On a GPU, a block
+# keeps it busy, and bounds the memory of a copy where the proxies are converted from a lower precision.
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 4 * 2**20, 256 * 2**20
 
 Gradients = tuple[Tensor | None, Tensor | None]  # by the samples (M, D), by the proxies (C*N, D); None where not wanted
@@ -39,7 +39,7 @@ def step_gradients(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool
         step: its graph and slopes.
         proxy_gradient: what the regulariser gives to the proxies' gradient; it is used up. None without one.
         wanted: which of the two gradients is needed.
-        sparse: whether the proxies' is to be a sparse tensor of the rows that some sample kept.
+        sparse: whether the proxies' gradient is a sparse tensor of the rows that some sample kept.
     """
     if step.neighbors is None:
         return _from_all(step, proxy_gradient, wanted)
@@ -49,7 +49,7 @@ def step_gradients(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool
 
 
 def _touches_few(step: Step) -> bool:
-    # On a GPU, finding the touched rows would make it wait, and the product costs it little.
+    # A GPU would have to wait for the touched rows to be found, and the product takes it little time.
     on_cpu = step.samples.device.type == "cpu" and not torch.compiler.is_compiling()
     return on_cpu and 8 * step.slopes.numel() <= len(step.proxies)
 
@@ -77,7 +77,7 @@ def _from_touched(step: Step, wanted: tuple[bool, bool], sparse: bool) -> Gradie
         return grad_samples, None
     values = values.to(proxies.dtype)
     if sparse:
-        # The rows rise and are in range; releases of torch that check this warn of the cost until they are told.
+        # The rows are sorted and in range. Some releases of torch warn that checking this is slow, so the check is off.
         with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
             return grad_samples, torch.sparse_coo_tensor(rows[None], values, proxies.shape, is_coalesced=True)
     return grad_samples, torch.zeros_like(proxies).index_copy_(0, rows, values)
@@ -112,7 +112,7 @@ def _spread(step: Step, place: Tensor, columns: int) -> Tensor:
     blank = step.slopes.new_zeros(len(step.slopes), columns)
     if not columns:
         return blank
-    # A place without an edge may be that of an edge too: its 0 must not overwrite.
+    # A place without an edge may hold the number of a real edge; its 0 must not overwrite that edge.
     return blank.scatter_(1, place, step.slopes) if step.kept is None else blank.scatter_add_(1, place, step.slopes)
 
 
@@ -146,7 +146,7 @@ def proxy_blocks(proxies: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, T
 
 
 class _DifferentiatedOnce(Function):
-    """The identity, with a clear answer to those who differentiate it."""
+    """The identity, which refuses to be differentiated with a clear message."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ gradients.py, the regulariser in regularizer.py, and what processes exchange in 
 Source: Zhu et al., "Fewer is More: A Deep Graph Metric Learning Perspective Using Fewer Proxies", NeurIPS 2020.
 Proxies are class-major everywhere: rows c*N .. c*N + N - 1 of a (C*N, ...) tensor belong to class c.
 
-The proxies come as they are, of any length and perhaps of a lower precision than the samples, and no normalised copy
-of them is made: their lengths divide the products. A proxy of length 0 has similarity 0 to all and gets no gradient.
+Proxies may have any length and a lower precision than the samples. No normalised copy of them is made: the products are
+divided by their lengths. A proxy of length 0 has similarity 0 to all samples and gets no gradient.
 
 Where the classes are divided over processes, the samples and labels are those of all processes, while C counts the
 classes that this process owns. `shard` is None where one process owns all.
@@ -61,9 +61,9 @@ def neighbor_count(num_classes: int, proxies_per_class: int, neighbor_ratio: flo
 def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> Tensor:
     """The embeddings (M, D), L2-normalised, in the precision of the computation.
 
-    Half-precision inputs are computed in float32 throughout, autocast or not: sums of hundreds of terms need it. Each
-    row is scaled by its largest number first, so that squares neither overflow nor vanish. A row without a number of
-    some size has no direction: it becomes 0 and gets no gradient, which would be beyond what the precision holds.
+    Half-precision inputs are computed in float32, with or without autocast: sums of hundreds of terms need it. Each
+    row is scaled by its largest number first, so that squares neither overflow nor vanish. A row of only
+    vanishing numbers has no direction: it becomes 0 and gets no gradient, which would be too large for the precision.
     """
     dtype = torch.promote_types(torch.promote_types(embeddings.dtype, proxies_dtype), torch.float32)
     least = max(torch.finfo(embeddings.dtype).tiny, torch.finfo(dtype).tiny * 2**20)
@@ -87,9 +87,9 @@ def cosine_similarity(samples: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]
     for block, part in proxy_blocks(proxies, samples.dtype):
         inverse[block] = inverse_lengths(part, samples.dtype)
         if part.device.type == "cpu":
-            # This way round the product is the faster one: the proxies, which are many, are its rows.
+            # The product is faster with the proxies, which are many, as its rows.
             torch.mul((part @ samples.T).T, inverse[block], out=similarity[:, block])
-        else:  # where it makes no difference to the product, but to what is read and written after it
+        else:  # the product takes equally long either way, but reading and writing its result does not
             torch.mm(samples, part.T, out=similarity[:, block]).mul_(inverse[block])
     return similarity, inverse
 
@@ -98,7 +98,7 @@ def select_neighbors(similarity: Tensor, labels: Tensor, terms: Terms, shard: Sh
     """Steps 2 and 3: the sub-graph of each sample, its own class's proxies and then the most similar others.
 
     Args:
-        similarity: (M, C*N) similarities of samples to proxies. It is used up: its content is lost.
+        similarity: (M, C*N) similarities of samples to proxies. It is overwritten.
         labels: (M,) int64 class of each sample.
         terms: N, k, and whether there is a positive mask. Without one, step 2 is left out: the k most similar proxies
             are kept, of whichever class.
@@ -240,7 +240,7 @@ class _ProxyGraphLoss(Function):
             proxy_gradient = None
             if terms.proxy_weight > 0 and wanted[1]:
                 proxy_gradient, ctx.proxy_gradient = ctx.proxy_gradient, None
-                if proxy_gradient is None:  # a second time through a retained graph: the first took it away
+                if proxy_gradient is None:  # a second backward through a retained graph: the first one used it up
                     proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, True, shard)[1]
                 assert proxy_gradient is not None
                 proxy_gradient.mul_(terms.proxy_weight * grad_loss)

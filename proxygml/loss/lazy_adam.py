@@ -1,6 +1,6 @@
 """LazyAdam: the optimiser for proxies of millions of classes. It touches only the rows that have a gradient.
 
-Made for the sparse gradients of ProxyGMLLoss(sparse=True); everything dense is better served by torch.optim.
+It is made for the sparse gradients of ProxyGMLLoss(sparse=True). For dense gradients, use torch.optim.
 """
 
 import math
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-LARGEST_DEBT = -8.0  # logarithm of a factor, beyond which dividing by it would cost digits: all rows then settle
+LARGEST_DEBT = -8.0
+"""Logarithm of the smallest outstanding factor. Dividing by a smaller one would lose digits, so all rows settle."""
 
 
 class LazyAdam(Optimizer):
     """Adam over sparse gradients, with decoupled weight decay that untouched rows catch up on.
 
-    Moments: those of a row move only when the row has a gradient, as in torch.optim.SparseAdam; so a row's update is
-    not that of dense Adam, which goes on moving rows by their old moments. The bias correction counts all steps.
+    Moments: a row's moments change only when the row has a gradient, as in torch.optim.SparseAdam. So updates differ
+    from those of dense Adam, which keeps moving rows by their old moments. The bias correction counts all steps.
 
-    Weight decay: as in AdamW, every row shrinks by 1 - lr * weight_decay at every step. A row that has no gradient is
-    not written to; what it owes is applied when it is next touched, or by `settle`. The result is that of shrinking
-    every row at every step, whichever steps touched which rows. For this the loss must depend on the rows' directions
-    alone, as ProxyGML does: the gradient by a row that still owes a factor f is then the gradient by the shrunk row
-    times f.
+    Weight decay: as in AdamW, every row shrinks by 1 - lr * weight_decay at every step. A row without a
+    gradient is not written to; its outstanding decay is applied when it next has a gradient, or by `settle`. The result
+    is the same as shrinking every row at every step. For this, the loss must depend only on the directions of the rows,
+    as ProxyGML does: the gradient by a row with an outstanding factor f is then f times the gradient by the shrunk row.
 
     Parameters in bfloat16 keep their moments in float32 and are rounded stochastically, so that updates below half a
     unit in the last place are not lost.
@@ -67,7 +67,7 @@ class LazyAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update the rows that have a gradient; parameters without one are passed over."""
+        """Update the rows that have a gradient; skip parameters without one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -80,7 +80,7 @@ class LazyAdam(Optimizer):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Apply the weight decay that untouched rows owe. Their directions, and so the loss, do not change."""
+        """Apply the outstanding weight decay of all rows. Their directions, and so the loss, do not change."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if state := self.state[parameter]:
@@ -88,7 +88,7 @@ class LazyAdam(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, in the precision that it was kept in."""
+        """Load a state of `state_dict`, in the precision that it has."""
         super().load_state_dict(state_dict)
         # The base class casts all that it loads to the parameter's own precision.
         numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -128,7 +128,8 @@ class LazyAdam(Optimizer):
             state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter, dtype=precision)
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=precision)
-            # Logarithms of what the weight decay has come to: of all steps, and as far as each row has seen it.
+            # Logarithms of the factor by which weight decay shrinks rows: over all steps, and the part that each row
+            # has had.
             state["decay"] = 0.0
             state["decayed"] = torch.zeros(len(parameter), dtype=torch.float64, device=parameter.device)
         return state
@@ -144,7 +145,7 @@ def _rows_of(parameter: Tensor) -> tuple[Tensor, Tensor]:
             "LazyAdam takes gradients of some rows: build the loss with sparse=True, or take torch.optim.Adam"
         )
     rows = gradient._indices()[0]
-    if (rows[1:] > rows[:-1]).all():  # autograd forgets that it is so; coalescing would sort and copy for nothing
+    if (rows[1:] > rows[:-1]).all():  # autograd does not keep this flag; coalescing would sort and copy in vain
         return rows, gradient._values()
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()
@@ -174,7 +175,7 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     bits = values.contiguous().view(torch.int32)
     noise = torch.randint_like(bits, 1 << 16)
     rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
-    # Noise must not make a number of what is none.
+    # Noise must not turn infinity or NaN into a number.
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
 

@@ -1,6 +1,6 @@
 """ProxyGMLLoss: owns the proxies; the arithmetic is in graph.py, what is checked in checks.py.
 
-It needs nothing else of this package: `from proxygml import ProxyGMLLoss` fits anybody's training loop.
+It imports nothing else from this package, so `from proxygml import ProxyGMLLoss` works in any training loop.
 """
 
 import math
@@ -27,9 +27,9 @@ from proxygml.loss.sharded import Shard, draw_owned_
 class ProxyGMLLoss(nn.Module):
     """The loss of "Fewer is More: A Deep Graph Metric Learning Perspective Using Fewer Proxies" (NeurIPS 2020).
 
-    Each sample is compared with the proxies of its own class and with only its hardest others; their labels are
-    propagated back along that graph and classified by a softmax over the classes that take part. A regulariser
-    classifies the proxies over their own graph.
+    Each sample is compared with the proxies of its own class and only with the most similar other proxies. The labels
+    of these proxies are propagated back along the edges of that graph. A softmax over the classes with a kept proxy
+    then classifies the sample. A regulariser classifies the proxies in the same way, over their own graph.
 
     Args:
         num_classes: C, the number of training classes.
@@ -38,16 +38,17 @@ class ProxyGMLLoss(nn.Module):
         neighbor_ratio: the paper's r in (0, 1]. Each sample keeps ceil(r * C * N) proxies, at least N + 1.
         proxy_weight: the paper's lambda >= 0, the weight of the regulariser.
         scale: factor on the samples' class scores before the softmax (20 for Stanford Online Products, where N is 1).
-        proxy_sample: how many proxies the regulariser looks at in a step, drawn anew each time: a whole number, or a
-            fraction in (0, 1) of all. An unbiased estimate of the whole at that part of its cost. None takes them all.
-        sparse: whether the proxies' gradient is a sparse tensor, of the rows that some sample of the batch kept, for an
-            optimiser that updates those alone (proxygml.LazyAdam). The gradient is the same; finding the rows makes a
-            GPU wait. Needs proxy_weight 0, because the regulariser moves every proxy.
-        positive_mask: False leaves out step 2, by which a sample's own proxies are always kept: the paper's ablation.
-        mask_softmax: False takes the softmax over all classes, those without a kept proxy with score 0: likewise.
+        proxy_sample: how many proxies the regulariser takes in a step, drawn anew each time: a whole number, or a
+            fraction in (0, 1) of all. This estimate is unbiased and takes that part of the time. None takes all
+            proxies.
+        sparse: whether the proxies' gradient is a sparse tensor of the rows that some sample of the batch kept, for an
+            optimiser that updates only those rows (proxygml.LazyAdam). The gradient is the same; finding the rows makes
+            a GPU wait. Needs proxy_weight 0, because the regulariser moves every proxy.
+        positive_mask: False leaves out step 2, so a sample's own proxies are not always kept (the paper's ablation).
+        mask_softmax: False takes the softmax over all classes; those without a kept proxy have score 0 (likewise).
         degree_normalized: whether a class's score is the mean of its kept similarities instead of their sum (ours). A
-            sample's own class is kept with all N proxies, others mostly with fewer, so a sum favours it by count. N is
-            no inverse temperature then, and `scale` has to take that part: try 16.
+            sample keeps all N proxies of its own class, and mostly fewer of others, so a sum favours its own class.
+            With the mean, N is no longer an inverse temperature; set `scale` instead, to about 16.
         memory_limit: bytes that the regulariser's logits may take at a time (one row of them at least).
         process_group: the processes that the classes are divided over, see below. None: one process owns them all.
         device: of the proxies, as for the layers of torch.nn.
@@ -59,12 +60,12 @@ class ProxyGMLLoss(nn.Module):
         owned_classes: the classes, consecutive, whose proxies this process holds; all of them without a group.
 
     With a process group each process holds the proxies, and so the gradient and the optimiser's state, of its own
-    classes alone; do not wrap the loss in DistributedDataParallel. `forward` takes this process's samples, with labels
-    of all classes, and returns the loss of the samples of all W processes. `backward` leaves in the proxies their
-    gradient, and in the embeddings W times that of this loss: data parallelism divides by W, so that the network gets
-    the gradient of one process with all samples. All processes call the loss and its backward equally often, with
-    embeddings of one precision; a batch may be smaller on some, or empty. Seed all processes alike: the proxies are
-    those that one process would draw on a CPU.
+    classes alone; do not wrap the loss in DistributedDataParallel. `forward` takes this process's samples, whose labels
+    may be any class, and returns the loss of the samples of all W processes. `backward` gives the proxies their
+    gradient, and the embeddings W times the gradient of this loss: data parallelism divides it by W, so that the
+    network gets the gradient of one process with all samples. All processes call the loss and its backward equally
+    often, with embeddings of one precision; a batch may be smaller on some, or empty. Seed all processes alike: the
+    proxies are those that one process would draw on a CPU.
 
     Raises:
         ValueError: an argument that is out of its range.
@@ -126,8 +127,8 @@ class ProxyGMLLoss(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the proxies anew, as published: Kaiming uniform with a = sqrt(5).
 
-        The published tensor lies the other way, (D, C*N), so that its fan-in is C*N and the bound 1 / sqrt(C*N). The
-        direction of a proxy does not depend on it, but how far the first optimiser steps turn it does.
+        The published tensor is transposed, (D, C*N), so its fan-in is C*N and the bound is 1 / sqrt(C*N). The direction
+        of a proxy does not depend on this bound, but it decides how far the first optimiser steps turn the proxy.
         """
         if self._shard is None:
             nn.init.kaiming_uniform_(self.proxies.T, a=math.sqrt(5))
@@ -137,8 +138,8 @@ class ProxyGMLLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Labels, indices_tuple: None = None) -> Tensor:
         """The loss of a batch, L_s + proxy_weight * L_p.
 
-        Values are checked on the CPU only: on an accelerator reading them back would stall its queue; there a NaN
-        shows as a NaN loss, and a label out of range as the device's own assertion.
+        Values are checked on the CPU only, because reading them back would make an accelerator wait. On an accelerator,
+        a NaN gives a NaN loss, and a label out of range triggers the device's own assertion.
 
         Args:
             embeddings: (M, embedding_size) of any floating precision; normalised here.
@@ -165,8 +166,8 @@ class ProxyGMLLoss(nn.Module):
     def select(self, embeddings: Tensor, labels: Labels) -> Tensor:
         """The sub-graph of each sample: (M, k) int64 numbers of the proxies it keeps, its own class's first.
 
-        With a process group: of the samples of all processes, in their order, those of the kept proxies that this
-        process holds; -1 in places that are left.
+        With a process group, the rows are the samples of all processes, in their order, and the numbers are those of
+        the kept proxies that this process holds; other places are -1.
         """
         edges, _ = self._edges(embeddings, check_batch(embeddings, labels, self.num_classes, self.embedding_size))
         numbers = edges.neighbors + self.owned_classes.start * self.proxies_per_class

@@ -1,7 +1,8 @@
 """The regulariser of ProxyGML, step 7: every proxy is classified over the whole proxy graph.
 
-The logits (P P^T) Y are P (P^T Y): a class's sum is all that the product needs. They are too many to be kept and too
-dear to be computed twice: they pass by in blocks of rows, and the gradient is taken from each block at once.
+The logits (P P^T) Y are P (P^T Y), so the product needs only the sum of each class. There are too many logits to keep,
+and to compute them twice takes too long. So they are computed in blocks of rows, and each block gives its gradient at
+once.
 """
 
 import torch

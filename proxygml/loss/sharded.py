@@ -1,8 +1,8 @@
 """Classes divided over processes: which of them a process owns, and what the processes exchange in a step.
 
 With W processes, process w owns whole classes, `classes_of(C, w, W)`, and their proxies. Similarities, class scores and
-the proxies' gradients are then local; what the processes have to agree on is a few numbers a sample. The exchanges
-depend on shapes alone, never on values, so that a GPU does not have to wait for its host. Source: ours; Partial FC
+the proxies' gradients are then local; the processes only exchange a few numbers for each sample. Which exchanges take
+place depends on shapes, never on values, so a GPU does not have to wait for its host. Source: ours; Partial FC
 (An et al. 2021) shards a plain softmax in this way.
 """
 
@@ -30,7 +30,7 @@ def classes_of(num_classes: int, process: int, processes: int) -> range:
 def draw_owned_(proxies: Tensor, owned: range, num_classes: int, proxies_per_class: int) -> None:
     """Fill this process's proxies (len(owned) * N, D) with what one process would draw for them on a CPU.
 
-    Those of all processes are drawn in turn, a block at a time, and this process's are kept: Kaiming uniform with
+    Each process draws the proxies of all processes, a block at a time, and keeps its own: Kaiming uniform with
     a = sqrt(5) and a fan-in of C*N, as ProxyGMLLoss draws them.
     """
     total, size = num_classes * proxies_per_class, proxies.shape[1]
@@ -51,7 +51,7 @@ class Shard:
     Args:
         num_classes: C, of all processes together.
         proxies_per_class: N.
-        group: the processes that share the loss. Every one of them has to take each of the steps below.
+        group: the processes that share the loss. Every process must call each of the methods below.
 
     Attributes:
         classes: the classes that this process owns.
@@ -120,7 +120,7 @@ class Shard:
         dist.broadcast(values, dist.get_global_rank(self.group, 0), group=self.group)
         return values
 
-    # The hardest others -----------------------------------------------------------------------------------------------
+    # The most similar other proxies -----------------------------------------------------------------------------------
 
     def most_similar(self, similarity: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """This process's part of the `count` largest similarities of each sample over all processes.
@@ -145,9 +145,11 @@ class Shard:
         widest = min(count, max(self.class_counts) * self.proxies_per_class)
         # Both ways give the same. Which one moves fewer numbers depends on shapes alone.
         gathers = widest * self.processes <= torch.finfo(values.dtype).bits // DIGIT_BITS * DIGITS
-        last, room = self._last_by_gathering(values, count, widest) if gathers else self._last_by_radix(values, count)
+        last, own_equals = (
+            self._last_by_gathering(values, count, widest) if gathers else self._last_by_radix(values, count)
+        )
         equal = values == last
-        return (values > last) | (equal & (equal.cumsum(dim=1) <= room))
+        return (values > last) | (equal & (equal.cumsum(dim=1) <= own_equals))
 
     def _last_by_gathering(self, values: Tensor, count: int, widest: int) -> tuple[Tensor, Tensor]:
         """The smallest value kept, (M, 1), and how many equals of it this process keeps, (M, 1): from all values."""
@@ -155,12 +157,12 @@ class Shard:
         everything = self._stacked(padded)
         last = everything.transpose(0, 1).flatten(1).topk(count, dim=1).values[:, -1:]
         missing = count - (everything > last).sum(dim=(0, 2))
-        return last, self._room(missing, (everything == last).sum(dim=2))
+        return last, self._kept_equals(missing, (everything == last).sum(dim=2))
 
     def _last_by_radix(self, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The same by radix selection: the processes add up histograms of the values' bits, 8 bits a round.
 
-        So many numbers are exchanged whatever `count` is.
+        The number of exchanged numbers does not depend on `count`.
         """
         keys = _ordered_keys(values)
         bits = torch.iinfo(keys.dtype).bits
@@ -174,15 +176,16 @@ class Shard:
                 digits, alike = (keys >> shift) & (DIGITS - 1), (keys >> (shift + DIGIT_BITS) == prefix).int()
             histogram = torch.zeros(len(keys), DIGITS, dtype=torch.int32, device=keys.device)
             self.sum_(histogram.scatter_add_(1, digits.long(), alike))
-            # How many have this digit or a larger one; the digit sought is the largest for which they are enough.
+            # How many values have this digit or a larger one. The digit of the last value kept is the largest for which
+            # there are enough.
             reached = histogram.flip(1).cumsum(1).flip(1)
             digit = (reached >= missing).sum(dim=1, keepdim=True) - 1
             missing = missing - (reached.gather(1, digit) - histogram.gather(1, digit))
             prefix = ((prefix << DIGIT_BITS) + digit - (DIGITS // 2 if first_round else 0)).to(keys.dtype)
         equals = self._stacked((keys == prefix).sum(dim=1))
-        return _values_of(prefix, values.dtype), self._room(missing.squeeze(1), equals)
+        return _values_of(prefix, values.dtype), self._kept_equals(missing.squeeze(1), equals)
 
-    def _room(self, missing: Tensor, equals: Tensor) -> Tensor:
+    def _kept_equals(self, missing: Tensor, equals: Tensor) -> Tensor:
         """How many of its own equals this process keeps, (M, 1), of those that are missing (M,); equals (W, M)."""
         before = equals[: self.process].sum(dim=0)
         return (missing - before).clamp(min=0)[:, None]

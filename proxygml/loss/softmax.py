@@ -21,7 +21,7 @@ def class_loss(logits: Tensor, own: Own, shard: Shard | None) -> tuple[Tensor, T
 
 def row_maximum(logits: Tensor, shard: Shard | None) -> Tensor:
     """The largest logit of each row over all processes, (M, 1), of this process's (M, C)."""
-    # amax refuses rows of length 0: those of a process that owns no class, or of whose proxies no sample keeps one.
+    # amax refuses rows of length 0, which a process has that owns no class, or none of whose proxies is kept.
     highest = logits.amax(dim=1, keepdim=True) if logits.shape[1] else logits.new_full((len(logits), 1), -math.inf)
     return highest if shard is None else shard.maximum_(highest)
 
@@ -40,6 +40,6 @@ def row_sums(own_logit: Tensor, others: Tensor, shard: Shard | None) -> tuple[Te
 def cross_entropy(own_logit: Tensor, others: Tensor) -> Tensor:
     """Mean of -log(exp(own) / (exp(own) + others)), each (M, 1).
 
-    The own class's softmax - 1 is likewise taken as minus that of the others: so a small loss keeps its digits.
+    The own class's softmax - 1 is computed as minus the sum of the others, so that a small loss keeps its digits.
     """
     return F.softplus(others.log() - own_logit).mean()
