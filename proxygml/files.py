@@ -3,9 +3,11 @@
 import errno
 import os
 import platform
+import re
+import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,8 +16,14 @@ from platformdirs import user_cache_path
 
 from proxygml.errors import OverwriteError, UserError
 
+if sys.platform != "win32":
+    import fcntl
+
 PathLike = str | os.PathLike[str]
 """What functions take for a path: text or a pathlib.Path."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+"""The names that atomic_write gives."""
 
 ADVICE = {
     errno.ENOSPC: "make room on the disk, or choose another folder, and repeat the command",
@@ -35,23 +43,56 @@ ADVICE = {
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     """Hand out a temporary path beside `path`; when the block ends without an error, the file there replaces `path`.
 
     When the block raises, or the process dies, `path` is as it was before.
+
+    Args:
+        path: the file to write; its folder is made.
+        tidy: first remove what killed processes have left in the folder (see remove_leftovers). Where many files are
+            written to one folder, call that once instead.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if tidy:
+        remove_leftovers(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; some writers make files that only they may read
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ExitStack() as held:
+        try:
+            temporary.touch()
+            _hold(temporary, held)
+            mode = temporary.stat().st_mode  # as the user's umask has it; some writers make files only they may read
+            yield temporary
+            _hold(temporary, held)  # again: some writers put another file in its place
+            temporary.chmod(mode)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `atomic_write` that killed processes have left in a folder.
+
+    A living process holds a lock on each of its own, which ends with the process. Where the system has no such locks
+    (Windows), nothing is removed.
+    """
+    if sys.platform == "win32" or not folder.is_dir():
+        return
+    for leftover in [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name) and path.is_file()]:
+        with suppress(OSError), leftover.open("rb") as file:  # another process holds it, or has removed it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def _hold(temporary: Path, held: ExitStack) -> None:
+    """Lock a temporary file until `held` is closed, so that no other process takes it for a leftover."""
+    if sys.platform == "win32":
+        return
+    file = held.enter_context(temporary.open("a+b"))  # made anew where another process was quicker
+    with suppress(OSError):  # locked by the first call, or on a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

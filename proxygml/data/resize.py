@@ -19,7 +19,7 @@ from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.images import decode_image
 from proxygml.data.transforms import scale_down, scaled_size
 from proxygml.errors import DatasetError
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, remove_leftovers
 
 JPEG_QUALITY = 95
 """Pillow advises against more: it would only make the files larger."""
@@ -57,6 +57,8 @@ def copy_smaller(
     """
     sources = dict(zip(catalog.paths, catalog.table["path"], strict=True))
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)  # decoding, scaling and encoding free the lock
+    for place in {(folder / _place(path)).parent for path in sources.values()}:
+        remove_leftovers(place)
     try:
         jobs = pool.map(lambda path: _copy(path, folder / _place(sources[path]), sizes[path], shorter_side), sources)
         copies = dict(zip(sources, track(jobs, f"Copying at {shorter_side} pixels", len(sources)), strict=True))
@@ -89,7 +91,7 @@ def _copy(source: Path, target: Path, size: Size, shorter_side: int) -> Path:
         return target
     image = scale_down(decode_image(source), shorter_side) if smaller else None
     try:
-        with atomic_write(target) as temporary:
+        with atomic_write(target, tidy=False) as temporary:
             if image is None:
                 temporary.write_bytes(source.read_bytes())
             else:

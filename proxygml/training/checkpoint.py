@@ -139,9 +139,3 @@ class CheckpointFile:
         """What network and loss take."""
         tensors = [*self.embedder.state_dict().values(), *self.criterion.state_dict().values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
-
-
-def remove_half_written(folder: Path) -> None:
-    """Delete the temporary files of a process that was killed as it wrote a checkpoint."""
-    for half_written in folder.glob(".*.tmp"):
-        half_written.unlink(missing_ok=True)

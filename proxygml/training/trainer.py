@@ -18,14 +18,13 @@ from torch.utils.data import DataLoader
 from proxygml.console import console, progress_bar
 from proxygml.data.images import ImageDataset, collate
 from proxygml.evaluation.metrics import score_queries
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, remove_leftovers
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
 from proxygml.training.checkpoint import (
     CheckpointFile,
     EpochMetrics,
     Progress,
-    remove_half_written,
     training_data_fingerprint,
 )
 from proxygml.training.criterion import make_criterion
@@ -80,7 +79,7 @@ def resume(run: RunFolder) -> None:
     accelerator = make_accelerator(recipe, run.path)
     with _locked(run, accelerator):
         if accelerator.is_main_process:
-            remove_half_written(run.checkpoint.parent)
+            remove_leftovers(run.checkpoint.parent)
         training = Training(recipe, run, accelerator)
         start_tracking(accelerator, recipe)
         training.run_to_end()
