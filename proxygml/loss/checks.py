@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,12 @@ def _check_finite(embeddings: Tensor) -> None:
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise ValueError(f"embeddings[{first}] holds NaN or infinite values: look at the network or its learning rate")
+
+
+def check_loaded(loss: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Let the loss look at what tells whose proxies a state holds before any is copied."""
+    if (extra := state.get(f"{prefix}_extra_state")) is not None:
+        loss.set_extra_state(extra)
 
 
 def check_state(loaded: list[int], own: list[int]) -> None:

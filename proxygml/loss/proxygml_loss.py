@@ -15,6 +15,7 @@ from proxygml.loss.checks import (
     Labels,
     check_batch,
     check_count,
+    check_loaded,
     check_number,
     check_sparse,
     check_state,
@@ -39,8 +40,7 @@ class ProxyGMLLoss(nn.Module):
         proxy_weight: the paper's lambda >= 0, the weight of the regulariser.
         scale: factor on the samples' class scores before the softmax (20 for Stanford Online Products, where N is 1).
         proxy_sample: how many proxies the regulariser takes in a step, drawn anew each time: a whole number, or a
-            fraction in (0, 1) of all. This estimate is unbiased and takes that part of the time. None takes all
-            proxies.
+            fraction in (0, 1) of all. This estimate is unbiased and takes that part of the time. None takes them all.
         sparse: whether the proxies' gradient is a sparse tensor of the rows that some sample of the batch kept, for an
             optimiser that updates only those rows (proxygml.LazyAdam). The gradient is the same; finding the rows makes
             a GPU wait. Needs proxy_weight 0, because the regulariser moves every proxy.
@@ -123,6 +123,7 @@ class ProxyGMLLoss(nn.Module):
         rows = len(self.owned_classes) * proxies_per_class
         self.proxies = nn.Parameter(torch.empty(rows, embedding_size, device=device, dtype=dtype))
         self.reset_parameters()
+        self.register_load_state_dict_pre_hook(check_loaded)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Draw the proxies anew, as published: Kaiming uniform with a = sqrt(5).

@@ -114,7 +114,7 @@ class Changes:
                 if len(changes) > 1:  # each by itself, so that only the one at fault is refused
                     return [self._change([change])[0] for change in changes]
                 return [RequestError(409 if isinstance(changes[0], int) else 422, str(error))]
-            self.gallery = Gallery.load(writer.place)
+            self.gallery = _reloaded(writer)
             self._delete_unshown(removed)
             return results
         return [RequestError(409, "another process is changing the gallery: try again later")] * len(changes)
@@ -157,6 +157,14 @@ class Changes:
         for path in old:
             if path.name not in shown:
                 _delete(path)
+
+
+def _reloaded(saved: Gallery) -> Gallery:
+    """The gallery as its files say; as it was saved where they cannot be read now: the changes count already."""
+    try:
+        return Gallery.load(saved.place)
+    except (GalleryError, OSError):
+        return saved
 
 
 def _delete(path: Path) -> None:

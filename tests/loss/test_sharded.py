@@ -239,11 +239,12 @@ def test_few_numbers_are_exchanged_whatever_the_number_of_classes(processes: int
 def refusals() -> list[str]:
     """What loading the state of another division says."""
     loss = ProxyGMLLoss(10, 4, 3, process_group=dist.group.WORLD)
-    messages = []
+    messages, kept = [], loss.proxies.detach().clone()
     for other in (ProxyGMLLoss(10, 4, 3), ProxyGMLLoss(5, 4, 3)):
         with pytest.raises((RuntimeError, ValueError)) as error:
             loss.load_state_dict(other.state_dict())
         messages.append(str(error.value))
+    assert torch.equal(loss.proxies, kept)  # nothing was copied before the state was refused
     return messages
 
 
