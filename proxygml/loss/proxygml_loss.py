@@ -47,8 +47,7 @@ class ProxyGMLLoss(nn.Module):
         positive_mask: False leaves out step 2, so a sample's own proxies are not always kept (the paper's ablation).
         mask_softmax: False takes the softmax over all classes; those without a kept proxy have score 0 (likewise).
         degree_normalized: whether a class's score is the mean of its kept similarities instead of their sum (ours). A
-            sample keeps all N proxies of its own class, and mostly fewer of others, so a sum favours its own class.
-            With the mean, N is no longer an inverse temperature; set `scale` instead, to about 16.
+            sum favours the own class, of which all N proxies are kept. With the mean, set `scale` to about 16.
         memory_limit: bytes that the regulariser's logits may take at a time (one row of them at least).
         process_group: the processes that the classes are divided over, see below. None: one process owns them all.
         device: of the proxies, as for the layers of torch.nn.
