@@ -1,6 +1,6 @@
-"""A cell: one training run of a comparison, how it is trained and judged, and what it leaves in its run folder.
+"""A cell: one training run of a comparison, how it is trained and evaluated, and the files in its run folder.
 
-cost.json is written when the training is over, diverged.txt in its place where the loss became no number.
+cost.json is written after training; if the loss became NaN or infinite, diverged.txt is written instead.
 """
 
 import contextlib

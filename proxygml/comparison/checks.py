@@ -1,4 +1,4 @@
-"""What is checked before a comparison trains anything, so that a mistake costs no hours."""
+"""Checks before a comparison starts to train, so that a mistake does not cost hours."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """A process of its own for each cell.
 
-Its peak memory is then that of the cell alone, whatever was trained or loaded before it. On Linux the processes are
-forked from one that has loaded the modules and done nothing else: that is faster than to load them for each cell.
+So the peak memory is that of the cell alone, and not of cells before it. On Linux these processes are forked from one
+that has only loaded the modules, which is faster than loading them for each cell.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What the cells of a comparison gave: which trial is chosen, and a row for each that is finished.
+"""The results of a comparison: which trial is chosen, and a row for each finished cell.
 
 A cell is known by its run in the store, or by a row of an earlier comparison whose runs are gone.
 """

@@ -1,4 +1,4 @@
-"""The rows of a comparison: what became of each cell and trial, and the CSV file that keeps them.
+"""The rows of a comparison: the result of each cell and trial, and the CSV file that keeps them.
 
 Settings and lists are JSON in their column. The file is enough to draw every table and figure again.
 """

@@ -1,8 +1,8 @@
-"""Running a comparison: every cell an ordinary run folder; what is done is skipped, and what was stopped goes on.
+"""Running a comparison: each cell is an ordinary run folder; finished cells are skipped, stopped ones continue.
 
-A method's trials come first; its cells are then trained with the settings of the best. Each cell looks at the test
-classes once, when it has been trained. Several machines share the work by a fixed division. It needs no locks, which
-some network file systems do not keep, and which a killed machine would leave behind.
+A method's trials come first; its cells are then trained with the settings of the best. Each cell is
+evaluated on the test classes once, after its training. Several machines share the work by a fixed division. It needs no
+locks: some network file systems do not support them, and a killed machine would leave them behind.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Finer feature maps from the same weights: the backbone's last strides become 1, and the layers behind are dilated.
 
-A layer behind a removed stride then sees its neighbours at the distance that it was trained for, and the map has a
-position for every pixel in between (Chen et al. 2015, DeepLab; Yu and Koltun 2016). timm builds such networks.
+A layer behind a removed stride still sees its neighbours at the distance that it was trained for, and the map has
+positions for all pixels in between (Chen et al. 2015, DeepLab; Yu and Koltun 2016). timm builds such networks.
 """
 
 from typing import Any

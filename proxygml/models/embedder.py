@@ -39,7 +39,7 @@ class Embedder(nn.Module):
         settings: backbone, weights, pooling and size.
         images: how images are cut and scaled before they come here.
         classes: the training classes in the order of their numbers; kept with the model.
-        backbone: a backbone to take in place of the one that settings and weights name, which is then not built.
+        backbone: used in place of the backbone that the settings name, which is then not built.
 
     Raises:
         RecipeError, WeightsError: see build_backbone; or images.size does not suit the backbone.

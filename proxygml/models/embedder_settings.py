@@ -31,32 +31,32 @@ class EmbedderSettings:
 
     pooling: Pooling = "avg"
     """How the backbone's feature map becomes one vector: avg, max, avg+max (their sum), gem (generalised mean) or
-    flatten (all positions side by side: for small maps of things that all stand alike, such as characters)."""
+    flatten (all positions side by side; for small maps of things in one fixed pose, such as characters)."""
 
     embedding_size: int = 512
-    """Dimension of the embeddings; 0 leaves the linear layer out and embeds by the pooled features themselves."""
+    """Dimension of the embeddings. 0: no linear layer; the embedding is the pooled features, normalised."""
 
     feature_norm: FeatureNorm = "none"
-    """Bring the pooled features to mean 0 and variance 1 before the linear layer: `batch`, each over the batch, by a
-    layer of batch norm (Luo et al. 2019); `layer`, those of each image, without parameters (Teh et al. 2020). So
-    embeddings do not all point the same way when training from random weights begins."""
+    """Normalise the pooled features to mean 0 and variance 1 before the linear layer. `batch`: each feature over the
+    batch, by batch norm (Luo et al. 2019). `layer`: the features of each image, without parameters (Teh et al. 2020).
+    Then embeddings do not all point in one direction when training from random weights begins."""
 
     mirror: bool = False
-    """Embed every image by the mean of its features and its mirror image's: in twice the time. Training takes one view,
-    but for `cache_features`, which trains on features of images as they are embedded."""
+    """Embed every image by the mean of its features and those of its mirror image. This takes twice the time. Training
+    uses one view, but `cache_features` trains on the mean."""
 
     tilt: float = 0.0
-    """Embed every image by the mean of its features upright and turned by so many degrees to either side, 0 to 45: in
-    three times the time, with one view in training, as with `mirror`."""
+    """Embed every image by the mean of its features upright and turned to either side by this angle, 0 to 45 degrees.
+    This takes three times the time; training uses one view, as with `mirror`."""
 
     zoom: float = 1.0
-    """Embed every image by the mean of its features whole and with its centre so many times enlarged, 1 to 2: in twice
-    the time, with one view in training. With `tilt` and `mirror`, every combination is embedded."""
+    """Embed every image by the mean of its features as a whole and with its centre enlarged by this factor, 1 to 2.
+    This takes twice the time; training uses one view. With `tilt` and `mirror`, every combination is embedded."""
 
     output_stride: int = 0
-    """Embed every image by a finer feature map of the same weights, with a position for every so many pixels to a side,
-    such as 8: the backbone's last strides are taken out and what follows is dilated. In about three times the time for
-    8, with the backbone's own map in training, as with `mirror`. 0: its own. For convolutional networks of timm."""
+    """Embed every image by a finer feature map from the same weights. 8 gives a position for every 8 x 8 pixels: the
+    backbone's last strides are removed, and the layers after them are dilated. 8 takes about three times the time;
+    training uses the backbone's own map. 0: its own map. For convolutional networks of timm."""
 
     def __post_init__(self) -> None:
         for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm)):

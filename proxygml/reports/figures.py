@@ -1,7 +1,7 @@
 """Every picture that proxygml draws, in one style: plain arrays in, a Matplotlib figure out.
 
-Colour is never the only cue: what is wrong is also dashed and crossed. Nothing here opens an image, runs a network or
-touches pyplot's global state; report.py chooses what is shown.
+Colour is never the only cue: wrong images are also dashed and crossed. Nothing here opens an image, runs a network or
+touches pyplot's global state; run_report.py and comparison/report.py choose what is shown.
 """
 
 import io
@@ -115,7 +115,7 @@ def _bars(axes: Axes, shown: Sequence[tuple[float, Estimate]], width: float, col
     places = [x for x, _ in shown]
     values = np.array([100 * estimate.value for _, estimate in shown])
     ends = np.array([(100 * estimate.low, 100 * estimate.high) for _, estimate in shown]).T
-    # A percentile interval may leave out the value; a whisker cannot be of negative length.
+    # A percentile interval may not contain the value; a whisker cannot have negative length.
     whiskers = np.abs([np.minimum(ends[0] - values, 0), np.maximum(ends[1] - values, 0)])
     axes.bar(places, values, width, color=colour, label=name, yerr=whiskers, ecolor=INK, capsize=3)
     for x, value, top in zip(places, values, np.maximum(values, ends[1]), strict=True):

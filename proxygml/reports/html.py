@@ -1,6 +1,6 @@
-"""Self-contained HTML pages: sections of text, pictures and tables, and nothing that has to be fetched.
+"""Self-contained HTML pages: sections of text, pictures and tables. A page loads no other file.
 
-What a page shows is chosen elsewhere: in run_report.py and in the reports of other folders. Its looks are templates/.
+run_report.py and comparison/report.py choose what a page shows. templates/ holds its layout and style.
 """
 
 import base64

@@ -1,7 +1,7 @@
-"""Adapting a recipe to a small catalog: what it asks for and the images cannot give is lowered, and said in a sentence.
+"""Adapting a recipe to a small catalog: settings that need more images or classes are lowered, and a sentence says how.
 
-The values that come out are those that the run folder keeps. A comparison, whose methods must stay as they were
-written, does not adapt them.
+The run folder keeps the lowered values. A comparison does not adapt its recipes, because its methods must stay as they
+were written.
 """
 
 import math
@@ -15,7 +15,7 @@ FEWEST_TO_HOLD_OUT_OF = 6
 
 
 def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
-    """The recipe with which the images of its catalog can be trained on, and what was changed; "" where nothing was.
+    """The recipe lowered so that the images of its catalog suffice, and what was changed; "" if nothing was.
 
     Ours, for small sets; nothing changes with more than 20 classes and as many images as the embedding has dimensions:
     - validation_classes becomes 0 with fewer than 6 training classes;

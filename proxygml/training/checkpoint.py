@@ -28,7 +28,7 @@ EpochMetrics = dict[str, float]
 
 @dataclass
 class Progress:
-    """How far a run has come: what a checkpoint holds beside the tensors."""
+    """The progress of a run: the part of a checkpoint that is not tensors."""
 
     epoch: int = 0
     history: list[EpochMetrics] = field(default_factory=list)

@@ -37,9 +37,9 @@ def evaluate_run(
 
     Args:
         run: the folder of a run whose training has finished.
-        catalog: the table whose test split is used; the one that the run was trained on if left out.
+        catalog: the table whose test split is used; by default the catalog that the run was trained on.
         before: also evaluate the network as it was before training, for comparison.
-        report: write report.html, whose pictures take longer than the figures.
+        report: whether to write report.html; its pictures take longer than the figures.
 
     Returns:
         The figures; None on all but the main process.

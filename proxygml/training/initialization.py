@@ -1,7 +1,7 @@
 """The network and the proxies as training starts from them: at random, as in the paper, or made from features.
 
-A random embedding layer throws away part of what a pretrained backbone knows, and the first epochs are spent on winning
-it back; so layer and proxies can start from the features of the training images. docs/results.md measures the gain.
+A random embedding layer loses part of the information in pretrained features, and the first epochs only recover it. So
+layer and proxies can start from the features of the training images. docs/results.md measures the gain.
 """
 
 from collections.abc import Sequence
@@ -68,10 +68,9 @@ def start_features(embedder: Embedder, images: Catalog, accelerator: Accelerator
 def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
     """Make the linear layer the projection that keeps most of the features' inner products: ours, by truncated SVD.
 
-    Its rows are the leading right singular vectors of the features, not centred, so that cosines stay what they were.
-    With whitening each is divided by its singular value to that power, so that what few directions have in common
-    between all images does not drown the rest: whitening with shrinkage, as Mukundan et al. (IJCV 2019) have it, but
-    not centred.
+    Its rows are the leading right singular vectors of the features, not centred, so cosines hardly change. With
+    whitening, each row is divided by its singular value to that power. Then a few strong directions, which all images
+    share, do not hide the others. This is the whitening with shrinkage of Mukundan et al. (IJCV 2019), not centred.
 
     Args:
         linear: (F -> D), D at most F; its bias becomes 0.
@@ -85,9 +84,9 @@ def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0)
     check_directions(size, *features.shape)
     exact = features.double()
     squares, directions = (found.flip(-1)[..., :size] for found in torch.linalg.eigh(exact.T @ exact))
-    # A direction's sign is anybody's choice; so it is the same on every machine.
+    # The sign of a direction is arbitrary; this choice makes it the same on every machine.
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    # A direction that the training images do not have is noise, to be amplified no further.
+    # A direction that the training images lack is noise and must not be amplified.
     strength = (squares / squares[0]).clamp_min(FAINT).sqrt()
     linear.weight.copy_((directions * largest.sign() / strength**whitening).T)
     nn.init.zeros_(linear.bias)

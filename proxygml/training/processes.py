@@ -30,7 +30,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     logs = (
         None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
     )
-    # Accelerate remembers the first precision of a process for good; a second run may want another.
+    # Accelerate keeps the first precision of a process; a second run in the same process may need another.
     AcceleratorState._reset_state()
     try:
         return Accelerator(
@@ -41,7 +41,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
-        raise RecipeError(f"precision {recipe.precision} cannot be had here: {error}") from error
+        raise RecipeError(f"precision {recipe.precision} is not possible here: {error}") from error
 
 
 def check_precision(recipe: Recipe) -> None:
@@ -111,7 +111,7 @@ def data_parallel(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     plain = accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
     if plain or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
-    # Gradients of convolutions lie as the images do, channels last: so they are copied, and each process would say so.
+    # Gradients of convolutions are channels last, as the images are, so they are copied; each process would warn of it.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator.free_memory()
     module = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
@@ -120,7 +120,7 @@ def data_parallel(module: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 
 def replicated(criterion: nn.Module) -> nn.Module:
-    """A criterion with sparse gradients, which data parallelism cannot exchange on every device, alike on each process.
+    """Make a criterion with sparse gradients, which data parallelism cannot exchange on every device, alike everywhere.
 
     Each process computes the gradients of the whole batch and takes the same step. Rounding on a GPU may still move the
     processes apart, so the main process's parameters are sent to all.

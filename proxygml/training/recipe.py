@@ -1,6 +1,6 @@
 """The recipe: everything that decides a training run, typed; the YAML file and the command line's options alike.
 
-It holds and checks the values. The files beside this one do what the values say.
+It holds and checks the values. The other files of this folder use them.
 """
 
 import math

@@ -139,7 +139,7 @@ class Training:
         try:
             self._train()
         finally:  # the process may train on: the next run must not be tracked as this one
-            for tracker in self.accelerator.trackers:  # and not end_training(), which would part the processes for good
+            for tracker in self.accelerator.trackers:  # and not end_training(), which ends the process group
                 tracker.finish()
 
     # The method, from top to bottom -----------------------------------------------------------------------------------
