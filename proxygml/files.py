@@ -96,6 +96,17 @@ def _hold(temporary: Path, held: ExitStack) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the operating system that name no file, such as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
 def translating_os_errors() -> Iterator[None]:
     """Turn an error of the operating system on a file or disk into a UserError: the path, what is wrong, what to do."""
     try:

@@ -21,7 +21,7 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, naming
 from proxygml.gallery.cells import joined
 from proxygml.gallery.checksums import StoredFile, check_contents, check_sizes, stored_file
 from proxygml.gallery.column_types import Schema
@@ -209,14 +209,16 @@ def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tupl
             table, schema = conformed(items, schema)
             tables.append(table)
             if file.read(len(part)) != part:
-                file.seek(size)
-                file.truncate()
-                file.write(part)
+                with naming(path):
+                    file.seek(size)
+                    file.truncate()
+                    file.write(part)
             digest.update(part)
             size += len(part)
             bar.advance(task, len(items))
-        file.truncate(size)
-        _flush(file)
+        with naming(path):
+            file.truncate(size)
+            _flush(file)
     if not size:
         raise GalleryError(f"no items are left to build {path.parent} from")
     return joined(tables, schema).reset_index(drop=True), schema, dimension, digest.hexdigest()
@@ -224,7 +226,8 @@ def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tupl
 
 def append_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows) -> FolderManifest:
     """Write the vectors that are not in the file yet, beyond what readers look at."""
-    with (folder / manifest.vectors).open("r+b") as file:
+    path = folder / manifest.vectors
+    with naming(path), path.open("r+b") as file:
         file.truncate(4 * manifest.rows * manifest.dimension)  # what a stopped writer has left
         file.seek(0, os.SEEK_END)
         _write_rows(file, vectors, np.arange(manifest.rows, len(vectors)))
@@ -234,7 +237,7 @@ def append_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows) 
 def rewrite_vectors(folder: Path, manifest: FolderManifest, vectors: VectorRows, kept: Rows) -> FolderManifest:
     """Write the vectors of these rows to a new file."""
     name = _new_name("vectors", "f32")
-    with (folder / name).open("wb") as file:
+    with naming(folder / name), (folder / name).open("wb") as file:
         _write_rows(file, vectors, kept)
     return replace(manifest, vectors=name, rows=len(kept), index="", generation=replaced_generation(folder))
 

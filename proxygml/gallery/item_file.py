@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from proxygml.data.arrow import to_pandas
 from proxygml.errors import GalleryError
+from proxygml.files import naming
 from proxygml.gallery.cells import arrow_table, converted
 from proxygml.gallery.item_table import ItemTable
 from proxygml.gallery.manifest import Manifest
@@ -22,7 +23,8 @@ def write_items(path: Path, table: ItemTable) -> None:
     """
     own = {"id": pa.array(table.ids), "removed": pa.array(~table.alive)}
     columns = arrow_table(table.stored, table.schema)
-    pq.write_table(pa.table(own | dict(zip(columns.column_names, columns.columns, strict=True))), path)
+    with naming(path):
+        pq.write_table(pa.table(own | dict(zip(columns.column_names, columns.columns, strict=True))), path)
 
 
 def read_items(path: Path, manifest: Manifest) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import torch
 from proxygml.arrays import Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, naming
 from proxygml.gallery.index_file import read_faiss
 from proxygml.gallery.vectors import VectorRows
 
@@ -180,9 +180,18 @@ class ApproximateIndex:
         return hasattr(self.index, "nlist")
 
     def write(self, path: Path) -> None:
-        """Write FAISS's own file."""
+        """Write FAISS's own file.
+
+        Raises:
+            OSError: it cannot be written; also where the disk is full.
+        """
         faiss = _faiss()
-        faiss.write_index(self.index, str(path))
+        with naming(path), path.open("wb") as file:
+
+            def write(data: bytes) -> None:  # FAISS's own errors do not say what the system said
+                file.write(data)
+
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(write))
 
     @classmethod
     def read(cls, path: Path, kind: str, dimension: int, most: int) -> "ApproximateIndex":

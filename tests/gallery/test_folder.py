@@ -22,6 +22,7 @@ from proxygml.errors import GalleryError, OverwriteError
 from proxygml.gallery.folder import FolderGallery
 from proxygml.gallery.manifest import Threshold
 from proxygml.gallery.neighbors import ApproximateIndex, Kind
+from proxygml.gallery.vectors import VectorRows
 from tests.helpers.vectors import Array, clustered, in_blocks, items
 
 
@@ -477,3 +478,13 @@ def test_a_number_that_no_float_holds_is_refused(number: str) -> None:
     for column in ("weight", "count"):
         with pytest.raises(GalleryError, match=column):
             gallery.add(np.ones((1, 2)), pd.DataFrame([{column: number}]))
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_a_full_disk_is_named_where_an_index_is_written(kind: Kind) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no device that is always full")
+    index = ApproximateIndex.build(kind, VectorRows(clustered(3000)))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        index.write(full)
