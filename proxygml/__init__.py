@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxygml.evaluation.metrics import evaluate as evaluate
     from proxygml.gallery.base import Gallery as Gallery
     from proxygml.gallery.build import index as index
-    from proxygml.gallery.cluster import cluster as cluster
+    from proxygml.gallery.clusters.cluster import cluster as cluster
     from proxygml.gallery.embed import embed as embed
     from proxygml.gallery.query import search as search
     from proxygml.loss.lazy_adam import LazyAdam as LazyAdam
@@ -38,7 +38,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evaluation.metrics": ["evaluate"],
         "gallery.base": ["Gallery"],
         "gallery.build": ["index"],
-        "gallery.cluster": ["cluster"],
+        "gallery.clusters.cluster": ["cluster"],
         "gallery.embed": ["embed"],
         "gallery.query": ["search"],
         "loss.lazy_adam": ["LazyAdam"],

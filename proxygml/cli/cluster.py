@@ -11,7 +11,7 @@ from proxygml.cli.parser import Parser
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Sort images into clusters."""
-    from proxygml.gallery.cluster_settings import ClusterSettings, Layout
+    from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 
     parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...)\n                        --out FOLDER [options]"
     parser.add_argument("run", type=Path, help="the run folder")
@@ -23,8 +23,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_embedding(parser)
     options = parser.parse(arguments)
     settings = ClusterSettings(**chosen(options, *(key.name for key in fields(ClusterSettings))))
-    from proxygml.gallery.cluster import cluster
-    from proxygml.gallery.cluster_folder import describe
+    from proxygml.gallery.clusters.cluster import cluster
+    from proxygml.gallery.clusters.folder import describe
 
     found = cluster(options.run, options.out, settings, **chosen(options, *SOURCE, "layout", *EMBEDDING))
     say(describe(found), f"clusters: {options.out / 'clusters.csv'}", f"sheets:   {options.out / 'sheets'}")

@@ -12,7 +12,7 @@ from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
 
 if TYPE_CHECKING:
-    from proxygml.gallery.manifest import Threshold
+    from proxygml.gallery.folder.manifest import Threshold
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:

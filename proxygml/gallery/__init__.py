@@ -1,6 +1,6 @@
 """Galleries: vectors with a table of items, in a folder or in Milvus; searching, changing and clustering them.
 
-base.py has the gallery, backend.py what a new backend implements, places.py the list of backends. models/ embeds
+base.py has the gallery, backend.py what a new backend implements, backends.py the list of them. models/ embeds
 images, serving/ answers over HTTP.
 """
 

@@ -1,6 +1,6 @@
 """What a backend of galleries has to implement: the items' storage, and candidates for a query.
 
-A new backend is a subclass of base.Gallery with these methods, in a file of its own, and a line in places.py.
+A new backend is a subclass of base.Gallery with these methods, in a file of its own, and a line in backends.py.
 """
 
 from abc import ABC, abstractmethod
@@ -15,10 +15,10 @@ import pandas as pd
 from torch import Tensor
 
 from proxygml.arrays import Block, Rows, Vectors
-from proxygml.gallery.column_types import Schema, shown_columns
-from proxygml.gallery.filters import Condition
-from proxygml.gallery.ids import Ids
-from proxygml.gallery.manifest import Manifest
+from proxygml.gallery.filters.grammar import Condition
+from proxygml.gallery.folder.manifest import Manifest
+from proxygml.gallery.items.column_types import Schema, shown_columns
+from proxygml.gallery.items.ids import Ids
 from proxygml.gallery.vectors import VectorRows
 
 Embeddings = Tensor | npt.NDArray[np.floating]
@@ -196,12 +196,12 @@ class Backend(ABC):
     @staticmethod
     @abstractmethod
     def check_place(place: str | Path, force: bool) -> None:
-        """See places.check_place."""
+        """See backends.check_place."""
 
     @staticmethod
     @abstractmethod
     def work_place(place: str | Path, purpose: str) -> Path:
-        """See places.work_place."""
+        """See backends.work_place."""
 
     @abstractmethod
     def _matching(self, conditions: Sequence[Condition]) -> Rows:

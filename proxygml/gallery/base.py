@@ -15,11 +15,11 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError
 from proxygml.gallery.backend import Backend, Embeddings, Finish
-from proxygml.gallery.filters import Where, describe, parse_where
-from proxygml.gallery.ids import Ids, chosen_ids, whole_ids
-from proxygml.gallery.manifest import Manifest, Threshold
+from proxygml.gallery.backends import backend_of, memory_backend
+from proxygml.gallery.filters.grammar import Where, describe, parse_where
+from proxygml.gallery.folder.manifest import Manifest, Threshold
+from proxygml.gallery.items.ids import Ids, chosen_ids, whole_ids
 from proxygml.gallery.neighbors import Kind, ranked
-from proxygml.gallery.places import backend_of, memory_backend
 from proxygml.gallery.reranking import reranked
 from proxygml.gallery.vectors import unit_vectors
 

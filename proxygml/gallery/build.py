@@ -21,12 +21,12 @@ from proxygml.data.image_list import ImageList, file_stamp
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike
+from proxygml.gallery.backends import check_place, work_place
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
-from proxygml.gallery.filters import Where, parse_where
+from proxygml.gallery.filters.grammar import Where, parse_where
 from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
 from proxygml.gallery.paths import absolute_paths
-from proxygml.gallery.places import check_place, work_place
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder

@@ -16,7 +16,7 @@ from torch import Tensor
 from proxygml.arrays import Vectors
 from proxygml.errors import GalleryError
 from proxygml.gallery.base import Gallery, SearchResult
-from proxygml.gallery.manifest import Threshold
+from proxygml.gallery.folder.manifest import Threshold
 
 LEAST_CLASSES = 5
 """Validation classes that a threshold needs (ours): the images of one class are alike, and fewer classes are chance."""

@@ -19,7 +19,7 @@ from proxygml.arrays import Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write, naming
-from proxygml.gallery.index_file import read_faiss
+from proxygml.gallery.folder.index_file import read_faiss
 from proxygml.gallery.vectors import VectorRows
 
 Kind = Literal["exact", "hnsw", "ivfpq"]

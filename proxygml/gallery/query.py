@@ -20,7 +20,7 @@ from proxygml.files import PathLike, atomic_write
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
-from proxygml.gallery.filters import Where
+from proxygml.gallery.filters.grammar import Where
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.spreadsheet import without_formulas

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from proxygml.errors import UserError, did_you_mean
-from proxygml.gallery.filters import column_values
+from proxygml.gallery.filters.grammar import column_values
 from proxygml.serving.limits import RequestError
 
 MAX_FIELDS = 64

@@ -21,7 +21,7 @@ from proxygml.data.transforms import test_transform
 from proxygml.errors import GalleryError, ImageError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
-from proxygml.gallery.filters import Where, split
+from proxygml.gallery.filters.grammar import Where, split
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
@@ -124,7 +124,7 @@ class Service:
         Args:
             vector: of the query, float32 (D,).
             k: how many, 1 to `limits.max_k`.
-            where: see proxygml.gallery.filters.
+            where: see proxygml.gallery.filters.grammar.
             leave_out: the id of an item that is not to be found, nor to vote.
 
         Raises:

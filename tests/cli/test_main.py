@@ -147,7 +147,7 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         run("train", "--help")
     assert stopped.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("how many proxies each training class owns", "Learning rate of the proxies", "generalised mean"):
+    for words in ("how many proxies each training class owns", "learning rate of the proxies", "generalised mean"):
         assert words in printed
 
 

@@ -225,7 +225,7 @@ def test_a_flipped_bit_is_found_by_verify(
 
 def test_checksums_of_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Only what was appended is read again."""
-    monkeypatch.setattr("proxygml.gallery.checksums._PART", 1000)
+    monkeypatch.setattr("proxygml.gallery.folder.checksums._PART", 1000)
     gallery = Gallery.create(clustered(100), items(100))
     gallery.save(tmp_path / "g")
     for _ in range(3):

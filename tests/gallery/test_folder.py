@@ -19,8 +19,8 @@ import torch
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.gallery.folder import FolderGallery
-from proxygml.gallery.manifest import Threshold
+from proxygml.gallery.folder.gallery import FolderGallery
+from proxygml.gallery.folder.manifest import Threshold
 from proxygml.gallery.neighbors import ApproximateIndex, Kind
 from proxygml.gallery.vectors import VectorRows
 from tests.helpers.vectors import Array, clustered, in_blocks, items
@@ -419,10 +419,13 @@ def test_a_build_that_was_killed_is_not_there_and_goes_on(
 
 
 FINISH = """
-import os, sys
+import os, sys, time
 from tests.helpers.vectors import in_blocks
 from proxygml import Gallery
-Gallery.build(sys.argv[1], in_blocks(1000), finish=lambda gallery: os.kill(os.getpid(), 9))
+def stop(gallery):
+    time.sleep(2)  # milvus-lite goes on writing its file in the background, which is not ours to keep whole
+    os.kill(os.getpid(), 9)
+Gallery.build(sys.argv[1], in_blocks(1000), finish=stop)
 """
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
-from proxygml.gallery.manifest import Threshold
-from proxygml.gallery.milvus import MilvusGallery
-from proxygml.gallery.milvus_address import Address, is_milvus
+from proxygml.gallery.folder.manifest import Threshold
+from proxygml.gallery.milvus.address import Address, is_milvus
+from proxygml.gallery.milvus.gallery import MilvusGallery
 from proxygml.gallery.neighbors import Kind
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command

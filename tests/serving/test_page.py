@@ -14,7 +14,7 @@ from PIL import Image
 
 from proxygml import Embedder, Gallery
 from proxygml.data.catalog import Catalog
-from proxygml.gallery.manifest import Threshold
+from proxygml.gallery.folder.manifest import Threshold
 from proxygml.serving.limits import Limits
 from tests.helpers.models import untrained
 from tests.helpers.server import TOKEN, Running, gallery_at, picture

@@ -7,8 +7,8 @@ import pandas as pd
 
 from proxygml.arrays import Rows
 from proxygml.errors import GalleryError
-from proxygml.gallery.cells import converted
-from proxygml.gallery.column_types import Schema, type_of
+from proxygml.gallery.items.cells import converted
+from proxygml.gallery.items.column_types import Schema, type_of
 
 RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
 """Names of columns that search results and the gallery's own files use."""

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from proxygml.data.arrow import to_pandas
 from proxygml.errors import GalleryError
 from proxygml.files import naming
-from proxygml.gallery.cells import arrow_table, converted
-from proxygml.gallery.item_table import ItemTable
-from proxygml.gallery.manifest import Manifest
+from proxygml.gallery.folder.manifest import Manifest
+from proxygml.gallery.items.cells import arrow_table, converted
+from proxygml.gallery.items.table import ItemTable
 
 
 def write_items(path: Path, table: ItemTable) -> None:

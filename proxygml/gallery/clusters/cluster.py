@@ -6,9 +6,9 @@ from pathlib import Path
 from proxygml.data.image_list import ImageList
 from proxygml.files import PathLike
 from proxygml.gallery.build import Model, Source
-from proxygml.gallery.cluster_folder import check_clusters_folder, write_clusters
-from proxygml.gallery.cluster_settings import ClusterSettings, Layout
-from proxygml.gallery.clustering import Clusters
+from proxygml.gallery.clusters.clustering import Clusters
+from proxygml.gallery.clusters.folder import check_clusters_folder, write_clusters
+from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.gallery.embed import embed_source
 from proxygml.models.embed_images import OnBad, discard
 

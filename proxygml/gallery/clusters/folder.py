@@ -14,9 +14,9 @@ from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError
 from proxygml.files import check_overwrite
-from proxygml.gallery.cluster_settings import ClusterSettings, Layout
-from proxygml.gallery.clustering import Clusters, cluster_vectors
-from proxygml.gallery.duplicates import near_duplicates
+from proxygml.gallery.clusters.clustering import Clusters, cluster_vectors
+from proxygml.gallery.clusters.duplicates import near_duplicates
+from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.reports import figures
 from proxygml.spreadsheet import without_formulas
 

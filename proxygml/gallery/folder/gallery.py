@@ -1,6 +1,8 @@
 """A gallery in memory or in a folder: exact search, or a FAISS index with the newest items searched exactly.
 
-How its files are written is folder_files.py's.
+How its files are written is files.py's.
+
+The class is one thing, though long: the methods of backend.py, each a few lines.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
-from proxygml.data.image_list import FILE_STAMP
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings, Finish
+from proxygml.gallery.backends import backend_of
 from proxygml.gallery.base import Gallery, recall_sample
-from proxygml.gallery.column_types import column_texts
-from proxygml.gallery.filters import Condition
-from proxygml.gallery.folder_files import (
+from proxygml.gallery.filters.grammar import Condition
+from proxygml.gallery.folder.files import (
     FolderManifest,
     append_vectors,
     check_files,
@@ -33,13 +34,12 @@ from proxygml.gallery.folder_files import (
     unfinished_vectors,
     write_blocks,
 )
-from proxygml.gallery.ids import Ids
-from proxygml.gallery.item_table import ItemTable
-from proxygml.gallery.items import check_items, conformed, first_equal_ids
-from proxygml.gallery.manifest import Manifest
+from proxygml.gallery.folder.manifest import Manifest
+from proxygml.gallery.items.coercion import check_items, conformed, first_equal_ids
+from proxygml.gallery.items.column_types import column_texts
+from proxygml.gallery.items.ids import Ids
+from proxygml.gallery.items.table import ItemTable
 from proxygml.gallery.neighbors import ApproximateIndex, candidate_rows, recall_against_exact
-from proxygml.gallery.paths import rebased_paths
-from proxygml.gallery.places import backend_of
 from proxygml.gallery.vectors import VectorRows
 
 _TAIL = 1000
@@ -97,17 +97,9 @@ class FolderGallery(Gallery):
             name = unfinished_vectors(folder)
             try:
                 table, schema, dimension, digest = write_blocks(blocks, folder / name, total)
-                made = FolderManifest(
-                    manifest.kind,
-                    manifest.model,
-                    manifest.run,
-                    dimension=dimension,
-                    rows=len(table),
-                    next_id=len(table),
-                    generation=replaced_generation(folder),
-                    columns=column_texts(schema),
-                    vectors=name,
-                )
+                made = FolderManifest(manifest.kind, manifest.model, manifest.run, dimension=dimension, vectors=name)
+                made = replace(made, rows=len(table), next_id=len(table), columns=column_texts(schema))
+                made = replace(made, generation=replaced_generation(folder))
                 gallery = cls(mapped_vectors(folder, made), ItemTable.of(table, schema), made, folder=folder)
                 gallery._build_index(folder / f".{manifest.kind}-{digest[:16]}.faiss")
                 if finish is not None:
@@ -125,12 +117,12 @@ class FolderGallery(Gallery):
 
     @staticmethod
     def check_place(place: str | Path, force: bool) -> None:
-        """See places.check_place."""
+        """See backends.check_place."""
         check_gallery_folder(Path(place), force)
 
     @staticmethod
     def work_place(place: str | Path, purpose: str) -> Path:
-        """See places.work_place."""
+        """See backends.work_place."""
         return Path(place) / f".{purpose}"
 
     def __len__(self) -> int:
@@ -161,10 +153,7 @@ class FolderGallery(Gallery):
 
     def file_stamps(self, ids: Ids) -> Rows:
         """See Backend.file_stamps."""
-        rows = self._table.rows_of(self._chosen(ids))
-        if FILE_STAMP not in self._table.stored:
-            return np.zeros(len(rows), np.int64)
-        return np.asarray(self._table.stored[FILE_STAMP].iloc[rows].fillna(0).to_numpy(dtype=np.int64))
+        return self._table.file_stamps(self._table.rows_of(self._chosen(ids)))
 
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
         """See Backend.ids_of."""
@@ -188,10 +177,7 @@ class FolderGallery(Gallery):
 
     def rebase(self, old: str, new: str) -> int:
         """See Backend.rebase."""
-        stored = self._table.stored
-        paths = rebased_paths(stored["path"] if "path" in stored else pd.Series(dtype=object), old, new)
-        changed = int((paths.notna() & (paths != stored["path"]))[self._table.alive].sum())
-        self._table = ItemTable(stored.assign(path=paths), self._table.schema)
+        self._table, changed = self._table.rebased(old, new)
         return changed
 
     def save(self, place: str | Path | None = None) -> None:

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from proxygml.errors import GalleryError
-from proxygml.gallery.column_types import Schema
-from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_schema import FIELD_TYPES, OTHERS, TEXT_BYTES, fields_of
+from proxygml.gallery.items.column_types import Schema
+from proxygml.gallery.milvus.address import Address
+from proxygml.gallery.milvus.schema import FIELD_TYPES, OTHERS, TEXT_BYTES, fields_of
 from proxygml.gallery.neighbors import HNSW_BUILD, HNSW_LINKS, Kind, inverted_lists, product_codes
 
 MESSAGE_BYTES = 16 * 2**20

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from proxygml.errors import GalleryError
-from proxygml.gallery.column_types import ColumnType, Schema
-from proxygml.gallery.values import UNITS, decimal_of, point_in_time, span_of, truth_of
+from proxygml.gallery.filters.values import UNITS, decimal_of, point_in_time, span_of, truth_of
+from proxygml.gallery.items.column_types import ColumnType, Schema
 
 EPOCH = date(1970, 1, 1)
 

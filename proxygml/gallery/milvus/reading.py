@@ -8,9 +8,9 @@ import numpy as np
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError
-from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_collections import MESSAGE_BYTES, translating_errors
-from proxygml.gallery.milvus_expressions import ids_in
+from proxygml.gallery.milvus.address import Address
+from proxygml.gallery.milvus.collections import MESSAGE_BYTES, translating_errors
+from proxygml.gallery.milvus.expressions import ids_in
 from proxygml.gallery.neighbors import HNSW_SEARCH, PROBED, REFINED, Kind
 
 ANSWER_ROWS = 16_384

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from proxygml.errors import GalleryError
-from proxygml.gallery.column_types import ColumnType
-from proxygml.gallery.values import UNITS, Span, decimal_of, span_of, truth_of
+from proxygml.gallery.filters.values import UNITS, Span, decimal_of, span_of, truth_of
+from proxygml.gallery.items.column_types import ColumnType
 
 NO_ORDER = ("bool", "other", "null")
 

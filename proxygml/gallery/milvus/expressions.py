@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from proxygml.arrays import Rows
-from proxygml.gallery.column_types import ColumnType
-from proxygml.gallery.filters import Condition
-from proxygml.gallery.milvus_schema import EMPTY_LIST, OTHERS, sortable
-from proxygml.gallery.ranges import Range
+from proxygml.gallery.filters.grammar import Condition
+from proxygml.gallery.filters.ranges import Range
+from proxygml.gallery.items.column_types import ColumnType
+from proxygml.gallery.milvus.manifest import MilvusManifest
+from proxygml.gallery.milvus.schema import EMPTY_LIST, OTHERS, sortable
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 _NOTHING = "id < 0"
@@ -22,6 +23,17 @@ def expression(conditions: Sequence[Condition], fields: Sequence[str]) -> str:
         fields: the columns that have a field of their own.
     """
     return " and ".join(_one(condition, condition.column in ("id", *fields)) for condition in conditions)
+
+
+def visible(manifest: MilvusManifest, removed: Rows, conditions: Sequence[Condition] = ()) -> str:
+    """The expression for the items that count, are not among the removed ids, and meet the conditions."""
+    parts = [f"id < {manifest.next_id}"]
+    parts += [f"not (id >= {first} and id < {end})" for first, end in manifest.pending]
+    if len(removed):
+        parts.append(f"not ({ids_in(removed)})")
+    if conditions:
+        parts.append(expression(conditions, manifest.fields))
+    return " and ".join(parts)
 
 
 def _one(condition: Condition, own_field: bool) -> str:

@@ -5,15 +5,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxygml.gallery.milvus_address import is_milvus
+from proxygml.gallery.milvus.address import is_milvus
 
 if TYPE_CHECKING:
     from proxygml.gallery.base import Gallery
-    from proxygml.gallery.folder import FolderGallery
+    from proxygml.gallery.folder.gallery import FolderGallery
 
 _BACKENDS: tuple[tuple[Callable[[str | Path], bool], str, str], ...] = (
-    (is_milvus, "proxygml.gallery.milvus", "MilvusGallery"),
-    (lambda _: True, "proxygml.gallery.folder", "FolderGallery"),
+    (is_milvus, "proxygml.gallery.milvus.gallery", "MilvusGallery"),
+    (lambda _: True, "proxygml.gallery.folder.gallery", "FolderGallery"),
 )
 """Whether a place is of this backend, its module and its class. The first one that fits is taken, and imported then."""
 

@@ -9,13 +9,13 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import OverwriteError
-from proxygml.gallery.column_types import column_texts
-from proxygml.gallery.items import conformed
-from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_collections import insert_rows, translating_errors
-from proxygml.gallery.milvus_manifest import MilvusManifest, read_manifest, write_manifest, write_removed
-from proxygml.gallery.milvus_reading import ANSWER_ROWS, CollectionReader
-from proxygml.gallery.milvus_schema import OTHERS, rows_of, stored_schema
+from proxygml.gallery.items.coercion import conformed
+from proxygml.gallery.items.column_types import column_texts
+from proxygml.gallery.milvus.address import Address
+from proxygml.gallery.milvus.collections import insert_rows, translating_errors
+from proxygml.gallery.milvus.manifest import MilvusManifest, read_manifest, write_manifest, write_removed
+from proxygml.gallery.milvus.reading import ANSWER_ROWS, CollectionReader
+from proxygml.gallery.milvus.schema import OTHERS, rows_of, stored_schema
 
 _CHANGED_AT_A_TIME = 500  # items
 

@@ -1,4 +1,4 @@
-"""Clusters of images that nobody has labelled. The folder that shows them is written by cluster_folder.py."""
+"""Clusters of images that nobody has labelled. The folder that shows them is written by folder.py."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import numpy as np
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import UserError
 from proxygml.evaluation.kmeans import kmeans
-from proxygml.gallery.cluster_settings import ClusterSettings
+from proxygml.gallery.clusters.settings import ClusterSettings
 
 MOST_AGGLOMERATIVE = 20_000
 """Images whose pairwise distances, 1.6 GB, are still computed."""

@@ -15,7 +15,7 @@ import pandas as pd
 
 from proxygml.data.image_list import FILE_STAMP
 from proxygml.errors import GalleryError
-from proxygml.gallery.values import decimal_of
+from proxygml.gallery.filters.values import decimal_of
 
 Name = Literal["null", "str", "int64", "uint64", "float32", "float64", "decimal", "bool", "date", "time", "other"]
 

@@ -12,10 +12,10 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError
-from proxygml.gallery.cells import EPOCH, column_of
-from proxygml.gallery.column_types import ColumnType, Schema
-from proxygml.gallery.matching import comparable
-from proxygml.gallery.values import point_in_time
+from proxygml.gallery.filters.matching import comparable
+from proxygml.gallery.filters.values import point_in_time
+from proxygml.gallery.items.cells import EPOCH, column_of
+from proxygml.gallery.items.column_types import ColumnType, Schema
 
 OTHERS = "other_columns"
 """The JSON field for columns whose names no field can have, and for those that came after the gallery was made."""

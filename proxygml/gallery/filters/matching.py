@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from proxygml.gallery.cells import EPOCH
-from proxygml.gallery.column_types import ColumnType
-from proxygml.gallery.filters import Condition
-from proxygml.gallery.ranges import INTEGERS, Range
+from proxygml.gallery.filters.grammar import Condition
+from proxygml.gallery.filters.ranges import INTEGERS, Range
+from proxygml.gallery.items.cells import EPOCH
+from proxygml.gallery.items.column_types import ColumnType
 
 Mask = npt.NDArray[np.bool_]
 

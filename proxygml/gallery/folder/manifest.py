@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from proxygml.errors import GalleryError
-from proxygml.gallery.column_types import ColumnType
+from proxygml.gallery.items.column_types import ColumnType
 from proxygml.gallery.neighbors import Kind
 
 FORMAT = 2
@@ -70,7 +70,7 @@ class Manifest:
     """Grows by one with every save."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The columns of the item table and their types, as column_types.py writes them."""
+    """The columns of the item table and their types, as items/column_types.py writes them."""
 
     @property
     def schema(self) -> dict[str, ColumnType]:

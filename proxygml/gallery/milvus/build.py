@@ -12,11 +12,11 @@ import pandas as pd
 from proxygml.arrays import Block, Vectors
 from proxygml.console import progress_bar
 from proxygml.files import atomic_write
-from proxygml.gallery.column_types import Schema, column_texts
-from proxygml.gallery.items import check_items, conformed
-from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_collections import create_collection, insert_rows
-from proxygml.gallery.milvus_schema import fields_of, rows_of, stored_schema
+from proxygml.gallery.items.coercion import check_items, conformed
+from proxygml.gallery.items.column_types import Schema, column_texts
+from proxygml.gallery.milvus.address import Address
+from proxygml.gallery.milvus.collections import create_collection, insert_rows
+from proxygml.gallery.milvus.schema import fields_of, rows_of, stored_schema
 from proxygml.gallery.vectors import check_same_size, unit_vectors
 
 _SHOWN_FROM = 16_384  # rows, below which there is no progress bar

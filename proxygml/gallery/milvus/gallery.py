@@ -1,7 +1,7 @@
 """A gallery in Milvus, for more items than one machine holds, with the answers that a folder would give.
 
 Milvus proposes items; their similarities are computed again here. What is stored there, and when it counts, is
-milvus_manifest.py's.
+manifest.py's.
 """
 
 import shutil
@@ -15,33 +15,34 @@ import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.data.image_list import FILE_STAMP
-from proxygml.errors import GalleryError, OverwriteError
+from proxygml.errors import GalleryError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings, Finish
 from proxygml.gallery.base import Gallery, recall_sample
-from proxygml.gallery.column_types import column_texts
-from proxygml.gallery.filters import Condition, one_of
-from proxygml.gallery.ids import Ids
-from proxygml.gallery.items import check_items, first_equal_ids
-from proxygml.gallery.manifest import Manifest
-from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_build import UnfinishedCollection
-from proxygml.gallery.milvus_collections import (
+from proxygml.gallery.filters.grammar import Condition, one_of
+from proxygml.gallery.folder.manifest import Manifest
+from proxygml.gallery.items.coercion import check_items, first_equal_ids
+from proxygml.gallery.items.column_types import column_texts
+from proxygml.gallery.items.ids import Ids
+from proxygml.gallery.milvus.address import Address
+from proxygml.gallery.milvus.build import UnfinishedCollection
+from proxygml.gallery.milvus.collections import (
     check_kind,
     connect,
     drop_other_collections,
     set_approximate_index,
     translating_errors,
 )
-from proxygml.gallery.milvus_expressions import expression, ids_in
-from proxygml.gallery.milvus_manifest import (
+from proxygml.gallery.milvus.expressions import visible
+from proxygml.gallery.milvus.manifest import (
     MilvusManifest,
+    check_no_gallery,
     read_manifest,
     read_removed,
 )
-from proxygml.gallery.milvus_reading import CollectionReader, MilvusRows, check_present
-from proxygml.gallery.milvus_schema import OTHERS, table_of
-from proxygml.gallery.milvus_writing import GalleryWriter
+from proxygml.gallery.milvus.reading import CollectionReader, MilvusRows, check_present
+from proxygml.gallery.milvus.schema import OTHERS, table_of
+from proxygml.gallery.milvus.writing import GalleryWriter
 from proxygml.gallery.neighbors import recall_against_exact
 from proxygml.gallery.paths import rebased_paths
 from proxygml.gallery.vectors import VectorRows
@@ -122,20 +123,13 @@ class MilvusGallery(Gallery):
 
     @staticmethod
     def check_place(place: str | Path, force: bool) -> None:
-        """See places.check_place."""
-        address = Address.parse(place)
-        if force or (address.local is not None and not address.local.exists()):
-            return
-        client = connect(address)
-        with translating_errors(address):
-            if read_manifest(client, address) is not None:
-                raise OverwriteError(
-                    f"{address} is a gallery already: add to it with --add, or give --force to replace it"
-                )
+        """See backends.check_place."""
+        if not force:
+            check_no_gallery(Address.parse(place))
 
     @staticmethod
     def work_place(place: str | Path, purpose: str) -> Path:
-        """See places.work_place."""
+        """See backends.work_place."""
         return Address.parse(place).work(purpose)
 
     def __len__(self) -> int:
@@ -222,14 +216,7 @@ class MilvusGallery(Gallery):
             raise GalleryError(f"{self._address} holds {found:,} items, but counts {len(self):,}: build it again")
 
     def _visible(self, conditions: Sequence[Condition] = ()) -> str:
-        """The expression for the items that count and meet the conditions."""
-        parts = [f"id < {self.manifest.next_id}"]
-        parts += [f"not (id >= {first} and id < {end})" for first, end in self.manifest.pending]
-        if len(self._removed):
-            parts.append(f"not ({ids_in(self._removed)})")
-        if conditions:
-            parts.append(expression(conditions, self.manifest.fields))
-        return " and ".join(parts)
+        return visible(self.manifest, self._removed, conditions)
 
     @property
     def _stored_fields(self) -> list[str]:

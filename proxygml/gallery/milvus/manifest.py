@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Rows
-from proxygml.gallery.column_types import ColumnType
-from proxygml.gallery.manifest import Count, Manifest, manifest_text, parse_manifest
-from proxygml.gallery.milvus_address import Address
-from proxygml.gallery.milvus_collections import create_collection
-from proxygml.gallery.milvus_schema import rows_of
+from proxygml.errors import OverwriteError
+from proxygml.gallery.folder.manifest import Count, Manifest, manifest_text, parse_manifest
+from proxygml.gallery.items.column_types import ColumnType
+from proxygml.gallery.milvus.address import Address
+from proxygml.gallery.milvus.collections import connect, create_collection, translating_errors
+from proxygml.gallery.milvus.schema import rows_of
 
 _IDS_IN_A_ROW = 4000  # removed ids in one text field
 
@@ -48,6 +49,16 @@ def read_manifest(client: Any, address: Address) -> MilvusManifest | None:
     """
     text = _read_text(client, address, 0)
     return None if text is None else parse_manifest(text, str(address), MilvusManifest)
+
+
+def check_no_gallery(address: Address) -> None:
+    """Raise OverwriteError where there is a gallery already."""
+    if address.local is not None and not address.local.exists():
+        return
+    client = connect(address)
+    with translating_errors(address):
+        if read_manifest(client, address) is not None:
+            raise OverwriteError(f"{address} is a gallery already: add to it with --add, or give --force to replace it")
 
 
 def write_manifest(client: Any, address: Address, manifest: MilvusManifest) -> None:

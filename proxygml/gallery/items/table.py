@@ -7,11 +7,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from proxygml.arrays import Rows
+from proxygml.data.image_list import FILE_STAMP
 from proxygml.errors import GalleryError
-from proxygml.gallery.cells import joined
-from proxygml.gallery.column_types import Schema, shown_columns
-from proxygml.gallery.filters import Condition
-from proxygml.gallery.matching import matches
+from proxygml.gallery.filters.grammar import Condition
+from proxygml.gallery.filters.matching import matches
+from proxygml.gallery.items.cells import joined
+from proxygml.gallery.items.column_types import Schema, shown_columns
+from proxygml.gallery.paths import rebased_paths
 
 Mask = npt.NDArray[np.bool_]
 
@@ -66,6 +68,18 @@ class ItemTable:
     def only_alive(self) -> "ItemTable":
         """The table without the rows of removed items."""
         return self if self._all_alive else ItemTable(self.stored[self.alive], self.schema)
+
+    def file_stamps(self, rows: Rows) -> Rows:
+        """What each row's image file was known by, int64; 0 where that is not known."""
+        if FILE_STAMP not in self.stored:
+            return np.zeros(len(rows), np.int64)
+        return np.asarray(self.stored[FILE_STAMP].iloc[rows].fillna(0).to_numpy(dtype=np.int64))
+
+    def rebased(self, old: str, new: str) -> tuple["ItemTable", int]:
+        """The table with paths below `new` instead of `old`, and how many items that can be found have changed."""
+        paths = rebased_paths(self.stored["path"] if "path" in self.stored else pd.Series(dtype=object), old, new)
+        changed = int((paths.notna() & (paths != self.stored["path"]))[self.alive].sum())
+        return ItemTable(self.stored.assign(path=paths), self.schema), changed
 
     def rows_of(self, ids: Rows) -> Rows:
         """The rows, int64 (n,), of these items.

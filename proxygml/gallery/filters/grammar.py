@@ -1,7 +1,7 @@
 """Filters: which items pass. `{"label": ["a", "b"]}`, or conditions as `--where` takes them, such as `price>=10`.
 
 A condition is parsed once, by its column's type: then galleries in folders evaluate it (matching.py), and those in
-Milvus turn it into an expression (milvus_expressions.py).
+Milvus turn it into an expression (milvus/expressions.py).
 """
 
 import re
@@ -14,8 +14,8 @@ import pandas as pd
 from torch import Tensor
 
 from proxygml.errors import GalleryError, did_you_mean
-from proxygml.gallery.column_types import ColumnType, Schema
-from proxygml.gallery.ranges import NO_ORDER, Range, ranges_of
+from proxygml.gallery.filters.ranges import NO_ORDER, Range, ranges_of
+from proxygml.gallery.items.column_types import ColumnType, Schema
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 Where: TypeAlias = Mapping[str, Any] | Sequence[str | tuple[str, str, Any]]
