@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +25,9 @@ PathLike = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 """The names that atomic_write gives."""
+
+_FRESH_SECONDS = 60
+"""A temporary file that was written to so lately is left: its writer may be about to lock it."""
 
 ADVICE = {
     errno.ENOSPC: "make room on the disk, or choose another folder, and repeat the command",
@@ -75,15 +79,16 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of `atomic_write` that killed processes have left in a folder.
 
-    A living process holds a lock on each of its own, which ends with the process. Where the system has no such locks
-    (Windows), nothing is removed.
+    A living process holds a lock on each of its own, which ends with the process. Files of the last minute are left.
+    Where the system has no such locks (Windows), nothing is removed.
     """
     if sys.platform == "win32" or not folder.is_dir():
         return
     for leftover in [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name) and path.is_file()]:
         with suppress(OSError), leftover.open("rb") as file:  # another process holds it, or has removed it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+            if time.time() - os.fstat(file.fileno()).st_mtime > _FRESH_SECONDS:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
 
 
 def _hold(temporary: Path, held: ExitStack) -> None:

@@ -1,27 +1,21 @@
 """What model.json says, typed: the settings that a saved embedder is built from, each of them checked."""
 
-from dataclasses import dataclass
-from functools import cache
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from proxygml.data.image_settings import ImageSettings
-from proxygml.errors import RunError
+from proxygml.errors import RunError, did_you_mean
 from proxygml.models.backbones import InputSpace
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.model_files import DESCRIPTION, read_description
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
+Section = TypeVar("Section", EmbedderSettings, ImageSettings, InputSpace)
 SECTIONS = ("embedder", "images", "input")
-
-
-@dataclass(frozen=True)
-class _Sections:
-    embedder: EmbedderSettings
-    images: ImageSettings
-    input: InputSpace
 
 
 @dataclass(frozen=True)
@@ -40,8 +34,6 @@ def read_model(folder: Path) -> ModelDescription:
     Raises:
         RunError: it is missing, damaged or of another format, or a value is of another type or impossible.
     """
-    from jsonargparse import ArgumentError  # noqa: PLC0415
-
     path = folder / DESCRIPTION
     content = read_description(folder)
     classes = content.get("classes")
@@ -51,19 +43,20 @@ def read_model(folder: Path) -> ModelDescription:
         section = content.get(name)
         if not isinstance(section, dict) or None in section.values():
             raise RunError(f"{path} does not describe an embedder: {name} must be keys and values, none of them null")
-    parser = _parser()
+    embedder = _section(EmbedderSettings, content, "embedder", path)
+    images = _section(ImageSettings, content, "images", path)
+    return ModelDescription(embedder, images, _section(InputSpace, content, "input", path), tuple(classes))
+
+
+def _section(kind: type[Section], content: Mapping[str, Any], name: str, path: Path) -> Section:
+    """A section's keys and values, each checked against the type of its field."""
+    prefix, keys = f"{path} does not describe an embedder: {name}", {field.name for field in fields(kind)}
+    if unknown := sorted(content[name].keys() - keys):
+        raise RunError(f"{prefix} has no key {unknown[0]!r}; {did_you_mean(unknown[0], keys)}")
     try:
-        given = parser.parse_object({"model": {name: content[name] for name in SECTIONS}})
-        sections: _Sections = parser.instantiate(given).model
-    except ArgumentError as error:
-        raise RunError(f"{path} does not describe an embedder: {error.message}") from error
-    return ModelDescription(sections.embedder, sections.images, sections.input, tuple(classes))
-
-
-@cache
-def _parser() -> "ArgumentParser":
-    from jsonargparse import ArgumentParser  # noqa: PLC0415
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(_Sections, "model")
-    return parser
+        section: Section = TypeAdapter(kind).validate_json(json.dumps(content[name]), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f".{part}" for part in problem["loc"])
+        raise RunError(f"{prefix}{place}: {problem['msg']}") from error
+    return section

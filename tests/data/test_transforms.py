@@ -19,8 +19,8 @@ from tests.helpers.pictures import as_tensor, gradient
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, r"images\.size is 0, but must be 1 or more"),
-        ({"size": 288}, r"images\.resize is 256, but must be images\.size \(288\) or more"),
+        ({"size": 0}, r"images\.size is 0, but must be 1 to 4,096"),
+        ({"size": 288}, r"images\.resize is 256, but must be images\.size \(288\) to 4,096"),
         ({"crop_scale": (0.0, 1.0)}, r"images\.crop_scale is \(0\.0, 1\.0\)"),
         ({"crop_scale": (0.5, 0.2)}, r"images\.crop_scale"),
         ({"crop_scale": (0.5, 1.5)}, r"images\.crop_scale"),

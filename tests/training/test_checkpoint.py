@@ -103,6 +103,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(small_recipe: Recipe, tmp_pat
     run = train(replace(small_recipe, epochs=1), tmp_path / "run")
     being_written = run.checkpoint.with_name(".last.ckpt.12345678.tmp")
     being_written.touch()
+    os.utime(being_written, (0, 0))
     with run.locked(), pytest.raises(OverwriteError, match=rf"another process is writing .*run \({os.getpid()} on"):
         resume(run)
     assert being_written.exists()
