@@ -3,10 +3,11 @@
 It holds and checks the values. The other files of this folder use them.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -171,12 +172,10 @@ class Recipe:
         from jsonargparse import ArgumentError  # noqa: PLC0415
 
         check_content(content, where)
-        parser = _parser()
         try:
-            recipe: Recipe = parser.instantiate(parser.parse_object({"recipe": dict(content)})).recipe
+            return _parsed(json.dumps(content)) if _is_json(content) else _instantiated(content)
         except ArgumentError as error:
             raise RecipeError(f"{where}: {error.message}") from error
-        return recipe
 
     def content(self) -> dict[str, Any]:
         """Every key and value, as a YAML file has them, without those that the named loss does not use."""
@@ -185,6 +184,27 @@ class Recipe:
         for key in idle if self.loss.is_ours else [*idle, *self.loss.of_ours()]:
             del content["loss"][key]
         return content
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Recipe:
+    """The recipe of keys and values in JSON. Comparisons need the same ones often."""
+    return _instantiated(json.loads(text))
+
+
+def _instantiated(content: Mapping[str, object]) -> Recipe:
+    parser = _parser()
+    recipe: Recipe = parser.instantiate(parser.parse_object({"recipe": dict(content)})).recipe
+    return recipe
+
+
+def _is_json(value: object) -> bool:
+    """Whether JSON gives back what it is given: YAML has dates, and keys that are no text."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, (str, bool, int, float))
 
 
 def _check_values(recipe: Recipe) -> None:
