@@ -25,7 +25,7 @@ def in_processes(count: int, function: Callable[..., Any], folder: Path, *argume
     multiprocessing.start_processes(
         _joined, (count, function, folder, arguments), nprocs=count, start_method="forkserver"
     )
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]  # made just above
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 def _joined(rank: int, count: int, function: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
