@@ -6,6 +6,7 @@ The tag is read here, by itself. Pillow reads the whole block, in which a file o
 import re
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def orientation_of(exif: bytes) -> int:
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return UPRIGHT
-    try:
+    with suppress(struct.error, KeyError):  # cut off, or of a type that no orientation has
         (table,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, table)
         for at in range(table + 2, table + 2 + 12 * count, 12):
@@ -40,8 +41,6 @@ def orientation_of(exif: bytes) -> int:
             if tag == _TAG:
                 value = struct.unpack_from(order + _INTEGERS[kind], block, at + 8)[0] if values == 1 else UPRIGHT
                 return int(value) if 1 <= value <= 8 else UPRIGHT
-    except (struct.error, KeyError):
-        pass
     return UPRIGHT
 
 

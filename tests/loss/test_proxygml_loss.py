@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -455,3 +456,31 @@ def test_impossible_constructor_values(arguments: dict, message: str) -> None:
 def test_wrong_inputs_are_named(embeddings: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_loss(10, 8, 2, 0.5)(embeddings, labels)
+
+
+def test_counts_of_numpy_and_labels_of_any_kind_are_taken() -> None:
+    torch.manual_seed(0)
+    loss = ProxyGMLLoss(np.int64(10), np.int32(16), 2, 0.5)
+    embeddings, labels = torch.randn(4, 16), [0, 3, 9, 3]
+    expected = loss(embeddings, torch.tensor(labels))
+    assert torch.equal(loss(embeddings, labels), expected)
+    assert torch.equal(loss(embeddings, np.array(labels)), expected)
+    with pytest.raises(ValueError, match=r"labels\[1\] is 10"):
+        loss(embeddings, [0, 10, 1, 2])
+
+
+@pytest.mark.parametrize("length", [1e-25, 1e-13, 1e19, 1e37])
+def test_the_length_of_an_embedding_changes_nothing(length: float) -> None:
+    torch.manual_seed(0)
+    loss, embeddings, labels = make_loss(20, 8, 2, 0.3), torch.randn(5, 8), torch.arange(5)
+    value, gradient, proxies = loss_and_gradients(loss, embeddings, labels)
+    scaled = loss_and_gradients(loss, embeddings * length, labels)
+    assert_same((scaled[0], scaled[1] * length, scaled[2]), (value, gradient, proxies), 1e-4)
+
+
+def test_the_state_of_other_classes_is_refused_though_it_has_as_many_proxies() -> None:
+    loss = make_loss(10, 4, 6, 0.5)
+    before = loss.proxies.detach().clone()
+    with pytest.raises(ValueError, match=r"10 proxies of each of the classes 0\.\.5 of 6"):
+        loss.load_state_dict(make_loss(6, 4, 10, 0.5).state_dict())
+    assert torch.equal(loss.proxies, before)
