@@ -1,9 +1,12 @@
-"""Files that are written completely or not at all, locks, and the cache folder."""
+"""Files and folders that are written completely or not at all, locks, and the cache folder."""
 
+import ctypes
 import errno
 import os
 import platform
 import re
+import shutil
+import stat
 import sys
 import time
 import uuid
@@ -24,10 +27,19 @@ PathLike = str | os.PathLike[str]
 """What functions take for a path: text or a pathlib.Path."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
-"""The names that atomic_write gives."""
+"""The names that atomic_write and atomic_folder give."""
+
+_REPLACED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.old", re.DOTALL)
+"""The names of folders that atomic_folder has moved out of the way, where it cannot swap two in one step."""
 
 _FRESH_SECONDS = 60
-"""A temporary file that was written to so lately is left: its writer may be about to lock it."""
+"""A temporary file or folder that was written to so lately is left: its writer may be about to lock it."""
+
+_EXCHANGE = 2
+"""The flag of Linux's renameat2 and of macOS's renamex_np that swaps two names in one step."""
+
+_HERE = -100
+"""What renameat2 takes for paths that are relative to the working folder (AT_FDCWD)."""
 
 ADVICE = {
     errno.ENOSPC: "make room on the disk, or choose another folder, and repeat the command",
@@ -60,7 +72,7 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if tidy:
         remove_leftovers(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary_name(path)
     with ExitStack() as held:
         try:
             temporary.touch()
@@ -76,28 +88,146 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `atomic_write` that killed processes have left in a folder.
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Hand out a new hidden folder beside `path`, and delete it when the block ends.
 
-    A living process holds a lock on each of its own, which ends with the process. Files of the last minute are left.
-    Where the system has no such locks (Windows), nothing is removed.
+    After a kill, the next command that writes beside `path` deletes it (see remove_leftovers).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    temporary = _temporary_name(path)
+    with ExitStack() as held:
+        try:
+            temporary.mkdir()
+            _hold(temporary, held)
+            yield temporary
+        finally:
+            _delete(temporary)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Hand out a temporary folder beside `path`; when the block ends without an error, it becomes `path`.
+
+    When the block raises, or the process dies, what was at `path` is there as it was before. Where the system cannot
+    swap two folders in one step, a process that dies between the two renames leaves the earlier folder under a hidden
+    name, and the next command that writes beside `path` moves it back.
+
+    Args:
+        path: the folder to make.
+        replace: whether a folder that is at `path` by then is replaced.
+
+    Raises:
+        OverwriteError: `replace` is False, and something is at `path` by then.
+    """
+    with temporary_folder(path) as temporary, ExitStack() as held:
+        yield temporary
+        _hold(temporary, held)  # again: another folder may have been put in its place
+        os.utime(temporary)  # fresh, so that nobody takes it for a leftover once its lock has ended
+        if not replace:
+            _move(temporary, path)
+        elif not path.exists() or not _swapped(temporary, path):
+            _replace(temporary, path, held)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that it is never seen with a part of its files gone."""
+    temporary = _temporary_name(path)
+    path.rename(temporary)
+    _delete(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder.
+
+    A living process holds a lock on each of its own, which ends with the process. Those of the last minute are left.
+    A folder that was moved out of the way by a process that died before it could replace it is moved back. Where the
+    system has no such locks (Windows), nothing is removed.
     """
     if sys.platform == "win32" or not folder.is_dir():
         return
-    for leftover in [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name) and path.is_file()]:
-        with suppress(OSError), leftover.open("rb") as file:  # another process holds it, or has removed it
-            if time.time() - os.fstat(file.fileno()).st_mtime > _FRESH_SECONDS:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
+    for leftover in [path for path in folder.iterdir() if path.name[0] == "."]:
+        replaced = _REPLACED.fullmatch(leftover.name)
+        if not replaced and not _TEMPORARY.fullmatch(leftover.name):
+            continue
+        with suppress(OSError), ExitStack() as held:  # another process holds it, or has removed it
+            status = leftover.lstat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                continue
+            if replaced or time.time() - status.st_mtime > _FRESH_SECONDS:
+                fcntl.flock(_opened(leftover, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if replaced and not (folder / replaced[1]).exists():
+                    leftover.rename(folder / replaced[1])
+                else:
+                    _delete(leftover)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a link or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _move(folder: Path, path: Path) -> None:
+    """Rename a folder; raise OverwriteError where something is at `path`."""
+    try:
+        if path.exists():  # an empty folder would be replaced
+            raise FileExistsError
+        folder.rename(path)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or error.errno == errno.ENOTEMPTY:
+            raise OverwriteError(f"another process has made {path} meanwhile: repeat the command") from error
+        raise
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system, or the file system, cannot."""
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    paths = os.fsencode(one), os.fsencode(other)
+    if library is not None and hasattr(library, "renameat2"):
+        return bool(library.renameat2(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0)
+    if library is not None and hasattr(library, "renamex_np"):
+        return bool(library.renamex_np(*paths, _EXCHANGE) == 0)
+    return False
+
+
+def _replace(folder: Path, path: Path, held: ExitStack) -> None:
+    """Put a folder in the place of another one, in two steps."""
+    old = folder.with_suffix(".old")
+    if path.exists():
+        _hold(path, held)
+        path.rename(old)
+    try:
+        folder.rename(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    _delete(old)
 
 
 def _hold(temporary: Path, held: ExitStack) -> None:
-    """Lock a temporary file until `held` is closed, so that no other process takes it for a leftover."""
+    """Lock a temporary file or folder until `held` is closed, so that no other process takes it for a leftover."""
     if sys.platform == "win32":
         return
-    file = held.enter_context(temporary.open("a+b"))  # made anew where another process was quicker
+    if not temporary.exists():
+        temporary.touch()  # another process was quicker
     with suppress(OSError):  # locked by the first call, or on a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_opened(temporary, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _opened(path: Path, held: ExitStack) -> int:
+    """The descriptor of a file or folder, open until `held` is closed; OSError for a link."""
+    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW)
+    held.callback(os.close, descriptor)
+    return descriptor
 
 
 @contextmanager

@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from proxygml.files import atomic_write, remove_leftovers
+from proxygml import files
+from proxygml.errors import OverwriteError
+from proxygml.files import atomic_folder, atomic_write, remove_leftovers, temporary_folder
 from tests.helpers.commands import run
+from tests.helpers.kills import survives_kills
 from tests.helpers.models import untrained
 
 WRITER = """
@@ -26,9 +29,21 @@ with atomic_write(Path(sys.argv[1])) as temporary:
 """
 
 
-def start_writer(path: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process in the middle of writing a file, and its temporary file."""
-    command = [sys.executable, "-c", WRITER, str(path)]
+FOLDER_WRITER = """
+import sys
+from pathlib import Path
+from proxygml.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "deep").mkdir()
+    (temporary / "deep" / "a.txt").write_text("half")
+    print(temporary, flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_writer(path: Path, program: str = WRITER) -> tuple[subprocess.Popen[str], Path]:
+    """A process in the middle of writing a file or folder, and its temporary one."""
+    command = [sys.executable, "-c", program, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
@@ -51,6 +66,79 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path
     living.communicate("")
     assert path.read_text() == "half"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_leftover_folders_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    killed, leftover = start_writer(tmp_path / "a", FOLDER_WRITER)
+    living, being_written = start_writer(tmp_path / "a", FOLDER_WRITER)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert (leftover / "deep" / "a.txt").exists()
+    for folder in (leftover, being_written):
+        os.utime(folder, (0, 0))
+    with temporary_folder(tmp_path / "b") as temporary:
+        assert not leftover.exists()
+        assert being_written.exists()
+        os.utime(temporary, (0, 0))
+        remove_leftovers(tmp_path)
+        assert temporary.exists()
+    living.communicate("")
+    assert (tmp_path / "a" / "deep" / "a.txt").read_text() == "half"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def write_folder(path: Path, content: str) -> None:
+    with atomic_folder(path) as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text(content)
+
+
+def content_of(path: Path) -> set[str]:
+    """What is in the two files of a folder that write_folder wrote."""
+    return {(path / name).read_text() for name in ("a", "b")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_is_replaced_whole_whenever_its_writer_is_killed(
+    tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:  # as on a network file system
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: None)
+
+    def check(step: int) -> None:
+        remove_leftovers(tmp_path / str(step))  # as the next command does
+        path = tmp_path / str(step) / "folder"
+        assert content_of(path) in ({"old"}, {"new"})
+        write_folder(path, "next")
+        assert content_of(path) == {"next"}
+
+    for step in range(20):
+        write_folder(tmp_path / str(step) / "folder", "old")
+    killed = survives_kills(lambda step: write_folder(tmp_path / str(step) / "folder", "new"), check)
+    assert 2 <= killed < 20
+    assert content_of(tmp_path / str(killed) / "folder") == {"next"}
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_what_fails_or_is_a_link_leaves_a_folder_as_it_was(
+    tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: None)
+    write_folder(tmp_path / "folder", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a").touch()
+        raise KeyError
+    assert content_of(tmp_path / "folder") == {"old"}
+    write_folder(tmp_path / "link", "new")  # in the place of the link, not of what it points at
+    assert content_of(tmp_path / "folder") == {"old"}
+    assert content_of(tmp_path / "link") == {"new"}
+    with pytest.raises(OverwriteError, match="repeat the command"), atomic_folder(tmp_path / "folder", replace=False):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link"]
 
 
 def test_a_file_put_in_place_of_the_temporary_one_is_kept(tmp_path: Path) -> None:

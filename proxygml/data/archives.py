@@ -8,22 +8,18 @@ import lzma
 import shutil
 import stat
 import tarfile
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from proxygml.console import progress_bar
-from proxygml.errors import DatasetError, OverwriteError
+from proxygml.data.image_folders import ImageFolders
+from proxygml.errors import DatasetError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-STAMP = ".unpacked.json"
-"""A file in every unpacked folder: it lists the archives whose complete content the folder holds."""
-
 # Photos hardly shrink and small drawings shrink little: an archive that grows more than this is meant to fill the disk.
 MAX_GROWTH = 200
 FREE_GROWTH = 2**30
@@ -58,15 +54,15 @@ def is_archive(path: Path) -> bool:
 def unpacked(root: Path, beside: Path, known: Mapping[str, str], force: bool = False) -> Path:
     """The folder to read `root` from: `root` itself, or `beside`, laid out like it, with its archives unpacked.
 
-    A folder `beside` that was unpacked from the same archives is used as it is. Known archives inside an
-    archive are unpacked too.
+    A folder that was unpacked from the same archives is used as it is. Where `beside` holds other ones, a new folder is
+    made (see ImageFolders). Known archives inside an archive are unpacked too.
 
     Args:
         root: An archive, or a folder with or without known archives in it (at most two folders below).
         beside: Where to unpack.
         known: The archives that a folder may hold, without their suffixes, and the folder that each unpacks to: one
             whose folder is there already stays packed.
-        force: Whether a folder `beside` that was unpacked from other archives may be replaced.
+        force: Whether a new folder may be made where `beside` was unpacked from other archives.
 
     Raises:
         DatasetError: An archive is damaged, or holds what may not be unpacked (see `unpack`).
@@ -75,12 +71,14 @@ def unpacked(root: Path, beside: Path, known: Mapping[str, str], force: bool = F
     archives = [root] if root.is_file() else _packed(root, known)
     if not archives:
         return root
-    stamp = json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in archives])
-    if _is_unpacked(beside, stamp, force):
+    origin = json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in archives])
+    folders = ImageFolders(beside)
+    if (made := folders.made_from(origin)) is not None:
         if root.is_dir():
-            _copy_lists(root, beside)  # one may have been added since
-        return beside
-    with atomic_folder(beside) as folder:
+            _copy_lists(root, made)  # one may have been added since
+        return made
+    folders.check_free("unpacked", force)
+    with folders.new(origin) as (folder, target):
         for archive in archives:
             unpack(archive, folder if archive == root else folder / archive.parent.relative_to(root))
         for archive in _packed(folder, known):
@@ -88,8 +86,7 @@ def unpacked(root: Path, beside: Path, known: Mapping[str, str], force: bool = F
             archive.unlink()
         if root.is_dir():
             _copy_lists(root, folder)
-        (folder / STAMP).write_text(stamp)
-    return beside
+    return target
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -220,42 +217,3 @@ def _copy_lists(root: Path, folder: Path) -> None:
                 target = folder / path.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-
-
-def _is_unpacked(folder: Path, stamp: str, force: bool) -> bool:
-    """Whether the folder holds these archives. OverwriteError where it holds something else, which must stay."""
-    if not folder.exists():
-        return False
-    marker = folder / STAMP
-    if not marker.is_file():
-        raise OverwriteError(
-            f"{folder}, where archives would be unpacked, is there already: choose another --out, or, if it holds what "
-            "they hold, give it as --root"
-        )
-    if marker.read_text() == stamp:
-        return True
-    if not force:
-        raise OverwriteError(f"{folder} was unpacked from another archive: choose another --out, or give --force")
-    return False
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Hand out a temporary folder; when the block ends without an error, it replaces `path`; else it is deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    old = temporary.with_suffix(".old")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,14 +19,15 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from proxygml.console import console, track
-from proxygml.data.archives import STAMP, atomic_folder, is_archive, unpacked
-from proxygml.data.catalog import Catalog, check_splits, check_suffix
+from proxygml.data.archives import is_archive, unpacked
+from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
+from proxygml.data.image_folders import ImageFolders
 from proxygml.data.resize import Size, copy_smaller
-from proxygml.errors import DatasetError, ImageError, OverwriteError
-from proxygml.files import PathLike, atomic_write, check_overwrite
+from proxygml.errors import DatasetError, ImageError
+from proxygml.files import PathLike, atomic_write, check_overwrite, remove_folder
 from proxygml.spreadsheet import without_formulas
 
 OnBad = Literal["fail", "drop"]
@@ -73,10 +75,13 @@ def prepare(
     """Turn a download, or images of one's own, into a checked catalog.
 
     Archives are unpacked into a folder beside `out`, named like it without its suffix, and stay there; a folder that
-    was unpacked from the same archives is used as it is. Every image is opened once. Files that are missing, empty,
-    truncated or no images, files whose box does not fit, and duplicates are reported in one table. In a benchmark (a
-    data set with published counts) duplicates are reported and kept, and a box that reaches beyond its image is cut to
-    the image, because the published figures were measured so.
+    was unpacked from the same archives is used as it is. Where `force` replaces a catalog, images that are unpacked,
+    made or copied for the new one go into another folder (NAME.2, ...), and the old folder is deleted last: a kill at
+    any moment leaves the old catalog or the new one, with all of its images.
+
+    Every image is opened once. Files that are missing, empty, truncated or no images, files whose box does not fit, and
+    duplicates are reported in one table. In a benchmark (a data set with published counts) duplicates are reported and
+    kept, and a box that reaches beyond its image is cut to the image, because the published figures were measured so.
 
     Args:
         dataset: The name of a data set, such as "cub200", "folder" or "glyphs" (see `proxygml prepare --help`).
@@ -106,12 +111,11 @@ def prepare(
     root, out = None if root is None else Path(root), Path(out)
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
-    for path in (out, dropped_list):
-        check_overwrite(path, force)
-    copies = out.with_suffix(f".{resize}px")
+    _check_free(out, dropped_list, force)
+    images, copies = ImageFolders(out.with_suffix("")), ImageFolders(out.with_suffix(f".{resize}px"))
     if resize is not None:
-        _check_resize(resize, copies, root if dataset.strays else None)
-    catalog = _read(dataset, root, out.with_suffix(""), force)
+        _check_resize(resize, copies.base, root if dataset.strays else None)
+    catalog = _read(dataset, root, images.base, force)
     _compare_counts(catalog, dataset)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
     inspections = dict(zip(catalog.paths, _open_all(catalog.paths, workers), strict=True))
@@ -124,13 +128,51 @@ def prepare(
         _compare_counts(catalog, dataset)
     for warning in check_splits(catalog):
         _warn(warning)
+    superseded = images.superseded(catalog.folder)
     if resize is not None:
         sizes = {path: Size(inspection.height, inspection.width) for path, inspection in inspections.items()}
-        catalog = copy_smaller(catalog, sizes, copies, resize, workers)
-    catalog.write(out, force)
-    _write_dropped(bad, dropped_list)
+        catalog = copy_smaller(catalog, sizes, copies.started(_origin(catalog)), resize, workers)
+        superseded += copies.superseded(catalog.folder)
+    _publish(catalog, out, bad, dropped_list, force)
+    _remove(superseded, out)
     _print_counts(catalog, out)
     return Catalog.read(out)
+
+
+def _check_free(out: Path, dropped_list: Path, force: bool) -> None:
+    """Raise OverwriteError where the catalog, or a file of another kind under the name of its list, is there."""
+    check_overwrite(out, force)
+    if not force and dropped_list.exists():
+        with dropped_list.open("rb") as file:
+            ours = (
+                file.readline().strip() == b"path,problem"
+            )  # of a command that was killed before it wrote the catalog
+        check_overwrite(dropped_list, ours)
+
+
+def _origin(catalog: Catalog) -> str:
+    """What smaller copies are made from: a digest of the images' paths, sizes and times."""
+    digest = blake2b(digest_size=16)
+    for path, file in zip(catalog.table["path"], catalog.paths, strict=True):
+        status = file.stat()
+        digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _publish(catalog: Catalog, out: Path, dropped: Sequence[Finding], dropped_list: Path, force: bool) -> None:
+    """Write the list of dropped files, then the catalog: a catalog without its list would hide what was left out."""
+    if dropped:
+        _write_dropped(dropped, dropped_list)
+    catalog.write(out, force)
+    if not dropped:
+        dropped_list.unlink(missing_ok=True)  # of an earlier run, which --force replaces
+
+
+def _remove(superseded: Sequence[Path], out: Path) -> None:
+    """Delete folders that the catalog does not use any more, unless one of the same name in the other format may."""
+    if not any(out.with_suffix(suffix).exists() for suffix in SUFFIXES if suffix != out.suffix.lower()):
+        for folder in superseded:
+            remove_folder(folder)
 
 
 def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
@@ -156,18 +198,12 @@ def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool) -> Cat
     return dataset.read(root)
 
 
-def _make(dataset: Dataset, folder: Path, force: bool) -> Catalog:
-    if folder.exists():
-        if not (folder / STAMP).is_file():
-            raise OverwriteError(
-                f"{folder}, where {dataset.name} would be made, is there already: choose another --out"
-            )
-        if not force:
-            raise OverwriteError(f"{folder} is there already: choose another --out, or give --force to make it anew")
-    with atomic_folder(folder) as temporary:
-        made = dataset.read(temporary)
-        (temporary / STAMP).write_text(dataset.name)
-    return Catalog(made.table, folder)
+def _make(dataset: Dataset, beside: Path, force: bool) -> Catalog:
+    folders = ImageFolders(beside)
+    folders.check_free("made", force)
+    with folders.new(dataset.name) as (folder, target):
+        made = dataset.read(folder)
+    return Catalog(made.table, target)
 
 
 def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
@@ -323,9 +359,6 @@ def _summary(bad: Sequence[Finding], files: int) -> str:
 
 
 def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
-    if not dropped:
-        path.unlink(missing_ok=True)  # of an earlier run, which --force replaces
-        return
     table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
     with atomic_write(path) as temporary:
         without_formulas(table).to_csv(temporary, index=False, errors="backslashreplace")

@@ -13,6 +13,7 @@ import pytest
 
 from proxygml.data import archives
 from proxygml.data.archives import unpack, unpacked
+from proxygml.data.image_folders import STAMP, ImageFolders
 from proxygml.errors import DatasetError, OverwriteError
 
 FILES = {"top/a.txt": b"a" * 3000, "top/deep/b.txt": b"", "top/ü.txt": b"u"}
@@ -208,13 +209,28 @@ def test_an_unpacked_folder_is_used_again(tmp_path: Path) -> None:
     assert (unpacked(archive, tmp_path / "out", {}) / "witness").exists()
 
 
-def test_another_archive_takes_its_place_only_by_force(tmp_path: Path) -> None:
-    unpacked(write(tmp_path / "one.zip"), tmp_path / "out", {})
+def test_another_archive_is_unpacked_beside_it_and_only_by_force(tmp_path: Path) -> None:
+    """The catalog that uses the first one may still be needed: prepare removes it when another has taken its place."""
+    one = write(tmp_path / "one.zip")
+    assert unpacked(one, tmp_path / "out", {}) == tmp_path / "out"
     other = write(tmp_path / "other.zip", {"new": b""})
     with pytest.raises(OverwriteError, match="--force"):
         unpacked(other, tmp_path / "out", {})
-    unpacked(other, tmp_path / "out", {}, force=True)
-    assert everything_in(tmp_path / "out") == {"new", archives.STAMP}
+    assert unpacked(other, tmp_path / "out", {}, force=True) == tmp_path / "out.2"
+    assert everything_in(tmp_path / "out.2") == {"new", STAMP}
+    assert (tmp_path / "out" / "top" / "a.txt").exists()
+    assert unpacked(other, tmp_path / "out", {}) == tmp_path / "out.2"
+    assert unpacked(one, tmp_path / "out", {}) == tmp_path / "out"
+
+
+def test_a_folder_of_another_catalog_is_not_taken(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "one.zip"), write(tmp_path / "other.zip", {"new": b""})
+    assert unpacked(one, tmp_path / "out.2", {}) == tmp_path / "out.2"  # of a catalog out.2.parquet
+    assert unpacked(other, tmp_path / "out", {}) == tmp_path / "out"
+    assert unpacked(one, tmp_path / "out", {}, force=True) == tmp_path / "out.3"
+    assert ImageFolders(tmp_path / "out").superseded(tmp_path / "out.3") == [tmp_path / "out"]
+    assert ImageFolders(tmp_path / "out.2").superseded(tmp_path / "out.2") == []
+    assert ImageFolders(tmp_path / "out").superseded(tmp_path / "elsewhere") == []
 
 
 def test_a_folder_of_the_users_own_is_never_replaced(tmp_path: Path) -> None:
@@ -251,7 +267,7 @@ def test_known_archives_in_a_folder_are_unpacked_beside_its_lists(tmp_path: Path
     write(root / "unknown.zip")
     before = everything_in(root)
     folder = unpacked(root, tmp_path / "out", {"img": "img"})
-    assert everything_in(folder) == {"Eval", "Eval/list.txt", "Img", "Img/img", "Img/img/1.jpg", archives.STAMP}
+    assert everything_in(folder) == {"Eval", "Eval/list.txt", "Img", "Img/img", "Img/img/1.jpg", STAMP}
     assert everything_in(root) == before
 
 

@@ -1,5 +1,8 @@
 """From a download to a catalog: what is good comes out, what is not is named, and nothing is written by halves."""
 
+import os
+import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +20,7 @@ from proxygml.data.datasets import DATASETS, Dataset, folder
 from proxygml.data.decoder_pool import DecoderPool
 from proxygml.data.prepare import inspect, prepare
 from proxygml.errors import CatalogError, DatasetError, OverwriteError
+from tests.helpers.kills import survives_kills
 from tests.helpers.pictures import write_picture
 from tests.helpers.shared import shared_file
 
@@ -296,6 +300,104 @@ def test_every_kind_of_image_opens(tmp_path: Path, decoders: DecoderPool) -> Non
 def test_a_folder_in_place_of_an_image_is_named(tmp_path: Path, decoders: DecoderPool) -> None:
     assert inspect(decoders, tmp_path).kind == "unreadable"
     assert inspect(decoders, tmp_path / "none.jpg").kind == "missing"
+
+
+def put_archive(root: Path, archive: Path, seed: int) -> None:
+    """An archive of three classes of two images each, others for every seed."""
+    for number in range(6):
+        write_picture(root / "abc"[number // 2] / f"{number}.png", seed + number, (60, 40))
+    with tarfile.open(archive, "w") as opened:
+        opened.add(root, "pictures")
+
+
+def make_pictures(target: Path, *, first: int = 0) -> Catalog:
+    """Images that are made for a catalog."""
+    for number in range(6):
+        write_picture(target / "abc"[number // 2] / f"{number}.png", first + number)
+    return folder.read(target, test_classes="half")
+
+
+def contents(out: Path) -> list[bytes]:
+    return [path.read_bytes() for path in Catalog.read(out).paths]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+@pytest.mark.parametrize("kind", ["unpacked", "made", "copied"])
+def test_a_kill_at_any_step_of_force_leaves_a_catalog_with_all_of_its_images(tmp_path: Path, kind: str) -> None:
+    """And the next call of the same command leaves nothing but the new ones."""
+    start = tmp_path / "start"
+    start.mkdir()
+    made = Dataset("made", make_pictures, makes_images=True)
+    resize = 20 if kind == "copied" else None
+
+    def prepare_in(place: Path, first: int, force: bool) -> None:
+        if kind == "made":
+            prepare(made, None, place / "catalog.csv", options={"first": first}, force=force, workers=1)
+        else:
+            root = tmp_path / f"{first}.tar"
+            if kind == "copied":  # from a folder of one's own, whose images change in place
+                root = place / "data" / "pictures"
+            prepare(OWN, root, place / "catalog.csv", force=force, workers=1, resize=resize)
+
+    def put(place: Path, first: int) -> None:
+        put_archive(place / "data" / "pictures", tmp_path / f"{first}.tar", first)
+
+    put(start, 0)
+    prepare_in(start, 0, force=False)
+    old = contents(start / "catalog.csv")
+    put(start, 100)
+    shutil.copytree(start, tmp_path / "new")
+    prepare_in(tmp_path / "new", 100, force=True)
+    new = contents(tmp_path / "new" / "catalog.csv")
+    assert not set(old) & set(new)
+    for step in range(60):
+        shutil.copytree(start, tmp_path / str(step))
+
+    def check(step: int) -> None:
+        place = tmp_path / str(step)
+        assert contents(place / "catalog.csv") in (old, new)
+
+    killed = survives_kills(lambda step: prepare_in(tmp_path / str(step), 100, force=True), check)
+    assert 3 <= killed < 60
+    assert contents(tmp_path / str(killed) / "catalog.csv") == new
+    for step in range(0, killed, 4):
+        place = tmp_path / str(step)
+        for leftover in place.glob(".*.tmp"):
+            os.utime(leftover, (0, 0))  # those of the last minute are left in any case
+        prepare_in(place, 100, force=True)
+        assert contents(place / "catalog.csv") == new
+        used = Catalog.read(place / "catalog.csv").table["path"][0].partition("/")[0]
+        assert [path.name for path in place.iterdir() if path.is_dir() and path.name != "data"] == [used]
+        assert not list(place.glob(".*.tmp"))
+
+
+def test_what_force_cannot_replace_stays_with_its_images(tmp_path: Path, out: Path) -> None:
+    put_archive(tmp_path / "a", tmp_path / "a.tar", 0)
+    put_archive(tmp_path / "b", tmp_path / "b.tar", 100)
+    (tmp_path / "b" / "a" / "cut.png").write_bytes(b"no image")
+    with tarfile.open(tmp_path / "b.tar", "w") as opened:
+        opened.add(tmp_path / "b", "pictures")
+    prepare(OWN, tmp_path / "a.tar", out)
+    before = contents(out)
+    with pytest.raises(DatasetError, match="unreadable"):
+        prepare(OWN, tmp_path / "b.tar", out, force=True)
+    assert contents(out) == before
+    prepare(OWN, tmp_path / "b.tar", out, on_bad="drop", force=True)
+    assert sorted(path.name for path in out.parent.iterdir() if path.is_dir()) == ["a", "b", "catalog.2"]
+    prepare(OWN, tmp_path / "a.tar", out.with_suffix(".csv"), force=True)  # which may still use the other's images
+    prepare(OWN, tmp_path / "a.tar", out, force=True)
+    assert sorted(path.name for path in out.parent.iterdir() if path.is_dir()) == ["a", "b", "catalog", "catalog.2"]
+
+
+def test_a_list_that_a_killed_command_left_is_replaced_and_another_file_is_not(root: Path, out: Path) -> None:
+    dropped = out.with_suffix(".dropped.csv")
+    dropped.write_text("path,problem\na.png,is empty\n")
+    prepare(OWN, root, out)
+    assert not dropped.exists()
+    dropped.write_text("name,price\n")
+    with pytest.raises(OverwriteError, match="dropped"):
+        prepare(OWN, root, out.with_suffix(".csv"))
+    assert dropped.read_text() == "name,price\n"
 
 
 def test_every_dataset_has_a_name_of_its_own() -> None:

@@ -5,9 +5,7 @@ random. Other scripts are tested than are trained on.
 """
 
 import math
-import shutil
 import unicodedata
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.errors import DatasetError
-from proxygml.files import check_overwrite
+from proxygml.files import atomic_folder, check_overwrite
 
 FACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -86,12 +84,8 @@ def make(out_folder: Path, *, images_per_class: int = 20, size: int = 64, seed: 
     if not (out_folder.is_dir() and not any(out_folder.iterdir())):
         check_overwrite(out_folder, force=False)
     faces = [Face.load(name) for name in FACES]
-    temporary = out_folder.with_name(f".{out_folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with atomic_folder(out_folder) as temporary:
         rows = list(_write(distinct_characters(faces), faces, temporary, images_per_class, size, seed))
-        temporary.replace(out_folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Catalog.of_rows(rows, ["path", "label", "split"], out_folder)
 
 

@@ -9,11 +9,10 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.console import track
-from proxygml.data.archives import atomic_folder
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError
-from proxygml.files import check_overwrite
+from proxygml.files import atomic_folder, check_overwrite, remove_leftovers
 from proxygml.gallery.clusters.clustering import Clusters, cluster_vectors
 from proxygml.gallery.clusters.duplicates import near_duplicates
 from proxygml.gallery.clusters.settings import ClusterSettings, Layout
@@ -25,6 +24,7 @@ SHEET_TILES, TILE_PIXELS = 48, 120
 
 def check_clusters_folder(out: Path, force: bool) -> None:
     """Raise OverwriteError when clusters may not be put there."""
+    remove_leftovers(out.parent)  # which also moves back what a command that was killed has moved away
     if out.exists() and not (out / "clusters.csv").is_file():
         raise OverwriteError(f"{out} holds something that is no result of `proxygml cluster`: choose another name")
     check_overwrite(out, force)
