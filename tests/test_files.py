@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from proxygml.files import atomic_folder, atomic_write, remove_leftovers, tempor
 from tests.helpers.commands import run
 from tests.helpers.kills import survives_kills
 from tests.helpers.models import untrained
+from tests.helpers.pictures import write_picture
 
 WRITER = """
 import sys
+import tempfile
 from pathlib import Path
 from proxygml.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as temporary:
@@ -31,6 +34,7 @@ with atomic_write(Path(sys.argv[1])) as temporary:
 
 FOLDER_WRITER = """
 import sys
+import tempfile
 from pathlib import Path
 from proxygml.files import atomic_folder
 with atomic_folder(Path(sys.argv[1])) as temporary:
@@ -172,3 +176,26 @@ def test_a_command_removes_what_a_killed_one_left_where_it_writes(tmp_path: Path
     run("embed", model, "--images", images, "--out", tmp_path / "vectors.parquet")
     assert (tmp_path / "vectors.parquet").exists()
     assert not (tmp_path / ".vectors.parquet.0123abcd.tmp").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.parametrize("command", ["search", "prepare", "cluster"])
+def test_a_command_removes_the_folder_that_a_killed_one_left_where_it_writes(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the system's folder for temporary files
+    model, images = untrained(tmp_path / "run"), tmp_path / "images"
+    for number in range(8):
+        write_picture(images / f"{number // 2}" / f"{number}.png", number)
+    leftover = tmp_path / ".data.0123abcd.tmp"
+    write_picture(leftover / "deep" / "a.png", 0)
+    os.utime(leftover, (0, 0))
+    if command == "search":
+        run("index", model, "--images", images, "--out", tmp_path / "elsewhere" / "gallery")
+        assert leftover.exists()
+        run("search", tmp_path / "elsewhere" / "gallery", images / "0")
+    elif command == "cluster":
+        run("cluster", model, "--images", images, "--out", tmp_path / "clusters", "--num_clusters", 2)
+    else:
+        run("prepare", "folder", "--root", images, "--test_classes", "half", "--out", tmp_path / "catalog.csv")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
-from proxygml.files import PathLike, atomic_write
+from proxygml.files import PathLike, atomic_write, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
@@ -121,9 +121,10 @@ def search_images(
         ImageError: a query that cannot be decoded.
         GalleryError: see Gallery.search.
     """
-    with TemporaryDirectory() as work:
+    with temporary_folder(Path(gettempdir()) / "proxygml-search") as work:
+        work.chmod(0o700)  # the system's folder for temporary files is everybody's
         model = gallery.manifest.model
-        embedded = embed_images(embedder, model, queries, Path(work), on_bad=on_bad, workers=workers)
+        embedded = embed_images(embedder, model, queries, work, on_bad=on_bad, workers=workers)
         vectors, table = embedded.whole()
     queries = ImageList(table)
     exclude = _own_ids(gallery, queries) if leave_out_itself else None
