@@ -4,9 +4,12 @@ Every message names the thing, what was found, what was expected and how to fix 
 traceback and exit with 2; anything else that escapes is a bug.
 """
 
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pathlib import Path
 
 MOST_NAMED = 30
 """Known names that a message still lists."""
@@ -59,7 +62,18 @@ def check_extra(extra: str, *packages: str) -> None:
     """Raise UserError where a package of one of our extras is not installed."""
     for package in packages:
         if find_spec(package) is None:
-            raise UserError(f"{package} is not installed, which this needs: pip install proxygml[{extra}]")
+            raise UserError(f"{package} is not installed, which this needs: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs one of our extras, for the way in which this package was installed.
+
+    A checkout (cloned, or installed with `pip install -e`) has its pyproject.toml beside the package's folder.
+    """
+    checkout = Path(__file__).resolve().parent.parent
+    place = str(checkout) if (checkout / "pyproject.toml").is_file() else "proxygml"
+    option = "-e " if place != "proxygml" else ""
+    return f"{Path(sys.executable).name} -m pip install {option}{shlex.quote(f'{place}[{extra}]')}"
 
 
 def check_setting(holds: bool, key: str, found: object, expected: str) -> None:

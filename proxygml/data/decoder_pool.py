@@ -21,6 +21,7 @@ import numpy as np
 
 from proxygml.data.bounds import MAX_PIXELS
 from proxygml.data.decoder_worker import receive, send
+from proxygml.data.levels import Assumption, tell_once
 from proxygml.data.orientation import Pixels
 from proxygml.errors import ImageError
 
@@ -119,6 +120,8 @@ class DecoderPool:
                     self._idle.append(self._replaced(process))
         if "error" in answer[0]:
             raise ImageError(answer[0]["error"])
+        if answer[0]["assumption"] is not None:
+            tell_once(Assumption(*answer[0]["assumption"]))
         return answer
 
     def _replaced(self, process: "_Process") -> "_Process":

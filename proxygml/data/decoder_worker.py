@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from proxygml.data.decode import decode, read_file
+from proxygml.data.decode import decode_silently, read_file
 from proxygml.errors import ImageError
 
 try:
@@ -80,13 +80,13 @@ def _answer(connection: socket.socket, request: dict[str, Any], data: memoryview
     name = request["name"]
     try:
         content = read_file(request["path"]) if "path" in request else bytes(data)
-        pixels = decode(content, name, max_pixels=request["max_pixels"])
+        pixels, assumption = decode_silently(content, name, max_pixels=request["max_pixels"])
     except ImageError as error:
         send(connection, {"error": str(error)})
     except MemoryError:
         send(connection, {"error": f"{name} takes too much memory to be decoded: scale it down, or leave it out"})
     else:
-        size = {"height": pixels.shape[0], "width": pixels.shape[1]}
+        size = {"height": pixels.shape[0], "width": pixels.shape[1], "assumption": assumption}
         if request["pixels"]:
             send(connection, size, pixels.reshape(-1).data)
         else:

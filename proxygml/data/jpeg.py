@@ -12,7 +12,7 @@ JPEG = b"\xff\xd8"
 """How every JPEG starts."""
 
 _MAX_HEADER_SEGMENTS = 1000
-_EXIF, _APPLICATION_1, _SCAN, _END = b"Exif\x00\x00", 0xE1, 0xDA, 0xD9
+_EXIF, _APPLICATION_1, _APPLICATION_2, _SCAN, _END = b"Exif\x00\x00", 0xE1, 0xE2, 0xDA, 0xD9
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset((*range(0xC0), *range(0xD0, 0xDA)))  # no length follows these markers
@@ -52,6 +52,20 @@ def read_header(data: bytes) -> JpegHeader | None:
                 orientation = orientation_of(data[at + 2 : end])
             at = end
     return None
+
+
+def without_metadata(data: bytes) -> bytes:
+    """A JPEG without its segments APP1 and APP2 (EXIF, XMP, further pictures), which another decoder might refuse."""
+    kept, at = [data[:2]], 2
+    while (found := _MARKER.search(data, at)) is not None:
+        marker, start = data[found.end() - 1], found.end()
+        end = start if marker in _WITHOUT_LENGTH else start + int.from_bytes(data[start : start + 2], "big")
+        if marker in _START_OF_FRAME:
+            break
+        if marker not in (_APPLICATION_1, _APPLICATION_2):
+            kept.append(data[at:end])
+        at = max(end, start)
+    return b"".join([*kept, data[at:]])
 
 
 class JpegParts(NamedTuple):

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from proxygml import __version__
+from proxygml.data.formats import FORMATS, readable_formats
 from proxygml.serving.body_limit import BodyLimit
-from proxygml.serving.decoder import KINDS
 from proxygml.serving.docs import add_docs
 from proxygml.serving.failures import Failures
 from proxygml.serving.forms import FormRoute, read_conditions, read_pairs
@@ -242,7 +242,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool
         return Description(
             items=len(service.gallery),
             columns=service.columns,
-            kinds=[f"image/{kind.lower()}" for kind in KINDS],
+            kinds=[FORMATS[kind].media_type for kind in readable_formats()],
             max_k=limits.max_k,
             max_upload_mb=limits.max_upload_mb,
             max_pixels=limits.max_pixels,

@@ -6,23 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from proxygml.data.bounds import image_kind, image_size
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
+from proxygml.data.formats import image_kind, image_size, readable_formats
 from proxygml.data.orientation import Pixels
 from proxygml.errors import ImageError
 from proxygml.serving.limits import RequestError
-
-KINDS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "AVIF": "avif",
-    "TIFF": "tif",
-}
-"""Formats that are taken, and the ending of a file of each. JPEG 2000, PPM and TGA, which the commands read too, are
-not: no browser or camera sends them, and a TGA file does not say that it is one."""
 
 DECODERS = max(2, min(4, os.cpu_count() or 1))
 """Images that are decoded at a time, which bounds the memory that pixels take; more would not be done sooner."""
@@ -120,9 +108,9 @@ def kind_of_upload(data: bytes) -> str:
     """The format of an image file's bytes, by its first bytes and not by what its sender calls it.
 
     Raises:
-        RequestError: 415 for any other than KINDS.
+        RequestError: 415 for any that is not read here.
     """
-    kind = image_kind(data)
-    if kind not in KINDS:
-        raise RequestError(415, f"this is no image of a kind that is taken: {', '.join(KINDS)}")
+    kind, known = image_kind(data), readable_formats()
+    if kind not in known:
+        raise RequestError(415, f"this is no image of a kind that is taken: {', '.join(known)}")
     return kind

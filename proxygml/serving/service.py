@@ -15,6 +15,7 @@ from torch import Tensor
 
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.decode import read_file
+from proxygml.data.formats import FORMATS
 from proxygml.data.images import grey_square, small_picture
 from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
@@ -26,7 +27,7 @@ from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
 from proxygml.serving.columns import hidden_columns, json_cell
-from proxygml.serving.decoder import KINDS, Decoder, kind_of_upload
+from proxygml.serving.decoder import Decoder, kind_of_upload
 from proxygml.serving.limits import Limits, RequestError, too_many
 
 THUMBNAIL = 320  # pixels
@@ -199,7 +200,7 @@ class Service:
             if name not in known:
                 raise RequestError(422, f"there is no column {name!r}: {did_you_mean(name, known)}")
         vector = await self.embed(data)
-        return await changes.add(vector, data, KINDS[kind_of_upload(data)], columns)
+        return await changes.add(vector, data, FORMATS[kind_of_upload(data)].ending, columns)
 
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again.

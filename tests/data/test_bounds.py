@@ -68,18 +68,18 @@ def honest() -> Iterator[tuple[str, bytes]]:
     yield "AVIF", encoded(noisy, "AVIF")
 
 
-@pytest.mark.parametrize(("kind", "data"), honest(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("kind", "data"), list(honest()), ids=lambda value: value if isinstance(value, str) else "")
 def test_honest_files_are_within_the_bounds(kind: str, data: bytes) -> None:
     assert decode(data, "the image").shape[2] == 3
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA"])
 def test_the_size_is_read_from_the_header(format: str) -> None:
     for options in (
         ({}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0MM\0*"}) if format == "WEBP" else ({},)
     ):
         assert image_size(encoded(gradient(30, 41), format, **options)) == (30, 41)
-    assert image_size(encoded(gradient(30, 41), format)[:9]) is None
+    assert image_size(encoded(gradient(30, 41), format)[:7]) is None
 
 
 def test_the_bound_on_pixels_is_the_callers() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from proxygml import Embedder, Gallery
+from proxygml.data.formats import register_heif
 from proxygml.gallery.build import Model, Source, build_gallery
 from proxygml.serving.limits import Limits
 from proxygml.serving.service import Service
@@ -57,6 +58,8 @@ class Running:
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    if kind == "HEIF":
+        register_heif("an image")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()

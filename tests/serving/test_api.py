@@ -29,7 +29,8 @@ from PIL import Image
 from proxygml import Gallery
 from proxygml.data.catalog import Catalog
 from proxygml.data.decoder_pool import DecoderPool
-from proxygml.serving.decoder import DECODERS, KINDS
+from proxygml.data.formats import FORMATS, readable_formats
+from proxygml.serving.decoder import DECODERS
 from proxygml.serving.limits import Limits
 from proxygml.serving.service import Service
 from tests.helpers.commands import refused
@@ -115,7 +116,7 @@ def test_a_client_can_read_columns_and_limits(client: "httpx.Client") -> None:
     assert answer == {
         "items": 48,
         "columns": ["label", "split"],
-        "kinds": ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif", "image/tiff"],
+        "kinds": [FORMATS[name].media_type for name in readable_formats()],
         "max_k": 20,
         "max_upload_mb": 0.2,
         "max_pixels": 250_000,
@@ -123,7 +124,7 @@ def test_a_client_can_read_columns_and_limits(client: "httpx.Client") -> None:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", readable_formats())
 def test_every_kind_of_image_that_is_named_is_taken(client: "httpx.Client", server: Running, kind: str) -> None:
     data = picture(1, kind)
     answer = post(client, "/embed", data)
@@ -423,7 +424,7 @@ def test_bodies_that_arrive_slowly_make_room_for_others(run_folder: Path, small_
 def hostile_uploads() -> Iterator[bytes]:
     """Some 240 files that are not what they should be."""
     random = np.random.default_rng(0)
-    for kind in KINDS:
+    for kind in readable_formats():
         whole = picture(2, kind, side=40)
         for share in np.linspace(0.02, 0.98, 12):  # cut off
             yield whole[: int(share * len(whole))]

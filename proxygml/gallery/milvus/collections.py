@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, install_command
 from proxygml.gallery.items.column_types import Schema
 from proxygml.gallery.milvus.address import Address
 from proxygml.gallery.milvus.schema import FIELD_TYPES, OTHERS, TEXT_BYTES, fields_of
@@ -29,7 +29,7 @@ def connect(address: Address) -> Any:
         if address.local is not None:
             import_module("milvus_lite")
     except ImportError:
-        raise GalleryError(f"{address} is a gallery in Milvus, which needs: pip install proxygml[milvus]") from None
+        raise GalleryError(f"{address} is a gallery in Milvus, which needs: {install_command('milvus')}") from None
     for name in ("pymilvus", "milvus_lite", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what they raise, with a traceback
     if address.local is not None:
