@@ -1,6 +1,21 @@
 """The columns of a catalog that the product reads; all others are the user's own, and stay as they are."""
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""How splits are called elsewhere, in lower case."""
 TEXT_COLUMNS = ("path", "label", "split")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 ROLE_COLUMNS = ("is_query", "is_gallery")
+
+
+def split_of(name: str) -> str | None:
+    """The split that is called so, in small or capital letters; None where none is."""
+    return SPLIT_NAMES.get(name.strip().lower())

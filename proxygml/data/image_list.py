@@ -1,7 +1,10 @@
-"""Which images to embed: the rows of a catalog, or the image files in folders. No image is opened here."""
+"""Which images to embed: the rows of a catalog, or the image files in folders. No image is opened here.
+
+How folders are listed is in image_files.py.
+"""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from proxygml.console import console
 from proxygml.data.catalog import Catalog, boxes_of
-from proxygml.data.decode import image_endings
+from proxygml.data.image_files import image_files
 from proxygml.errors import ImageError
 
 FILE_STAMP = "file_stamp"
@@ -44,21 +48,24 @@ class ImageList:
 
     @classmethod
     def from_files(cls, places: Sequence[Path]) -> "ImageList":
-        """Image files, and those in folders, by the ending of their names; hidden ones are left out.
+        """Image files, and those in folders, at any depth; what is left out is named on the console.
 
         Raises:
-            ImageError: a place does not exist, or no place holds an image.
+            ImageError: a place does not exist or is neither a file nor a folder, or no place holds an image.
         """
-        files: list[Path] = []
         for place in places:
             if not place.exists():
                 raise ImageError(f"there is no {place}: give image files, or folders of them")
-            files += sorted(_images_in(place)) if place.is_dir() else [place]
+            if not place.is_file() and not place.is_dir():
+                raise ImageError(f"{place} is a device or a pipe: give image files, or folders of them")
+        files, left_out = image_files(places)
+        names = ", ".join(map(str, places))
         if not files:
-            raise ImageError(
-                f"there is no image in {', '.join(map(str, places))}: give image files, or folders of them"
-            )
-        return cls(pd.DataFrame({"path": list(dict.fromkeys(str(file.resolve()) for file in files))}))
+            found = f"{left_out}. Give" if left_out else "give"
+            raise ImageError(f"there is no image in {names}: {found} image files, or folders of them")
+        if left_out:
+            console.print(f"{names}: {left_out}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return cls(pd.DataFrame({"path": files}))
 
     @property
     def paths(self) -> list[str]:
@@ -72,11 +79,3 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.table)
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    endings = image_endings()
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in endings and not hidden and path.is_file():
-            yield path

@@ -5,6 +5,7 @@ their order; its arguments, described in full, make it longer than a screen.
 """
 
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,8 @@ def prepare(
         _check_resize(resize, copies.base, root if dataset.strays else None)
     catalog = _read(dataset, root, images.base, force)
     _compare_counts(catalog, dataset)
+    if dataset.hidden is not None and (left_out := dataset.hidden(catalog.folder)):
+        console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
     inspections = dict(zip(catalog.paths, _open_all(catalog.paths, workers), strict=True))
     in_rows = [inspections[path] for path in catalog.paths]
@@ -250,12 +253,14 @@ def inspect(decoders: DecoderPool, path: Path) -> Inspection:
     """Read and decode one file."""
     try:
         str(path).encode()
-        path.stat()
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            return Inspection(kind="unreadable", problem="is a device or a pipe")  # which would never end
         facts = decoders.inspect(path)
     except UnicodeEncodeError:
         return Inspection(kind="unreadable", problem="has a name that is not UTF-8: rename it")
     except FileNotFoundError:
-        return Inspection(kind="missing", problem="is missing")
+        return Inspection(kind="missing", problem="is a link to nothing" if path.is_symlink() else "is missing")
     except OSError as error:
         return Inspection(kind="unreadable", problem=f"cannot be read: {error.strerror}")
     except (ImageError, DecoderStoppedError) as error:

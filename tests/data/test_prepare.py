@@ -99,6 +99,31 @@ def test_bad_files_are_named_and_nothing_is_written(root: Path, out: Path, capsy
         assert name in table
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_links_to_nothing_pipes_and_hidden_files_are_named(
+    root: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "a" / "gone.png").symlink_to("nowhere.png")
+    (root / "gone").symlink_to("nowhere")
+    os.mkfifo(root / "b" / "pipe.png")
+    (root / "b" / ".DS_Store").touch()
+    (root / "Thumbs.db").touch()
+    with pytest.raises(
+        DatasetError, match=r"out of place \(gone\); .* missing \(a/gone.png\); .*unreadable \(b/pipe.png"
+    ):
+        prepare("folder", root, out, options={"test_classes": "half"})
+    catalog = prepare("folder", root, out, options={"test_classes": "half"}, on_bad="drop")
+    assert len(catalog) == 12
+    text = printed(capsys)
+    assert f"{root}: 2 left out: left by a file manager: 1 (Thumbs.db), hidden: 1 (b/.DS_Store)" in text
+    dropped = pd.read_csv(out.with_suffix(".dropped.csv"))
+    assert dict(zip(dropped["path"], dropped["problem"], strict=True)) == {
+        "gone": "is a link to nothing",
+        "a/gone.png": "is a link to nothing",
+        "b/pipe.png": "is a device or a pipe",
+    }
+
+
 def test_bad_files_are_dropped_by_name(root: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(root)
     catalog = prepare(OWN, root, out, on_bad="drop")

@@ -13,7 +13,7 @@ DATASETS = (
     Dataset("sop", sop.read, sop.PUBLISHED, sop.ARCHIVES),
     Dataset("inshop", inshop.read, inshop.PUBLISHED, inshop.ARCHIVES),
     Dataset("omniglot", omniglot.read, omniglot.PUBLISHED, omniglot.ARCHIVES),
-    Dataset("folder", folder.read, strays=folder.strays),
+    Dataset("folder", folder.read, strays=folder.strays, hidden=folder.hidden),
     Dataset("table", table.read),
     Dataset("glyphs", glyphs.make, makes_images=True),
 )

@@ -7,17 +7,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.columns import SPLITS
+from proxygml.data.columns import SPLITS, split_of
+from proxygml.data.image_files import Entry, Kind, LeftOut, entries, readable
 from proxygml.errors import DatasetError
 
-LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
-"""What file managers leave behind, beside names that start with a dot."""
+AS_IMAGES = (Kind.FILE, Kind.DANGLING, Kind.SPECIAL)
+"""What counts as an image where it lies in a class folder; whether it is one shows when it is opened."""
+
+WHY = {
+    Kind.DANGLING: "is a link to nothing",
+    Kind.SPECIAL: "is neither a file nor a folder",
+    Kind.UNREADABLE: "cannot be read",
+    Kind.NOT_UTF8: "has a name that is not UTF-8: rename it",
+}
+"""Why something is left out, for a person."""
 
 
 def read(root: Path, *, test_classes: str | None = None) -> Catalog:
     """Your own images: root/class/image, or root/train/class/image and root/test/class/image (root/val too).
 
-    Every file in a class folder counts as an image of that class.
+    Every file in a class folder counts as an image of that class. The folders of the splits may also be called
+    training, valid, validation and testing, in small or capital letters.
 
     Args:
         root: The folder, or an archive of it.
@@ -29,6 +39,8 @@ def read(root: Path, *, test_classes: str | None = None) -> Catalog:
     """
     if not root.is_dir():
         raise DatasetError(f"{root} is neither a folder nor an archive: expected root/class/image or root/train/...")
+    if [entry.kind for entry in entries(root)] == [Kind.UNREADABLE]:
+        raise DatasetError(f"{root} cannot be read: ask for the right to list it, or give another folder")
     top = _top(root)
     if parts := _parts(top):
         return _read_parts(top, parts, test_classes)
@@ -42,43 +54,80 @@ def read(root: Path, *, test_classes: str | None = None) -> Catalog:
 
 
 def strays(root: Path) -> list[tuple[str, str]]:
-    """The files and folders that `read` leaves out: (path relative to root, why)."""
+    """The files and folders that `read` leaves out, but hidden ones: (path relative to root, why)."""
     top = _top(root)
-    parts = [top / split for split in _parts(top)]
-    found = [(path, "is in none of the split folders") for path in _visible(top) if parts and path not in parts]
+    parts = [top / name for name in _parts(top)]
+    beside = [path for path, _, _ in _shown(top) if parts and path not in parts]
+    found = [(path, "is in none of the split folders") for path in beside]
     for part in parts or [top]:
-        found += [(path, "lies outside of the class folders") for path in _visible(part) if path.is_file()]
-        for name in _folders(part):
-            inside = _visible(name)
-            found += [(path, "is a folder inside of a class folder") for path in inside if path.is_dir()]
-            if not inside:
-                found.append((name, "is an empty class folder"))
-    found += [(path, "has a name that is not UTF-8: rename it") for path in root.rglob("*") if not _is_text(path)]
-    return [(_readable(path.relative_to(root)), reason) for path, reason in found]
+        loose = [(path, kind) for path, kind, _ in _shown(part) if kind != Kind.FOLDER]
+        found += [(path, WHY.get(kind, "lies outside of the class folders")) for path, kind in loose]
+        found += [stray for folder in _folders(part) for stray in _strays_in(folder)]
+    return [(readable(path.relative_to(root)), reason) for path, reason in found]
+
+
+def hidden(root: Path) -> LeftOut:
+    """What is hidden, or was left by a file manager, where `read` looks."""
+    top, left_out = _top(root), LeftOut()
+    parts = [top / name for name in _parts(top)]
+    for folder in (*_ways(root, top), *parts, *(inside for part in parts or [top] for inside in _folders(part))):
+        for path, kind, _ in entries(folder):
+            if kind in (Kind.HIDDEN, Kind.SYSTEM):
+                left_out.add(kind, path.relative_to(root))
+    return left_out
+
+
+def _strays_in(folder: Path) -> list[tuple[Path, str]]:
+    """The same for a class folder. What cannot be opened in it counts as an image that is bad."""
+    inside = _shown(folder)
+    if not inside:
+        return [(folder, "is an empty class folder")]
+    reasons = {Kind.FOLDER: "is a folder inside of a class folder"} | WHY
+    return [(path, reasons[kind]) for path, kind, _ in inside if kind in reasons and kind not in AS_IMAGES]
 
 
 def _top(root: Path) -> Path:
     """The folder that holds the classes or the splits; archives often hold one folder that holds all."""
-    while len(inside := _visible(root)) == 1 and inside[0].name not in SPLITS and _folders(inside[0]):
-        root = inside[0]
+    seen: set[Path] = set()  # a folder may hold a link to itself
+    while (real := root.resolve()) not in seen and len(inside := _shown(root)) == 1:
+        seen.add(real)
+        only = inside[0]
+        if only.kind != Kind.FOLDER or split_of(only.path.name) or not _folders(only.path):
+            break
+        root = only.path
     return root
 
 
-def _parts(top: Path) -> list[str]:
-    """The split folders; a class may be called `train` too, but holds images and not folders."""
-    return [split for split in SPLITS if (top / split).is_dir() and _folders(top / split)]
+def _ways(root: Path, top: Path) -> list[Path]:
+    """The folders from `root` down to `top`."""
+    return [folder for folder in (top, *top.parents) if folder.is_relative_to(root)]
 
 
-def _read_parts(top: Path, parts: list[str], test_classes: str | None) -> Catalog:
+def _parts(top: Path) -> dict[str, str]:
+    """The split folders, and the split that each is; a class may be called `train` too, but holds no folders."""
+    parts: dict[str, str] = {}
+    for folder in _folders(top):
+        if (split := split_of(folder.name)) is not None and _folders(folder):
+            if split in parts.values():
+                other = next(name for name, taken in parts.items() if taken == split)
+                raise DatasetError(f"{top} holds {other} and {folder.name}, which both mean {split}: keep one of them")
+            parts[folder.name] = split
+    return dict(sorted(parts.items(), key=lambda part: SPLITS.index(part[1])))
+
+
+def _read_parts(top: Path, parts: dict[str, str], test_classes: str | None) -> Catalog:
     if test_classes is not None:
         raise DatasetError(f"{top} has {', '.join(parts)} already: leave out --test_classes")
-    return _catalog(top, [(part, name, files) for part in parts for name, files in _classes(top / part).items()])
+    return _catalog(
+        top, [(split, name, files) for part, split in parts.items() for name, files in _classes(top / part).items()]
+    )
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The files of each class, both sorted by name; classes without files are left out."""
     folders = _folders(folder)
-    classes = {path.name: files for path in folders if (files := [file for file in _visible(path) if file.is_file()])}
+    images = {path: [entry.path for entry in _shown(path) if entry.kind in AS_IMAGES] for path in folders}
+    classes = {path.name: files for path, files in images.items() if files}
     if not classes:
         deeper = f"folders such as {folders[0].name}, but no image directly in one" if folders else "no class folder"
         raise DatasetError(f"{folder} holds {deeper}: expected {folder}/class/image")
@@ -117,19 +166,9 @@ def _catalog(top: Path, classes: Iterable[tuple[str, str, list[Path]]]) -> Catal
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()] if folder.is_dir() else []
+    return [path for path, kind, _ in entries(folder) if kind == Kind.FOLDER]
 
 
-def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without what file managers leave behind."""
-    inside = (path for path in folder.iterdir() if path.name[0] != "." and path.name.lower() not in LITTER)
-    return sorted(path for path in inside if _is_text(path))
-
-
-def _is_text(path: Path) -> bool:
-    """Whether the name can be written into a table; file systems take any bytes."""
-    return _readable(path) == path.as_posix()
-
-
-def _readable(path: Path) -> str:
-    return path.as_posix().encode(errors="backslashreplace").decode()
+def _shown(folder: Path) -> list[Entry]:
+    """What is in a folder, sorted, but not what is hidden or was left by a file manager."""
+    return [entry for entry in entries(folder) if entry.kind not in (Kind.HIDDEN, Kind.SYSTEM)]

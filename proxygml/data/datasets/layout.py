@@ -8,6 +8,7 @@ from pathlib import Path
 
 from proxygml.data.archives import ARCHIVE_SUFFIXES
 from proxygml.data.catalog import Catalog, Count
+from proxygml.data.image_files import LeftOut
 from proxygml.errors import DatasetError, did_you_mean
 
 
@@ -26,6 +27,8 @@ class Dataset:
     """The archives that the official folder may hold, without suffix, and the folder that each unpacks to."""
     strays: Callable[[Path], list[tuple[str, str]]] | None = None
     """Lists the files that `read` leaves out: (path relative to the folder, why)."""
+    hidden: Callable[[Path], LeftOut] | None = None
+    """Names what is hidden from `read`, such as files that start with a dot."""
     makes_images: bool = False
     """Whether `read` makes the images itself, in the folder that it is given."""
 

@@ -1,6 +1,9 @@
 """One's own images, a folder a class."""
 
+import os
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -8,6 +11,7 @@ from proxygml.data.archives import unpacked
 from proxygml.data.catalog import Count
 from proxygml.data.datasets import folder
 from proxygml.errors import DatasetError
+from tests.helpers.rights import unreadable
 from tests.helpers.shared import shared_file
 
 
@@ -112,6 +116,82 @@ def test_strays_beside_the_splits_are_named(tmp_path: Path) -> None:
         ("extra", "is in none of the split folders"),
         ("train/loose.jpg", "lies outside of the class folders"),
     ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"),
+        ("Train", "Val", "Test"),
+        ("training", "validation", "testing"),
+        ("TRAINING", "Valid", "TEST"),
+        ("train", "validation", "Testing"),
+    ],
+)
+def test_splits_under_other_names(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    train, val, test = names
+    root = touch(tmp_path, f"{train}/a/1.jpg", f"{train}/b/1.jpg", f"{val}/c/1.jpg", f"{test}/d/1.jpg")
+    catalog = folder.read(root)
+    assert catalog.counts == {"train": Count(2, 2), "val": Count(1, 1), "test": Count(1, 1)}
+    assert [path.parent.parent.name for path in catalog.paths] == [train, train, val, test]
+    assert folder.strays(root) == []
+
+
+def test_two_folders_for_one_split_are_named(tmp_path: Path) -> None:
+    root = touch(tmp_path, "train/a/1.jpg", "val/b/1.jpg", "validation/c/1.jpg")
+    with pytest.raises(DatasetError, match="holds val and validation, which both mean val: keep one"):
+        folder.read(root)
+
+
+def test_classes_that_are_called_like_splits(tmp_path: Path) -> None:
+    root = touch(tmp_path, "Test/1.jpg", "valid/1.jpg", "training/1.jpg")
+    assert folder.read(root, test_classes="1").classes == ["Test", "training", "valid"]
+
+
+def test_what_cannot_be_an_image_is_named(five: Path, tmp_path: Path) -> None:
+    """In a class folder it counts as an image, which is bad; elsewhere it is out of place."""
+    touch(tmp_path / "store", "1.jpg")
+    (five / "a" / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(five / "b" / "pipe.jpg")
+    (five / "c" / os.fsdecode(b"caf\xe9.jpg")).touch()
+    (five / os.fsdecode(b"caf\xe9")).mkdir()
+    (five / "e" / "circle").symlink_to("circle")
+    (five / "f").symlink_to("../nowhere")
+    (five / "g").symlink_to(tmp_path / "store")
+    catalog = folder.read(five, test_classes="half")
+    assert {"a/gone.jpg", "b/pipe.jpg", "g/1.jpg"} < set(catalog.table["path"])
+    assert sorted(folder.strays(five)) == [
+        ("c/caf\\udce9.jpg", "has a name that is not UTF-8: rename it"),
+        ("caf\\udce9", "has a name that is not UTF-8: rename it"),
+        ("e/circle", "cannot be read"),
+        ("f", "is a link to nothing"),
+    ]
+
+
+def test_what_is_hidden_is_named(five: Path) -> None:
+    assert not folder.hidden(five)
+    touch(five, "a/.DS_Store", ".git/config", "Thumbs.db", "__MACOSX/x", "e/._1.jpg")
+    assert str(folder.hidden(five)) == (
+        "5 left out: hidden: 3 (.git, a/.DS_Store, e/._1.jpg), left by a file manager: 2 (Thumbs.db, __MACOSX)"
+    )
+
+
+def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "loop").symlink_to(".")
+    with pytest.raises(DatasetError, match="expected"):
+        folder.read(tmp_path / "data", test_classes="half")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
+def test_folders_that_cannot_be_read_are_named() -> None:
+    with TemporaryDirectory() as place:  # pytest's own is its user's alone
+        root = touch(Path(place) / "data", *(f"{name}/{number}.jpg" for name in "abc" for number in range(2)))
+        with unreadable(root / "c"):
+            assert folder.read(root, test_classes="1").classes == ["a", "b"]
+            assert folder.strays(root) == [("c", "cannot be read")]
+        with unreadable(root), pytest.raises(DatasetError, match="data cannot be read: ask for the right"):
+            folder.read(root, test_classes="1")
 
 
 def test_other_layouts_are_named(tmp_path: Path) -> None:
