@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from proxygml.data.columns import BOX_COLUMNS, ROLE_COLUMNS, SPLITS
-from proxygml.errors import CatalogError, first_few
+from proxygml.data.columns import BOX_COLUMNS, GROUP_COLUMNS, MARK_COLUMNS, ROLE_COLUMNS, RULE_COLUMNS, SPLITS
+from proxygml.errors import CatalogError, UserError, first_few
+from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
 from proxygml.files import atomic_write, check_overwrite
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ class Catalog:
     Attributes:
         table: One row an image, index 0..n-1. `path` (str, relative to `folder` with forward slashes, or absolute),
             `label` (str), `split` (one of SPLITS); optionally `x_1 y_1 x_2 y_2` (nullable integers, pixels of the
-            upright image, the right and lower edge not included; all four or none) and `is_query is_gallery` (bool,
-            both or none). Other columns are kept as they are; those of a CSV file are text, exactly as the file has it.
+            upright image, the right and lower edge not included; all four or none), `is_query is_gallery` (bool, both
+            or none), `sequence` and `camera` (integers or text; missing for none), `is_junk` and `is_distractor`
+            (bool). Other columns are kept as they are; those of a CSV file are text, exactly as the file has it.
         folder: The folder that the relative paths are relative to.
 
     Raises:
@@ -143,10 +145,23 @@ class Catalog:
         return self.table["is_gallery"].to_numpy(dtype=bool) if "is_gallery" in self.table else None
 
     @property
+    def rules(self) -> RuleColumns:
+        """Which images may answer for which query: what `proxygml.evaluate` takes as its arguments of these names."""
+        rules = RuleColumns()
+        for column in (*ROLE_COLUMNS, *MARK_COLUMNS):
+            if column in self.table:
+                rules[column] = self.table[column].to_numpy(dtype=bool)  # type: ignore[literal-required]
+        for column in GROUP_COLUMNS:
+            if column in self.table:
+                values = self.table[column].astype(object)
+                rules[column] = values.where(values.notna(), None).tolist()  # type: ignore[literal-required]
+        return rules
+
+    @property
     def fingerprint(self) -> str:
-        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, roles."""
+        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules."""
         names = self.table["path"].map(posixpath.basename)
-        columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *ROLE_COLUMNS) if column in self.table]
+        columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *RULE_COLUMNS) if column in self.table]
         rows = self.table.assign(path=names)[columns].to_csv(index=False, lineterminator="\n")
         return hashlib.sha256(rows.encode()).hexdigest()[:12]
 
@@ -222,16 +237,19 @@ def check_splits(catalog: Catalog) -> list[str]:
 def _check_retrieval(part: Catalog, name: str) -> list[str]:
     """Warnings about one validation or test split; CatalogError when no query can find anything."""
     table = part.table
-    everything = np.ones(len(table), dtype=bool)
-    is_query = everything if part.is_query is None else part.is_query
-    is_gallery = everything if part.is_gallery is None else part.is_gallery
-    if not is_query.any() or not is_gallery.any():
+    given = part.rules
+    try:
+        groups = {name: group_codes(given[name], name) for name in GROUP_COLUMNS if name in given}  # type: ignore[literal-required]
+    except UserError as error:
+        raise CatalogError(f"the {name} split: {error}") from error
+    masks = {name: given[name] for name in (*ROLE_COLUMNS, *MARK_COLUMNS) if name in given}  # type: ignore[literal-required]
+    rules = make_rules(np.unique(part.labels, return_inverse=True)[1], **masks, **groups)
+    is_query = rules.is_query
+    if not is_query.any() or not rules.is_gallery.any():
         raise CatalogError(
-            f"the {name} split has {is_query.sum()} queries and {is_gallery.sum()} gallery images, but needs both"
+            f"the {name} split has {is_query.sum()} queries and {rules.is_gallery.sum()} gallery images, but needs both"
         )
-    in_gallery = table["label"].map(table.loc[is_gallery, "label"].value_counts()).fillna(0)
-    # A query that is in the gallery too does not count as found by itself.
-    has_positive = in_gallery - (is_query & is_gallery) > 0
+    has_positive = rules.num_matches > 0
     if not has_positive[is_query].any():
         raise CatalogError(f"no query of the {name} split has another image of its class: nothing can be retrieved")
     findable = set(table.loc[is_query & has_positive, "label"])
@@ -239,6 +257,8 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     if not lost:
         return []
     reason = "a query but no gallery image" if "is_query" in table else "one image"
+    if rules.groups:
+        reason = f"no other image that counts, given the column {' and '.join(groups)},"
     if len(lost) == 1:
         return [f"{name} class {lost[0]!r} has {reason} and cannot be retrieved"]
     return [f"{len(lost)} {name} classes have {reason} each and cannot be retrieved: {first_few(lost)}"]

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from proxygml.data.arrow import to_pandas
-from proxygml.data.columns import BOX_COLUMNS, ROLE_COLUMNS, SPLITS, TEXT_COLUMNS
+from proxygml.data.columns import BOX_COLUMNS, MARK_COLUMNS, ROLE_COLUMNS, SPLITS, TEXT_COLUMNS
 from proxygml.errors import CatalogError, did_you_mean, first_few
 
 MAX_COORDINATE = 2**31 - 1
@@ -35,7 +35,7 @@ def load_table(path: Path) -> pd.DataFrame:
 def _load_csv(path: Path) -> pd.DataFrame:
     """Text stays text, in the user's own columns too: an article may be 00123, a class may be called NA."""
     columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-    parsed = [column for column in columns if column in (*BOX_COLUMNS, *ROLE_COLUMNS)]
+    parsed = [column for column in columns if column in (*BOX_COLUMNS, *ROLE_COLUMNS, *MARK_COLUMNS)]
     return pd.read_csv(
         path,
         encoding="utf-8-sig",
@@ -57,7 +57,20 @@ def normalised(table: pd.DataFrame) -> pd.DataFrame:
     if ROLE_COLUMNS[0] in table:
         for role in ROLE_COLUMNS:
             table[role] = _as_flags(table[role], table["split"])
+    for mark in MARK_COLUMNS:
+        if mark in table:
+            table[mark] = _as_flags(table[mark], table["split"])
+            _check_marks(table[mark], table["split"])
     return table
+
+
+def _check_marks(marks: pd.Series, splits: pd.Series) -> None:
+    wrong = marks & (splits == "train")
+    if wrong.any():
+        raise CatalogError(
+            f"has {marks.name} True in {_rows(wrong)} of the training split: junk and distractors are for evaluation; "
+            "leave these rows out, or move them to test"
+        )
 
 
 def _check_columns(table: pd.DataFrame) -> None:

@@ -14,6 +14,10 @@ SPLIT_NAMES = {
 TEXT_COLUMNS = ("path", "label", "split")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 ROLE_COLUMNS = ("is_query", "is_gallery")
+MARK_COLUMNS = ("is_junk", "is_distractor")
+GROUP_COLUMNS = ("sequence", "camera")
+RULE_COLUMNS = (*ROLE_COLUMNS, *GROUP_COLUMNS, *MARK_COLUMNS)
+"""What says which images may answer for which query."""
 
 
 def split_of(name: str) -> str | None:

@@ -1,7 +1,8 @@
 """How well embeddings retrieve and cluster: Recall@K, MAP@R, R-precision and NMI, with intervals.
 
-It takes embeddings and labels; it opens no image and runs no network. metrics.py computes the figures and their
-bootstrap intervals, ranking.py the ranks behind them (small classes in tiles.py, large ones and top-k in lists.py).
+It takes embeddings and labels; it opens no image and runs no network. metrics.py computes the figures (estimates.py)
+and their intervals (bootstrap.py), rules.py says which images count, and ranking.py finds the ranks (small classes in
+tiles.py, large ones and top-k in lists.py).
 """
 
 from typing import TYPE_CHECKING

@@ -24,11 +24,11 @@ class Rows:
 
     @property
     def row_bytes(self) -> int:
-        """Memory for a row of similarities, a copy of it and the comparisons that count what lies before a positive."""
-        return self.width * (3 * self._buffer.element_size() + 4)
+        """Memory for a row of similarities, a copy of it and the comparisons that exclude and count images."""
+        return self.width * (3 * self._buffer.element_size() + 5)
 
     def similarities(self, images: Array) -> Tensor:
-        """(b, width) cosine similarities to the gallery; -inf to the query itself and beyond the gallery.
+        """(b, width) cosine similarities to the gallery; -inf to images that may not answer and beyond the gallery.
 
         The next call overwrites them: all blocks share the same memory.
         """
@@ -42,16 +42,25 @@ class Rows:
         block[:, task.num_gallery :] = -torch.inf
         rows = np.flatnonzero(task.column[images] >= 0)
         block[task.tensor(rows), task.tensor(task.column[images[rows]])] = -torch.inf
+        for group in task.rules.groups:
+            same = task.tensor(group[images])[:, None] == task.tensor(group[task.gallery])
+            block[:, : task.num_gallery].masked_fill_(same, -torch.inf)
         return block
 
 
-def score_by_lists(task: Retrieval, queries: Array, positives: Array, memory_limit: int, progress: bool) -> QueryScores:
-    """Score those with equally many positives together: a block's lists are of one length."""
+def score_by_lists(
+    task: Retrieval, queries: Array, positives: Array, memory_limit: int, progress: bool, whole_ranking: bool = False
+) -> QueryScores:
+    """Score those with equally many positives together: a block's lists are of one length.
+
+    With `whole_ranking`, average precision over all ranks is computed too.
+    """
     device, rows = task.unit.device, Rows(task)
     order = queries[np.argsort(-positives[queries], kind="stable")]
     classes = _ClassColumns(task.codes[task.gallery], device)
     first_positive = torch.empty(len(order), dtype=torch.int64, device=device)
     precisions = torch.empty(2, len(order), device=device)
+    full = torch.empty(len(order) if whole_ranking else 0, dtype=torch.float64, device=device)
     for block in tracked(row_blocks(positives[order], rows.row_bytes, memory_limit), "Comparing", progress):
         images = order[block]
         similarity = rows.similarities(images)
@@ -63,9 +72,13 @@ def score_by_lists(task: Retrieval, queries: Array, positives: Array, memory_lim
         hits = (found == codes[:, None]) & (values > -torch.inf)
         first_positive[block] = _first_positive(similarity, hits, codes, classes)
         precisions[:, block] = torch.stack(_precisions(hits, relevant))
+        if whole_ranking:
+            full[block] = _full_average_precision(similarity, codes, classes)
     back = np.argsort(order)
     average_precision, r_precision = precisions.double().cpu().numpy()[:, back]
-    return QueryScores(order[back], first_positive.cpu().numpy()[back], average_precision, r_precision)
+    full_average_precision = full.cpu().numpy()[back] if whole_ranking else None
+    first = first_positive.cpu().numpy()[back]
+    return QueryScores(order[back], first, average_precision, r_precision, full_average_precision)
 
 
 class _ClassColumns:
@@ -108,6 +121,21 @@ def _precisions(hits: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     hits = hits & (rank <= relevant[:, None])
     precision = hits.cumsum(dim=1).to(torch.float32) / rank
     return (precision * hits).sum(dim=1) / relevant, hits.sum(dim=1) / relevant
+
+
+def _full_average_precision(similarity: Tensor, codes: Tensor, classes: _ClassColumns) -> Tensor:
+    """Average precision over the whole ranking, (b,) float64: every row is sorted, a few at a time."""
+    found = []
+    share = max(1, len(similarity) // 4)
+    for rows, own in zip(torch.split(similarity, share), torch.split(codes, share), strict=True):
+        values, columns = rows.sort(dim=1, descending=True, stable=True)
+        hits = classes.codes[columns.clamp_(max=len(classes.codes) - 1)] == own[:, None]
+        row, place = (hits & (values > -torch.inf)).nonzero(as_tuple=True)
+        counts = row.bincount(minlength=len(rows))
+        number = torch.arange(1, len(row) + 1, device=row.device) - (counts.cumsum(0) - counts)[row]
+        sums = torch.zeros(len(rows), dtype=torch.float64, device=row.device)
+        found.append(sums.index_add_(0, row, number.double() / (place + 1)) / counts)
+    return torch.cat(found)
 
 
 def largest_entries(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

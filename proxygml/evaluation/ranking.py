@@ -11,25 +11,56 @@ import torch
 from torch import Tensor
 
 from proxygml.evaluation.lists import Rows, largest_entries, row_blocks, score_by_lists
-from proxygml.evaluation.retrieval import Array, QueryScores, Retrieval, tracked
+from proxygml.evaluation.retrieval import NOT_FOUND, Array, QueryScores, Retrieval, tracked
 from proxygml.evaluation.tiles import score_by_tiles, tile_size
 
 _PAIR_BYTES = 80  # taken by a query and an image of its class: value, column, count, and their sorted copies
 _LARGEST_CLASS = 50  # from about here on, ranking the positives costs more than listing the nearest
 
 
-def score(task: Retrieval, memory_limit: int, progress: bool) -> QueryScores:
-    """The scores of all queries that have a positive; there must be one."""
-    positives = task.num_positives()
-    queries = np.flatnonzero(task.is_query & (positives > 0))
-    whole = np.array_equal(task.gallery, np.flatnonzero(task.is_query))
-    rows = task.gallery if whole else queries
+def score(task: Retrieval, memory_limit: int, progress: bool, whole_ranking: bool = False) -> QueryScores:
+    """The scores of all queries that are scored; one of them must have a positive."""
+    rules = task.rules
+    queries = np.flatnonzero(rules.is_query & (rules.num_matches > 0))
+    positives = rules.num_matches[queries]
+    rows = task.gallery if np.array_equal(rules.is_gallery, rules.is_query) else queries
     shape = tile_size(len(rows), task, memory_limit), tile_size(task.num_gallery, task, memory_limit)
-    largest = max(np.bincount(task.codes[rows]).max(), positives[queries].max() + 1)
-    num_pairs = int((positives[queries] + 1).sum())
-    if largest <= min(_LARGEST_CLASS, *shape) and num_pairs * _PAIR_BYTES <= memory_limit // 2:
-        return score_by_tiles(task, rows, whole, shape, queries, positives[queries], progress)
-    return score_by_lists(task, queries, positives, memory_limit, progress)
+    num_pairs = int((positives + 1).sum()) + _num_pairs_of_groups(task, rows)
+    in_gallery = np.bincount(task.codes[task.gallery], minlength=task.codes.max() + 1)
+    largest = max(np.bincount(task.codes[rows]).max(), in_gallery[task.codes[rows]].max())
+    small = largest <= min(_LARGEST_CLASS, *shape) and num_pairs * _PAIR_BYTES <= memory_limit // 2
+    if small and not whole_ranking:
+        found = score_by_tiles(task, rows, rows is task.gallery, shape, queries, positives, progress)
+    else:
+        found = score_by_lists(task, queries, rules.num_matches, memory_limit, progress, whole_ranking)
+    return with_unanswerable(found, np.flatnonzero(rules.scored & (rules.num_matches == 0)))
+
+
+def _num_pairs_of_groups(task: Retrieval, rows: Array) -> int:
+    """How many pairs of a row and a column exclude each other."""
+    return sum(
+        int(np.bincount(group[task.gallery], minlength=group.max() + 1)[group[rows]].sum())
+        for group in task.rules.groups
+    )
+
+
+def with_unanswerable(scores: QueryScores, missed: Array) -> QueryScores:
+    """The scores with those of queries (m,) that find nothing, because all their matches are of their own sequence."""
+    if not len(missed):
+        return scores
+    order = np.argsort(np.concatenate([scores.index, missed]))
+
+    def extended(found: Array, missing: float) -> Array:
+        return np.concatenate([found, np.full(len(missed), missing, dtype=found.dtype)])[order]
+
+    full = scores.full_average_precision
+    return QueryScores(
+        index=np.concatenate([scores.index, missed])[order],
+        first_positive=extended(scores.first_positive, NOT_FOUND),
+        average_precision=extended(scores.average_precision, 0.0),
+        r_precision=extended(scores.r_precision, 0.0),
+        full_average_precision=None if full is None else extended(full, 0.0),
+    )
 
 
 def nearest(task: Retrieval, images: Array, k: int, memory_limit: int, progress: bool) -> tuple[Tensor, Tensor]:

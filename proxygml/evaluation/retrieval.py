@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from proxygml.evaluation.rules import Rules
+
 Array = np.ndarray[Any, Any]
 Item = TypeVar("Item")
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 _MATMUL_PRECISION = {"float32": "highest", "tf32": "high", "bfloat16": "medium"}
+NOT_FOUND = np.iinfo(np.int64).max  # the rank of what no list is long enough to find
 # The least rows and columns of a product. In smaller products, rounding depends on the position of an entry (seen in
 # MKL below 12), so copies of an image would differ in similarity.
 SMALLEST_PRODUCT = 16
@@ -27,12 +30,13 @@ SMALLEST_PRODUCT = 16
 
 @dataclass(frozen=True)
 class QueryScores:
-    """The scores of every query that has a positive, in the order of the images; Q queries."""
+    """The scores of every query that is scored, in the order of the images; Q queries."""
 
     index: Array  # (Q,) int64: which image the query is
-    first_positive: Array  # (Q,) int64: how many gallery images come before its nearest positive
+    first_positive: Array  # (Q,) int64: how many gallery images come before its nearest positive; NOT_FOUND for none
     average_precision: Array  # (Q,) float64: average precision at R, whose mean is MAP@R
     r_precision: Array  # (Q,) float64
+    full_average_precision: Array | None = None  # (Q,) float64: over the whole ranking; its mean is mAP
 
 
 class Retrieval:
@@ -40,24 +44,20 @@ class Retrieval:
 
     Args:
         unit: (n, D) float32 or float64 of length 1 (or 0).
-        codes: (n,) int64, the class of each image, 0..C-1.
-        is_query, is_gallery: (n,) booleans.
+        rules: the class of each image, and which images may answer for which.
         precision: of the similarities of float32 embeddings.
     """
 
-    def __init__(
-        self, unit: Tensor, codes: Array, is_query: Array, is_gallery: Array, precision: Precision = "float32"
-    ) -> None:
+    def __init__(self, unit: Tensor, rules: Rules, precision: Precision = "float32") -> None:
         # Rounded here, so that bfloat16 means the same on devices whose products know only tf32.
         self.unit = unit.bfloat16().float() if precision == "bfloat16" and unit.dtype == torch.float32 else unit
-        self.codes = codes
-        self.is_query = is_query
-        self.evaluated = np.flatnonzero(is_query | is_gallery)
-        self.gallery = np.flatnonzero(is_gallery)
+        self.rules = rules
+        self.codes = rules.codes
+        self.gallery = np.flatnonzero(rules.is_gallery)
         self.num_gallery = len(self.gallery)
-        self.column = np.where(is_gallery, np.cumsum(is_gallery) - 1, -1)
+        self.column = np.where(rules.is_gallery, np.cumsum(rules.is_gallery) - 1, -1)
         self.precision = precision
-        self.gallery_unit = self.unit if is_gallery.all() else self.unit[self.tensor(self.gallery)]
+        self.gallery_unit = self.unit if rules.is_gallery.all() else self.unit[self.tensor(self.gallery)]
 
     def tensor(self, array: Array) -> Tensor:
         """The array as a tensor on the device of the embeddings."""
@@ -68,11 +68,11 @@ class Retrieval:
         with _matmul_precision(self.precision), torch.autocast(left.device.type, enabled=False):
             return torch.mm(left, right.T, out=out)
 
-    def num_positives(self) -> Array:
-        """(n,) int64: how many gallery images of each image's class there are beside itself."""
-        per_class = np.bincount(self.codes[self.gallery], minlength=self.codes.max() + 1)
-        counts: Array = per_class[self.codes] - (self.column >= 0)
-        return counts
+    def exclude(self, similarity: Tensor, rows: Array, columns: Array) -> None:
+        """Set -inf, in place, where an image of `columns` may not answer for one of `rows`, both int64 of images."""
+        for group in [np.arange(len(self.codes)), *self.rules.groups]:
+            same = self.tensor(group[rows])[:, None] == self.tensor(group[columns])
+            similarity.masked_fill_(same, -torch.inf)
 
 
 @contextmanager

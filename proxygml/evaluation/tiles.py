@@ -148,7 +148,7 @@ class _Grid:
             first, row, column = last, int(row_ends[last - 1]), int(held[last - 1])
 
     def class_tile(self, rows: Array, columns: Array) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """The tile of these rows and columns, -inf to a query itself, and its pairs of a class: row, column, value."""
+        """The tile of these rows and columns, -inf where excluded, and its pairs of a class: row, column, value."""
         task = self.task
         row_index, column_index = task.tensor(rows), task.tensor(columns)
         left, right = self.row_unit[row_index], task.gallery_unit[column_index]
@@ -156,7 +156,7 @@ class _Grid:
         tile = tile[: len(rows), : len(columns)]
         row_images, column_images = self.rows[rows], task.gallery[columns]
         same = task.tensor(task.codes[row_images])[:, None] == task.tensor(task.codes[column_images])
-        tile[task.tensor(row_images)[:, None] == task.tensor(column_images)] = -torch.inf
+        task.exclude(tile, row_images, column_images)
         row, column = same.nonzero(as_tuple=True)
         return tile, (row_index[row], column_index[column], tile[row, column])
 
@@ -174,7 +174,7 @@ class _Found:
     """What the first pass finds; Q rows, padded to whole tiles."""
 
     positives: _Positives
-    pairs: Tensor  # where in its tile each pair of one class lies, tile after tile
+    pairs: Tensor  # where in its tile each pair of one class, or that excludes each other, lies, tile after tile
     pair_starts: list[int]  # where each tile's pairs begin
     best: Tensor  # (Q,): the similarity on place R, as far as the tile of the row's class shows it
     best_column: Tensor  # (Q,) int64: its column
@@ -196,8 +196,25 @@ def _positives_of(grid: _Grid, counts: Array) -> _Found:
             best[scored], kth = _kth_best(tile[task.tensor(place)], relevant[scored])
             best_column[scored] = task.tensor(columns)[kth]
     row, column, value = (torch.cat(parts) for parts in zip(*found, strict=True))
-    places, pair_starts = grid.places_by_tile(row, column)
+    others = map(task.tensor, pairs_across_classes(task, grid.rows))
+    places, pair_starts = grid.places_by_tile(*(torch.cat(pair) for pair in zip((row, column), others, strict=True)))
     return _Found(_sorted_positives(row, column, value, task.tensor(counts)), places, pair_starts, best, best_column)
+
+
+def pairs_across_classes(task: Retrieval, rows: Array) -> tuple[Array, Array]:
+    """Places among `rows`, and columns, of images of different classes that exclude each other: row and column."""
+    found = [(np.empty(0, np.int64),) * 2]
+    for group in task.rules.groups:
+        column_order = np.argsort(group[task.gallery], kind="stable")
+        sorted_groups = group[task.gallery][column_order]
+        first, last = (np.searchsorted(sorted_groups, group[rows], side=side) for side in ("left", "right"))
+        row = np.repeat(np.arange(len(rows)), last - first)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+        column = column_order[np.repeat(first, last - first) + place]
+        across = task.codes[rows[row]] != task.codes[task.gallery[column]]
+        found.append((row[across], column[across]))
+    row, column = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return row, column
 
 
 def _sorted_positives(row: Tensor, column: Tensor, value: Tensor, counts: Tensor) -> _Positives:

@@ -65,7 +65,7 @@ def write_report(
         )
     split = _TestSplit(embeddings, catalog, evaluation, seed)
     sections = [
-        _figures_section(evaluation, before, _protocol(evaluation, split.is_query is None)),
+        _figures_section(evaluation, before, _protocol(evaluation, catalog)),
         _curves_section(history),
         *_retrieval_sections(split),
         _classes_section(split),
@@ -88,16 +88,11 @@ class _TestSplit:
         self.labels = np.array(catalog.labels)
         self.paths = catalog.paths
         self.boxes = catalog.boxes
-        self.is_query = self._role(catalog, "is_query")
-        self.is_gallery = self._role(catalog, "is_gallery")
+        self.rules = catalog.rules
         self.seed = seed
         self.scores: QueryScores = evaluation.scores or score_queries(
-            self.embeddings, self.labels, is_query=self.is_query, is_gallery=self.is_gallery, progress=True
+            self.embeddings, self.labels, progress=True, **self.rules
         )
-
-    @staticmethod
-    def _role(catalog: Catalog, column: str) -> npt.NDArray[np.bool_] | None:
-        return catalog.table[column].to_numpy(dtype=bool) if column in catalog.table else None
 
     def picture(self, index: int, side: int) -> figures.Image:
         """The image's crop with its longer side of that many pixels; a grey square where it cannot be opened."""
@@ -106,7 +101,7 @@ class _TestSplit:
     def neighbours(
         self, queries: npt.NDArray[np.int64], k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        similarity, index = nearest(self.embeddings, queries, k, is_gallery=self.is_gallery)
+        similarity, index = nearest(self.embeddings, queries, k, labels=self.labels, **self.rules)
         return similarity.float().cpu().numpy(), index.cpu().numpy()
 
 
@@ -125,18 +120,19 @@ def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol
     return Section("How well it retrieves", protocol, (picture,), head, rows)
 
 
-def _protocol(evaluation: Evaluation, all_search_all: bool) -> str:
-    if all_search_all:
+def _protocol(evaluation: Evaluation, catalog: Catalog) -> str:
+    count = evaluation.num_queries + evaluation.queries_without_positive
+    if catalog.is_query is None and count == evaluation.num_gallery:
         sentence = f"Each of the {evaluation.num_gallery:,} test images searched all the others"
     else:
-        count = evaluation.num_queries + evaluation.queries_without_positive
         sentence = f"Each of the {count:,} queries searched a gallery of {evaluation.num_gallery:,} images"
     sentence += f" ({evaluation.num_classes:,} classes) by cosine similarity, and none could find itself. "
     if evaluation.queries_without_positive:
         sentence += (
             f"{evaluation.queries_without_positive:,} had no other image of their class to find and are left out. "
         )
-    return sentence + "The lines on the bars are 95% bootstrap intervals over the classes."
+    rules = "".join(f"{rule}. " for rule in evaluation.rule_sentences())
+    return f"{sentence}{rules}The lines on the bars are 95% bootstrap intervals over the classes."
 
 
 def _curves_section(history: pd.DataFrame | None) -> Section:
@@ -171,7 +167,7 @@ def _grid_section(split: _TestSplit, order: npt.NDArray[np.int64], name: str, ti
     rows = []
     for query, values, found in track(list(zip(queries, similarity, neighbours, strict=True)), "Drawing queries"):
         row = [figures.Tile(split.picture(query, TILE_PIXELS), split.labels[query])]
-        for value, index in zip(values, found, strict=True):
+        for value, index in zip(values[found >= 0], found[found >= 0], strict=True):
             label = split.labels[index]
             right = bool(label == split.labels[query])
             row.append(figures.Tile(split.picture(index, TILE_PIXELS), label, f"{value:.2f}", right))
@@ -223,7 +219,10 @@ def _taken_for(split: _TestSplit, label: str) -> str:
     failed = scores.index[(split.labels[scores.index] == label) & (scores.first_positive > 0)]
     if not len(failed):
         return ""
-    found = split.labels[split.neighbours(failed, 1)[1][:, 0]]
+    nearest_images = split.neighbours(failed, 1)[1][:, 0]
+    found = split.labels[nearest_images[nearest_images >= 0]]
+    if not len(found):
+        return ""
     other, times = Counter(found.tolist()).most_common(1)[0]
     return f"{other} ({times} of {len(failed)})"
 

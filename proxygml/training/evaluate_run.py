@@ -72,6 +72,8 @@ def evaluate_run(
     earlier = None if untrained is None else _evaluate(untrained, test, recipe)
     protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
+    if rules := evaluation.rule_sentences():
+        protocol["rules"] = "; ".join(rules)
     place = run.evaluation_on(table)
     _write(place.figures, evaluation, earlier, protocol)
     if report:
@@ -88,10 +90,10 @@ def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
         embeddings,
         test.labels,
         recipe.recall_at,
-        is_query=test.is_query,
-        is_gallery=test.is_gallery,
+        mean_average_precision="camera" in test.table,  # the figure that re-identification reports
         seed=recipe.seed,
         progress=True,
+        **test.rules,
     )
 
 

@@ -194,9 +194,7 @@ class Training:
     def _validate(self) -> EpochMetrics:
         assert self.validation_images is not None
         images = self.validation_images
-        scores = score_queries(
-            self._embed_validation(), images.labels, is_query=images.is_query, is_gallery=images.is_gallery
-        )
+        scores = score_queries(self._embed_validation(), images.labels, **images.rules)
         return {
             "val_recall_at_1": float((scores.first_positive < 1).mean()),
             "val_map_at_r": float(scores.average_precision.mean()),

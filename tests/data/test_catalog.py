@@ -87,6 +87,51 @@ def test_what_is_written_reads_the_same_from_another_folder(tmp_path: Path, suff
     assert again.boxes.tolist() == [[0, 0, 0, 0], [1, 2, 30, 40], [0, 0, 10, 10]]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rules_of_evaluation_are_read_and_written(tmp_path: Path, suffix: str) -> None:
+    catalog = Catalog.read(
+        csv(
+            tmp_path,
+            "path,label,split,sequence,camera,is_junk,is_distractor\n"
+            "1.jpg,a,train,,,,\n2.jpg,b,test,007,c1,False,0\n3.jpg,b,test,,2,true,1\n4.jpg,b,test,NA,2,0,False\n",
+        )
+    )
+    catalog.write(tmp_path / f"again{suffix}")
+    for found in (catalog, Catalog.read(tmp_path / f"again{suffix}")):
+        rules = found.split("test").rules
+        assert [value or None for value in rules["sequence"]] == ["007", None, "NA"]
+        assert rules["camera"] == ["c1", "2", "2"]
+        assert rules["is_junk"].tolist() == [False, True, False]
+        assert rules["is_distractor"].tolist() == [False, True, False]
+        assert found.fingerprint == catalog.fingerprint
+    changed = Catalog(catalog.table.assign(camera="c9"), catalog.folder)
+    assert changed.fingerprint != catalog.fingerprint
+
+
+def test_whole_numbers_of_a_sequence_stay_whole_where_some_are_missing(tmp_path: Path) -> None:
+    for values in ([2**53 + 1, None, 2**53 + 1], [1.0, np.nan, 1.0]):
+        column = pa.array(values, pa.int64()) if values[1] is None else pa.array(values, pa.float64(), from_pandas=True)
+        rows = {"path": list("abc"), "label": list("xxx"), "split": ["test"] * 3, "sequence": column}
+        pq.write_table(pa.table(rows), tmp_path / "c.parquet")
+        catalog = Catalog.read(tmp_path / "c.parquet")
+        assert catalog.rules["sequence"] == [values[0], None, values[0]]
+        assert check_splits(catalog) == ["the catalog has no train split: it can be evaluated, but not trained on"]
+
+
+def test_matches_that_do_not_count_are_no_matches() -> None:
+    rows = [("b", "test")] * 2 + [("c", "test")] * 2
+    with pytest.raises(CatalogError, match="no query of the test split has another image of its class"):
+        check_splits(catalog_of(*rows, sequence=[1, 1, 2, 2]))
+    warnings = check_splits(catalog_of(*rows, camera=[1, 1, 1, 2]))
+    assert (
+        warnings[1] == "test class 'b' has no other image that counts, given the column camera, and cannot be retrieved"
+    )
+    with pytest.raises(CatalogError, match=r"the test split: sequence holds 0\.5, but integers, strings"):
+        check_splits(catalog_of(*rows, sequence=[0.5, 1, 2, 3]))
+    with pytest.raises(CatalogError, match="is_junk True in row 1 of the training split"):
+        catalog_of(("a", "train"), ("b", "train"), is_junk=[False, True])
+
+
 def test_paths_are_right_behind_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "real" / "folder").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real" / "folder")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxygml.errors import UserError
-from proxygml.evaluation import lists, retrieval, tiles
+from proxygml.evaluation import bootstrap, inputs, lists, retrieval, rules, tiles
 from proxygml.evaluation import metrics as module
 from proxygml.evaluation.metrics import Evaluation, evaluate, nearest, score_queries
 
@@ -163,7 +163,7 @@ def test_copies_rank_as_the_sorted_float32_matrix_has_them(seed, count, size, cl
     is_query, is_gallery = (generator.random((2, count)) < 0.7) if masked else (None, None)
     if masked and not (is_query.any() and is_gallery.any()):
         return
-    unit = module._normalised(embeddings)
+    unit = inputs.normalised(embeddings)
     similarity = (unit @ unit.T).numpy()
     agrees(embeddings, labels, is_query=is_query, is_gallery=is_gallery, memory_limit=limit, similarity=similarity)
 
@@ -178,8 +178,10 @@ def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, til
     is_query, is_gallery = np.ones((2, count), bool) if kind == "self" else generator.random((2, count)) < 0.6
     labels = generator.permutation(np.arange(count) // 4)
     embeddings += (labels % 7)[:, None]
-    task = retrieval.Retrieval(module._normalised(embeddings), labels, is_query, is_gallery)
-    positives = task.num_positives()
+    task = retrieval.Retrieval(
+        inputs.normalised(embeddings), rules.make_rules(labels, is_query=is_query, is_gallery=is_gallery)
+    )
+    positives = task.rules.num_matches
     queries = np.flatnonzero(is_query & (positives > 0))
     if not len(queries):
         return
@@ -198,7 +200,7 @@ def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, til
 def test_the_size_of_a_block_changes_nothing(rows):
     generator = np.random.default_rng(3)
     embeddings, labels = signs(generator, 40, 4), generator.integers(8, size=40)
-    row_bytes = lists.Rows(module._retrieval(embeddings, labels, None, None, "float32")).row_bytes
+    row_bytes = lists.Rows(module._retrieval(embeddings, labels, {}, "float32")).row_bytes
     longest = int(np.bincount(labels).max()) * lists._LIST_BYTES
     agrees(embeddings, labels, memory_limit=rows * (row_bytes + longest))
 
@@ -337,13 +339,13 @@ def test_intervals_are_percentiles_of_classes_drawn_anew():
     generator = np.random.default_rng(0)
     numerators = generator.random((9, 3))
     counts = generator.integers(1, 5, size=(9, 1)).astype(float)
-    resamples = 2 * module._RESAMPLES + 7
+    resamples = 2 * bootstrap.RESAMPLES + 7
     draws = np.random.default_rng(5)
     ratios = []
     for _ in range(resamples):
         drawn = draws.integers(9, size=9)
         ratios.append(numerators[drawn].sum(axis=0) / counts[drawn].sum())
-    low, high = module._bootstrap_interval(numerators, counts, resamples, seed=5)
+    low, high = bootstrap.bootstrap_interval(numerators, counts, resamples, seed=5)
     assert low == pytest.approx(np.percentile(ratios, 2.5, axis=0))
     assert high == pytest.approx(np.percentile(ratios, 97.5, axis=0))
 
@@ -383,7 +385,7 @@ def test_what_classes_add_to_nmi_adds_up_to_nmi():
     generator = np.random.default_rng(0)
     classes, clusters = generator.integers(12, size=300), generator.integers(9, size=300)
     clusters[classes < 6] = classes[classes < 6]
-    information, entropy = module._information_by_class(classes, clusters)
+    information, entropy = bootstrap.information_by_class(classes, clusters)
     assert information.sum() / entropy.sum() == pytest.approx(normalized_mutual_info_score(classes, clusters))
 
 
@@ -402,8 +404,8 @@ def test_the_interval_of_nmi_has_the_width_of_its_influence():
         [normalized_mutual_info_score(classes[classes != c], clusters[classes != c]) for c in range(60)]
     )
     error = np.sqrt(59 / 60 * np.sum((left_out - left_out.mean()) ** 2))
-    low, high = module._bootstrap_interval(
-        *(terms[:, None] for terms in module._information_by_class(classes, clusters)), resamples=2000, seed=0
+    low, high = bootstrap.bootstrap_interval(
+        *(terms[:, None] for terms in bootstrap.information_by_class(classes, clusters)), resamples=2000, seed=0
     )
     assert low[0] < value < high[0]
     assert (high[0] - low[0]) / (2 * 1.96 * error) == pytest.approx(1, abs=0.2)

@@ -4,7 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pytest
+
 from proxygml.data.catalog import Catalog
+from proxygml.evaluation.metrics import evaluate, score_queries
+from proxygml.models.embedder import Embedder
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.recipe import Recipe
 from tests.helpers.runs import train
@@ -29,3 +35,44 @@ def test_evaluation_on_other_data_leaves_the_runs_own_alone(small_recipe: Recipe
         assert json.loads((place / "evaluation.json").read_text())["protocol"]["catalog"] == str(path)
         assert (place / "report.html").stat().st_size > 0
         assert list((place / "figures").iterdir())
+
+
+@pytest.fixture
+def ruled_recipe(small_recipe: Recipe, tmp_path: Path) -> Recipe:
+    """The small catalog with every rule, four of its classes for validation, of which one image each is junk."""
+    catalog = Catalog.read(small_recipe.catalog)
+    place = np.arange(len(catalog)) % 8
+    split = catalog.table["split"].where(~catalog.table["label"].isin([f"class {n:02d}" for n in range(8, 12)]), "val")
+    table = catalog.table.assign(
+        split=split,
+        sequence=catalog.table["label"] + (place // 2).astype(str),
+        camera=np.where(place < 6, "a", "b"),
+        is_junk=(place == 7) & (split != "train"),
+        is_distractor=(place == 6) & (catalog.table["label"] == "class 17"),
+    )
+    Catalog(table, catalog.folder).write(tmp_path / "ruled.csv")
+    return replace(small_recipe, catalog=str(tmp_path / "ruled.csv"), epochs=1)
+
+
+def test_the_rules_of_a_table_hold_in_validation_and_evaluation(ruled_recipe: Recipe, tmp_path: Path) -> None:
+    run = train(ruled_recipe, tmp_path / "run")
+    embedder, catalog = Embedder.load(run.path), Catalog.read(ruled_recipe.catalog)
+    val, test = catalog.split("val"), catalog.split("test")
+    scores = score_queries(embedder.embed(val.paths), val.labels, **val.rules)
+    assert pd.read_csv(run.metrics)["val_map_at_r"].iloc[-1] == pytest.approx(scores.average_precision.mean(), abs=1e-6)
+    evaluation = evaluate_run(run)
+    assert evaluation is not None
+    vectors = embedder.embed(test.paths)
+    assert evaluation.recall == evaluate(vectors, test.labels, nmi=False, **test.rules).recall
+    assert evaluation.recall != evaluate(vectors, test.labels, nmi=False).recall
+    assert evaluation.mean_average_precision is not None
+    content = json.loads(run.evaluation.read_text())
+    assert content["rules"] == evaluation.rules == {
+        "excluded_matches_of_same_sequence": 36,
+        "excluded_matches_of_same_camera": 180,
+        "queries_with_matches_in_own_sequence_only": 0,
+        "junk_images": 6,
+        "distractor_images": 1,
+    }  # fmt: skip
+    assert "180 matches do not count" in content["protocol"]["rules"]
+    assert "180 matches do not count" in run.report.read_text()

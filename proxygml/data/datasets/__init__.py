@@ -3,7 +3,7 @@
 Each file turns an unpacked official download, or your own images, into a catalog; prepare.py opens the images.
 """
 
-from proxygml.data.datasets import cars196, cub200, folder, glyphs, inshop, omniglot, sop, table
+from proxygml.data.datasets import cars196, cub200, folder, glyphs, inshop, market1501, omniglot, sop, table
 from proxygml.data.datasets.layout import Dataset
 from proxygml.errors import DatasetError, did_you_mean
 
@@ -12,6 +12,7 @@ DATASETS = (
     Dataset("cars196", cars196.read, cars196.PUBLISHED, cars196.ARCHIVES),
     Dataset("sop", sop.read, sop.PUBLISHED, sop.ARCHIVES),
     Dataset("inshop", inshop.read, inshop.PUBLISHED, inshop.ARCHIVES),
+    Dataset("market1501", market1501.read, market1501.PUBLISHED, market1501.ARCHIVES),
     Dataset("omniglot", omniglot.read, omniglot.PUBLISHED, omniglot.ARCHIVES),
     Dataset("folder", folder.read, strays=folder.strays, hidden=folder.hidden),
     Dataset("table", table.read),

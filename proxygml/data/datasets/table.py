@@ -4,25 +4,45 @@ It only says where the images are; catalog.py reads and checks the table.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proxygml.data.catalog import Catalog
-from proxygml.errors import DatasetError
+from proxygml.errors import DatasetError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def read(root: Path, *, images: Path | None = None) -> Catalog:
+def read(
+    root: Path, *, images: Path | None = None, junk_label: str | None = None, distractor_label: str | None = None
+) -> Catalog:
     """An existing CSV or Parquet table with the columns path, label and split, as open-metric-learning has them.
 
     Args:
         root: The table.
         images: The folder that the relative paths are relative to; by default that of the table.
+        junk_label: A label that marks images that no figure counts, such as -1: the column `is_junk` says which.
+        distractor_label: A label that marks images that are searched and are always wrong, such as 0: the column
+            `is_distractor` says which.
 
     Raises:
         CatalogError: The table is missing or wrong.
-        DatasetError: `images` is no folder.
+        DatasetError: `images` is no folder, or no image has the label that is named.
     """
     catalog = Catalog.read(root, check_boxes=False)
+    for column, label in (("is_junk", junk_label), ("is_distractor", distractor_label)):
+        if label is not None:
+            catalog = Catalog(_marked(catalog.table, column, label), catalog.folder)
     if images is None:
         return catalog
     if not images.is_dir():
         raise DatasetError(f"--images {images} is no folder: expected the one that the paths in {root} are relative to")
     return Catalog(catalog.table, images)
+
+
+def _marked(table: "pd.DataFrame", column: str, label: str) -> "pd.DataFrame":
+    """The table with the images of that label marked, besides those that the column marks already."""
+    marked = table["label"] == label
+    if not marked.any():
+        raise DatasetError(f"no image has the label {label!r}: {did_you_mean(label, table['label'].unique())}")
+    return table.assign(**{column: marked | table[column] if column in table else marked})

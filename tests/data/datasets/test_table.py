@@ -31,3 +31,14 @@ def test_boxes_without_area_are_left_to_the_check_of_the_images(tmp_path: Path) 
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="ends with"):
         table.read(tmp_path)
+
+
+def test_labels_that_mark_junk_and_distractors(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("path,label,split\n1.jpg,7,test\n2.jpg,-1,test\n3.jpg,0,test\n4.jpg,7,test\n")
+    found = table.read(path, junk_label="-1", distractor_label="0").table
+    assert found["is_junk"].tolist() == [False, True, False, False]
+    assert found["is_distractor"].tolist() == [False, False, True, False]
+    assert "is_junk" not in table.read(path, distractor_label="0").table
+    with pytest.raises(DatasetError, match="no image has the label '-2': choose one of 7, -1, 0"):
+        table.read(path, junk_label="-2")

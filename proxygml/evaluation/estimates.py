@@ -1,0 +1,123 @@
+"""The figures of an evaluation, each with its 95% interval, and how they are printed and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from proxygml.evaluation.retrieval import QueryScores
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95% interval (bootstrap over classes), all in 0..1."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The three numbers under their names."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one set of embeddings, and what they were computed from."""
+
+    recall: dict[int, Estimate]
+    map_at_r: Estimate
+    r_precision: Estimate
+    nmi: Estimate | None
+    num_queries: int  # queries that were scored
+    num_gallery: int
+    num_classes: int  # classes among query and gallery images
+    queries_without_positive: int  # left out of every figure
+    mean_average_precision: Estimate | None = None  # mAP, over the whole ranking
+    rules: Mapping[str, int] = field(default_factory=dict)  # what sequences, cameras, junk and distractors did
+    scores: QueryScores | None = field(default=None, repr=False, compare=False)
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)  # taken by each part
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of evaluation.json: plain dictionaries and numbers, without single queries and times."""
+        content = {
+            "recall": {str(k): estimate.as_dict() for k, estimate in self.recall.items()},
+            "map_at_r": self.map_at_r.as_dict(),
+            "r_precision": self.r_precision.as_dict(),
+            "nmi": None if self.nmi is None else self.nmi.as_dict(),
+            "num_queries": self.num_queries,
+            "num_gallery": self.num_gallery,
+            "num_classes": self.num_classes,
+            "queries_without_positive": self.queries_without_positive,
+        }
+        if self.mean_average_precision is not None:
+            content["mean_average_precision"] = self.mean_average_precision.as_dict()
+        return content | {"rules": dict(self.rules)} if self.rules else content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `as_dict`; unknown keys are ignored."""
+        full = content.get("mean_average_precision")
+        return cls(
+            recall={int(k): Estimate(**estimate) for k, estimate in content["recall"].items()},
+            map_at_r=Estimate(**content["map_at_r"]),
+            r_precision=Estimate(**content["r_precision"]),
+            nmi=None if content["nmi"] is None else Estimate(**content["nmi"]),
+            num_queries=content["num_queries"],
+            num_gallery=content["num_gallery"],
+            num_classes=content["num_classes"],
+            queries_without_positive=content["queries_without_positive"],
+            mean_average_precision=None if full is None else Estimate(**full),
+            rules=content.get("rules", {}),
+        )
+
+    def figures(self) -> dict[str, Estimate]:
+        """Every estimate under the name that people read, Recall@K first."""
+        named = {f"Recall@{k}": estimate for k, estimate in self.recall.items()}
+        named |= {"MAP@R": self.map_at_r, "R-precision": self.r_precision}
+        if self.mean_average_precision is not None:
+            named["mAP"] = self.mean_average_precision
+        return named if self.nmi is None else named | {"NMI": self.nmi}
+
+    def rule_sentences(self) -> list[str]:
+        """What sequences, cameras, junk and distractors did, one sentence each, without a full stop."""
+        counts, sentences = self.rules, []
+        if "excluded_matches_of_same_sequence" in counts:
+            sentences.append(
+                "An image may not answer for its own sequence: "
+                f"{counts['excluded_matches_of_same_sequence']:,} matches do not count, and "
+                f"{counts['queries_with_matches_in_own_sequence_only']:,} queries that have no other count as not found"
+            )
+        if "excluded_matches_of_same_camera" in counts:
+            sentences.append(
+                "An image may not answer for one of its class and camera: "
+                f"{counts['excluded_matches_of_same_camera']:,} matches do not count"
+            )
+        if "junk_images" in counts:
+            sentences.append(f"{counts['junk_images']:,} junk images are left out")
+        if "distractor_images" in counts:
+            sentences.append(f"{counts['distractor_images']:,} distractors are searched, and are always wrong")
+        return sentences
+
+    def table(self) -> Table:
+        """A table for the console, in per cent; the time of each part stands under it."""
+        from rich.table import Table  # noqa: PLC0415
+
+        caption = f"{self.num_queries:,} queries, gallery of {self.num_gallery:,}, {self.num_classes:,} classes"
+        if self.queries_without_positive:
+            caption += f"\nqueries without a positive, left out: {self.queries_without_positive:,}"
+        caption += "".join(f"\n{sentence}" for sentence in self.rule_sentences())
+        if self.seconds:
+            caption += "".join(f"\n{part}: {seconds:.1f} s" for part, seconds in self.seconds.items())
+        table = Table(caption=caption)
+        table.add_column("")
+        table.add_column("per cent", justify="right")
+        table.add_column("95% interval", justify="right")
+        for name, estimate in self.figures().items():
+            interval = f"{100 * estimate.low:.1f} - {100 * estimate.high:.1f}"
+            table.add_row(name, f"{100 * estimate.value:.1f}", interval)
+        return table

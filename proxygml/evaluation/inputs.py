@@ -1,0 +1,139 @@
+"""What callers give to an evaluation, checked and brought to one form: unit vectors, class numbers, masks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxygml.errors import UserError
+from proxygml.evaluation.retrieval import Array
+from proxygml.evaluation.rules import RuleColumns, Rules, group_codes, make_rules
+
+Labels = Tensor | Array | Sequence[int] | Sequence[str]
+Mask = Tensor | Array | Sequence[bool]
+Groups = Tensor | Array | Sequence[int | str | None]
+
+
+def normalised(embeddings: Tensor | Array) -> Tensor:
+    """A copy (n, D) of length 1 in float32 (or float64), rows of zeros left as they are."""
+    given = embeddings.detach() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+    if given.ndim != 2 or 0 in given.shape:
+        raise UserError(f"embeddings has the shape {tuple(given.shape)}, but (n, D) was expected, both at least 1")
+    vectors = given if isinstance(given, Tensor) else _float_tensor(given)
+    if not vectors.is_floating_point():
+        raise UserError(f"embeddings is of {vectors.dtype}, but a floating-point type was expected: convert it")
+    if vectors.dtype != torch.float64:
+        vectors = vectors.float()
+    # By the largest entry first: the square of 1e20 is not a float32.
+    largest = torch.linalg.vector_norm(vectors, ord=torch.inf, dim=1, keepdim=True)
+    if not (finite := torch.isfinite(largest)).all():
+        row = int(finite.flatten().int().argmin())
+        raise UserError(f"embeddings[{row}] holds a NaN or an infinity: look at the network or image it comes from")
+    tiny = torch.finfo(vectors.dtype).tiny
+    unit: Tensor = vectors / largest.clamp(min=tiny)
+    return unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp(min=tiny))
+
+
+def _float_tensor(array: Array) -> Tensor:
+    if array.dtype.kind != "f":
+        raise UserError(f"embeddings is of {array.dtype}, but a floating-point type was expected: convert it")
+    precision = np.float64 if array.dtype.itemsize >= 8 else np.float32
+    array = np.ascontiguousarray(array, dtype=precision)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def label_codes(labels: Labels, count: int) -> Array:
+    """(n,) int64: which class each image is of, 0..C-1."""
+    array = as_array(labels)
+    if array.shape != (count,):
+        raise UserError(
+            f"labels has the shape {array.shape}, but there are {count} embeddings: give one label for each"
+        )
+    if array.dtype == object:
+        wrong = [label for label in array if not isinstance(label, str | int | np.integer)]
+        if wrong:
+            raise UserError(f"labels holds {wrong[0]!r}, but integers or strings were expected")
+        array = array.astype(str)
+    if array.dtype.kind not in "iubUS":
+        raise UserError(f"labels is of {array.dtype}, but integers or strings were expected")
+    codes: Array = np.unique(array, return_inverse=True)[1].astype(np.int64)
+    return codes
+
+
+def rules_of(codes: Array, columns: RuleColumns) -> Rules:
+    """The checked rules of images of these classes, (n,) int64."""
+    count = len(codes)
+    rules = make_rules(
+        codes,
+        is_query=_checked_mask(columns.get("is_query"), "is_query", count),
+        is_gallery=_checked_mask(columns.get("is_gallery"), "is_gallery", count),
+        sequence=_checked_groups(columns.get("sequence"), "sequence", count),
+        camera=_checked_groups(columns.get("camera"), "camera", count),
+        is_junk=_checked_mask(columns.get("is_junk"), "is_junk", count, all_false=True),
+        is_distractor=_checked_mask(columns.get("is_distractor"), "is_distractor", count, all_false=True),
+    )
+    for name, mask in (("queries", rules.is_query), ("gallery images", rules.is_gallery)):
+        if not mask.any():
+            raise UserError(f"all {name} are junk or distractors: mark at least one image that is neither")
+    return rules
+
+
+def _checked_groups(groups: Groups | None, name: str, count: int) -> Array | None:
+    if groups is None:
+        return None
+    values = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else groups
+    if len(values) != count:
+        raise UserError(f"{name} has {len(values)} values, but there are {count} embeddings: give one for each")
+    return group_codes(values, name)
+
+
+def _checked_mask(mask: Mask | None, name: str, count: int, all_false: bool = False) -> Array | None:
+    if mask is None:
+        return None
+    array = as_array(mask)
+    if array.shape != (count,):
+        raise UserError(
+            f"{name} has the shape {array.shape}, but there are {count} embeddings: give one boolean for each"
+        )
+    if array.dtype != bool:
+        raise UserError(f"{name} is of {array.dtype}, but booleans were expected: convert it with .astype(bool)")
+    if not all_false and not array.any():
+        raise UserError(f"{name} is False for all {count} images: mark at least one")
+    return array
+
+
+def checked_images(queries: Tensor | Array | Sequence[int], count: int) -> Array:
+    images = as_array(queries)
+    if images.ndim != 1 or not len(images):
+        raise UserError(f"queries has the shape {images.shape}, but one index or more was expected, as (q,)")
+    if images.dtype.kind not in "iu":
+        raise UserError(f"queries is of {images.dtype}, but indices of images were expected: integers in 0..n-1")
+    outside = images[(images < 0) | (images >= count)]
+    if len(outside):
+        raise UserError(f"queries holds {outside[0]}, but there are {count} embeddings: give 0..n-1")
+    return images.astype(np.int64)
+
+
+def check_resampling(bootstrap: int, seed: int) -> None:
+    if bootstrap < 1:
+        raise UserError(f"bootstrap is {bootstrap}, but at least 1 resample is needed: give 1000 for a steady interval")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}, but an integer from 0 to below 2**32 was expected")
+
+
+def checked_ks(recall_at: Sequence[int]) -> list[int]:
+    try:
+        ks = [operator.index(k) for k in recall_at]
+    except TypeError:
+        ks = []
+    if not ks or min(ks) < 1:
+        raise UserError(f"recall_at is {recall_at}, but one or more integers were expected, each at least 1")
+    return sorted(set(ks))
+
+
+def as_array(values: Tensor | Array | Sequence[int] | Sequence[str] | Sequence[bool]) -> Array:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
