@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from proxygml.console import progress_bar
+from proxygml.console import console, progress_bar
+from proxygml.data.archive_names import is_of_a_file_manager, tar_name, zip_name
+from proxygml.data.image_files import Kind, LeftOut
 from proxygml.data.image_folders import ImageFolders
-from proxygml.errors import DatasetError
+from proxygml.errors import DatasetError, first_few
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Photos hardly shrink and small drawings shrink little: an archive that grows more than this is meant to fill the disk.
@@ -44,6 +46,8 @@ class Member:
     size: int = 0
     position: int = 0
     """Bytes of the archive that lie before the member's end, for the progress bar."""
+    name_is_known: bool = True
+    """False where the archive does not say in which characters the name is written."""
 
 
 def is_archive(path: Path) -> bool:
@@ -100,11 +104,17 @@ def unpack(archive: Path, folder: Path) -> None:
     size = archive.stat().st_size
     bytes_left = min(max(MAX_GROWTH * size, FREE_GROWTH), shutil.disk_usage(folder).free)
     members_left = FREE_MEMBERS + size // MIN_BYTES_PER_MEMBER
+    left_out, guessed = LeftOut(), []
     try:
         with progress_bar() as bar:
             task = bar.add_task(f"Unpacking {archive.name} (MiB)", total=size // _MEBIBYTE, note="")
             for member in _members(archive):
                 members_left -= 1
+                if not member.name_is_known:
+                    guessed.append(member.name)
+                if is_of_a_file_manager(member.name):
+                    left_out.add(Kind.SYSTEM, member.name)
+                    continue
                 if members_left < 0:
                     raise DatasetError(
                         f"{archive} holds too many files for its size: unpack it yourself if you trust it"
@@ -120,6 +130,18 @@ def unpack(archive: Path, folder: Path) -> None:
         # An error with a number comes from the system and is about the disk, not about the archive.
         advice = "" if isinstance(error, OSError) and error.errno else ": is the download complete? Fetch it again"
         raise DatasetError(f"{archive} cannot be unpacked ({reason}){advice}") from error
+    if left_out:
+        console.print(f"{archive}: {left_out}", markup=False, highlight=False, soft_wrap=True)
+    if guessed:
+        console.print(
+            f"{archive} does not say in which characters {len(guessed):,} of its names are written "
+            f"({first_few(guessed, 3)}): if they look wrong, unpack it with the program that made it, and give the "
+            "folder",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _members(archive: Path) -> Iterator[Member]:
@@ -131,24 +153,26 @@ def _zip_members(archive: Path) -> Iterator[Member]:
         for info in opened.infolist():
             position = info.header_offset + info.compress_size
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir():
-                yield Member(info.filename, "folder", position=position)
+            name, known = zip_name(info)
+            if name.endswith("/"):
+                yield Member(name, "folder", position=position, name_is_known=known)
             elif kind not in (0, stat.S_IFREG):
-                yield Member(info.filename, "link" if kind == stat.S_IFLNK else "device")
+                yield Member(name, "link" if kind == stat.S_IFLNK else "device")
             else:
                 with opened.open(info) as content:
-                    yield Member(info.filename, "file", content, info.file_size, position)
+                    yield Member(name, "file", content, info.file_size, position, known)
 
 
 def _tar_members(archive: Path) -> Iterator[Member]:
     with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as opened:
         for info in opened:
+            name = tar_name(info.name)
             if info.isdir():
-                yield Member(info.name, "folder", position=raw.tell())
+                yield Member(name, "folder", position=raw.tell())
             elif info.isreg():
-                yield Member(info.name, "file", opened.extractfile(info), info.size, raw.tell())
+                yield Member(name, "file", opened.extractfile(info), info.size, raw.tell())
             else:
-                yield Member(info.name, "link" if info.issym() or info.islnk() else "device")
+                yield Member(name, "link" if info.issym() or info.islnk() else "device")
         if opened.fileobj is raw:
             # tarfile takes a damaged or missing header for the end of the archive; the true end is a block of zeros.
             raw.seek(opened.offset)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".parquet")
+READ_SUFFIXES = (*SUFFIXES, ".tsv")
+"""Of the tables that are read: one whose columns are separated by tabs may be called so."""
 
 
 class Count(NamedTuple):
@@ -69,7 +71,9 @@ class Catalog:
     def read(cls, path: Path | str, check_boxes: bool = True) -> "Catalog":
         """Read a CSV or Parquet table, ours or one made for open-metric-learning.
 
-        In the latter, the split `validation` becomes `test` where the table has no test rows, else `val`.
+        A CSV may have commas, semicolons, tabs or vertical bars between its columns, and may be UTF-8 or UTF-16. Splits
+        may be called as SPLIT_NAMES has them, in small or capital letters; `validation`, as open-metric-learning has
+        it, becomes `test` where the table has no other test rows.
 
         Args:
             path: The table; its relative paths are relative to its folder.
@@ -81,7 +85,7 @@ class Catalog:
         from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
 
         path = Path(path)
-        check_suffix(path)
+        check_suffix(path, READ_SUFFIXES)
         try:
             catalog = cls(load_table(path), path.parent)
             if check_boxes:
@@ -188,9 +192,9 @@ class Catalog:
         return len(self.table)
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Path, known: Sequence[str] = SUFFIXES) -> None:
     """Raise CatalogError when the name does not end as that of a catalog."""
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in known:
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
 
 

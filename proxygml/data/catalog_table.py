@@ -4,13 +4,22 @@ What a catalog is for is in catalog.py; pandas is loaded here, so that a command
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from proxygml.data.arrow import to_pandas
-from proxygml.data.columns import BOX_COLUMNS, MARK_COLUMNS, ROLE_COLUMNS, SPLITS, TEXT_COLUMNS
+from proxygml.data.columns import (
+    BOX_COLUMNS,
+    MARK_COLUMNS,
+    ROLE_COLUMNS,
+    RULE_COLUMNS,
+    SPLIT_NAMES,
+    TEXT_COLUMNS,
+)
+from proxygml.data.csv_form import CsvForm, not_text
 from proxygml.errors import CatalogError, did_you_mean, first_few
 
 MAX_COORDINATE = 2**31 - 1
@@ -24,25 +33,41 @@ def load_table(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise CatalogError("there is no such file; `proxygml prepare` makes a catalog")
+    kind = path.suffix.lower()[1:]
     try:
-        if path.suffix.lower() == ".csv":
-            return _load_csv(path)
-        return to_pandas(pq.read_table(path, partitioning=None))
+        table = to_pandas(pq.read_table(path, partitioning=None)) if kind == "parquet" else _load_csv(path)
+    except UnicodeDecodeError as error:
+        raise CatalogError(not_text(error)) from error
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
-        raise CatalogError(f"cannot be read as {path.suffix.lower()[1:]}: {error}") from error
+        raise CatalogError(f"cannot be read as {kind}: {error}") from error
+    ours = (*TEXT_COLUMNS, *BOX_COLUMNS, *RULE_COLUMNS)
+    return table.rename(columns=lambda name: str(name).strip() if str(name).strip() in ours else name)
 
 
 def _load_csv(path: Path) -> pd.DataFrame:
     """Text stays text, in the user's own columns too: an article may be 00123, a class may be called NA."""
-    columns = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-    parsed = [column for column in columns if column in (*BOX_COLUMNS, *ROLE_COLUMNS, *MARK_COLUMNS)]
-    return pd.read_csv(
+    form = CsvForm.of(path)
+    columns = _read_csv(path, form, nrows=0).columns
+    parsed = [column for column in columns if column.strip() in (*BOX_COLUMNS, *ROLE_COLUMNS, *MARK_COLUMNS)]
+    return _read_csv(
         path,
-        encoding="utf-8-sig",
+        form,
         dtype={column: str for column in columns if column not in parsed},
         keep_default_na=False,
         na_values={column: ["", "None", "nan", "NaN", "NA", "<NA>"] for column in parsed},
         low_memory=False,
+    )
+
+
+def _read_csv(path: Path, form: CsvForm, **options: Any) -> pd.DataFrame:
+    return pd.read_csv(
+        path,
+        encoding=form.encoding,
+        sep=form.separator,
+        skiprows=form.skipped_lines,
+        skipinitialspace=form.padded,
+        decimal="," if form.separator == ";" else ".",  # as spreadsheets write both, in the same countries
+        **options,
     )
 
 
@@ -101,14 +126,16 @@ def _as_text(column: pd.Series) -> pd.Series:
 
 
 def _as_splits(column: pd.Series) -> pd.Series:
-    validation = "val" if (column == "test").any() else "test"
-    splits = column.replace("validation", validation)
-    unknown = ~splits.isin(SPLITS)
-    if unknown.any():
-        found = str(splits[unknown].iloc[0])
-        hint = did_you_mean(found.lower(), (*SPLITS, "validation"))
-        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}, which is none of ours; {hint}")
-    return splits
+    """The splits under our names. `validation` means `test` where there is no other test split."""
+    given = column.str.strip().str.lower()
+    if not given.map(SPLIT_NAMES).eq("test").any():
+        given = given.replace("validation", "test")
+    splits = given.map(SPLIT_NAMES)
+    if (unknown := splits.isna()).any():
+        found = str(column[unknown].iloc[0])
+        hint = did_you_mean(found.strip().lower(), SPLIT_NAMES)
+        raise CatalogError(f"has the split {found!r} in {_rows(unknown)}, which is none that is known; {hint}")
+    return splits.astype("str")
 
 
 def _as_boxes(columns: pd.DataFrame) -> pd.DataFrame:

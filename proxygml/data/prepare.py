@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from proxygml.console import console, track
 from proxygml.data.archives import is_archive, unpacked
 from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix
+from proxygml.data.class_names import check_class_names
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
@@ -129,7 +130,7 @@ def prepare(
     if bad := [finding for finding in findings if finding.bad]:
         catalog = _drop(catalog, bad, len(catalog) + len(strays), on_bad)
         _compare_counts(catalog, dataset)
-    for warning in check_splits(catalog):
+    for warning in (*check_splits(catalog), *check_class_names(catalog)):
         _warn(warning)
     superseded = images.superseded(catalog.folder)
     if resize is not None:

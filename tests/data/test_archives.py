@@ -3,8 +3,11 @@
 import errno
 import io
 import stat
+import struct
 import tarfile
+import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,6 +203,87 @@ def test_a_locked_zip_is_named(tmp_path: Path) -> None:
     archive.write_bytes(content)
     with pytest.raises(DatasetError, match="encrypted"):
         unpacked(archive, tmp_path / "out", {})
+
+
+def write_raw_zip(path: Path, names: dict[bytes, bytes], system: int = 3, extra: bytes = b"") -> Path:
+    """A zip whose names are these bytes, without the flag that says that they are UTF-8."""
+    placeholders = {bytes([ord("a") + number]) * len(name): name for number, name in enumerate(names)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for placeholder, name in placeholders.items():
+            info = zipfile.ZipInfo(placeholder.decode())
+            info.create_system, info.extra = system, extra
+            archive.writestr(info, names[name])
+    content = path.read_bytes()
+    for placeholder, name in placeholders.items():
+        assert content.count(placeholder) == 2
+        content = content.replace(placeholder, name)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_that_macos_wrote_without_saying_how_are_read(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [unicodedata.normalize(form, name) for name in ("日本/ガ.jpg", "Café/ü.jpg", "plain/a.jpg")]
+    archive = write_raw_zip(tmp_path / "mac.zip", {name.encode(): b"1" for name in names})
+    folder = unpacked(archive, tmp_path / "out", {})
+    assert everything_in(folder) == {STAMP, *names, *(name.partition("/")[0] for name in names)}
+    assert "does not say" not in capsys.readouterr().err
+
+
+def test_names_in_other_characters_are_read_as_stated_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name may be repeated in UTF-8; where it is not, nobody knows which characters a byte stands for."""
+    raw = "日本/a.jpg".encode("cp932")
+    stated = struct.pack("<BI", 1, zlib.crc32(raw)) + "日本/a.jpg".encode()
+    extra = struct.pack("<HH", 0x7075, len(stated)) + stated
+    folder = unpacked(write_raw_zip(tmp_path / "said.zip", {raw: b"1"}, extra=extra), tmp_path / "said", {})
+    assert (folder / "日本" / "a.jpg").read_bytes() == b"1"
+    assert "does not say" not in capsys.readouterr().err
+    unpacked(write_raw_zip(tmp_path / "silent.zip", {raw: b"1"}), tmp_path / "silent", {})
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"does not say in which characters 1 of its names are written ({raw.decode('cp437')})" in printed
+
+
+def test_backslashes_separate_folders_as_windows_writes_them(tmp_path: Path) -> None:
+    expected = {"top", "top/a", "top/a/1.jpg", "top/empty", STAMP}
+    names = {b"top\\a\\1.jpg": b"1", b"top\\empty\\": b""}
+    for number, system in enumerate((0, 3)):
+        archive = write_raw_zip(tmp_path / f"{number}.zip", names, system)
+        assert everything_in(unpacked(archive, tmp_path / f"zip{number}", {})) == expected
+    mixed = write_raw_zip(tmp_path / "mixed.zip", {b"top/a\\1.jpg": b"1", b"top/empty\\": b""}, system=0)
+    assert everything_in(unpacked(mixed, tmp_path / "mixed", {})) == expected
+    tar = write_tar(tmp_path / "windows.tar", {"top\\a\\1.jpg": b"1"})
+    assert everything_in(unpacked(tar, tmp_path / "tar", {})) == expected - {"top/empty"}
+    linux = write(tmp_path / "linux.tar", {"top/a\\b.jpg": b"1"})  # where a name may hold one
+    assert everything_in(unpacked(linux, tmp_path / "linux", {})) == {"top", "top/a\\b.jpg", STAMP}
+
+
+def test_odd_names_in_a_tar_are_kept(tmp_path: Path) -> None:
+    names = [
+        "./a/1.jpg",
+        "a//2.jpg",
+        "./b c/ü 3.jpg",
+        "a/-rf",
+        "a/x\ny.jpg",
+        f"{'d' * 200}/{'e' * 200}.jpg",
+        "a/. .jpg",
+    ]
+    folder = unpacked(write(tmp_path / "odd.tar", dict.fromkeys(names, b"1")), tmp_path / "out", {})
+    for name in names:
+        assert (folder / name).read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_what_macos_adds_is_left_out_and_named(tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["a/1.jpg", "__MACOSX/a/._1.jpg", "__MACOSX/._a", "a/._1.jpg", ".DS_Store", "a/.DS_Store"]
+    archive = write(tmp_path / f"mac{suffix}", dict.fromkeys(files, b"1"))
+    assert everything_in(unpacked(archive, tmp_path / "out", {})) == {"a", "a/1.jpg", STAMP}
+    assert "5 left out: left by a file manager: 5 (__MACOSX/a/._1.jpg, __MACOSX/._a" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_an_unpacked_folder_is_used_again(tmp_path: Path) -> None:

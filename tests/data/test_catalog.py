@@ -1,5 +1,6 @@
 """The catalog reads what it promises, refuses the rest by name, and writes what it has read."""
 
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,82 @@ def test_a_table_of_open_metric_learning(tmp_path: Path, with_test: bool, expect
         assert check_splits(catalog) == []
 
 
+FORMS = {
+    "semicolons": ("{0};{1};{2};{3}\n", "utf-8", "\n"),
+    "tabs": ("{0}\t{1}\t{2}\t{3}\n", "utf-8", "\n"),
+    "bars": ("{0}|{1}|{2}|{3}\n", "utf-8", "\n"),
+    "a mark and Windows line ends": ("{0},{1},{2},{3}\n", "utf-8-sig", "\r\n"),
+    "semicolons, a mark, Windows line ends": ("{0};{1};{2};{3}\n", "utf-8-sig", "\r\n"),
+    "line ends of old Macintoshes": ("{0},{1},{2},{3}\n", "utf-8", "\r"),
+    "Unicode text of a spreadsheet": ("{0}\t{1}\t{2}\t{3}\n", "utf-16", "\r\n"),
+    "UTF-16 without a mark": ("{0},{1},{2},{3}\n", "utf-16-le", "\n"),
+    "UTF-16, high bytes first": ("{0};{1};{2};{3}\n", "utf-16-be", "\n"),
+    "UTF-32": ("{0};{1};{2};{3}\n", "utf-32", "\n"),
+    "blanks behind commas": ("{0}, {1}, {2}, {3}\n", "utf-8", "\n"),
+    "quotes": ('"{0}";"{1}";"{2}";"{3}"\n', "utf-8", "\n"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("first", ["", "sep"])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, form: str, first: str) -> None:
+    """The separator is found by the header alone: the cells hold other ones too."""
+    row, encoding, line_end = FORMS[form]
+    separator = row.replace('"', "")[3]
+    path = "a, b.jpg" if "quotes" in form or separator not in ", " else "a;b.jpg"
+    lines = [row.format("path", "label", "split", "note"), row.format(path, "café", "train", "00123")]
+    text = (f"sep={separator}\n" if first else "") + "".join(lines)
+    table = tmp_path / "table.csv"
+    table.write_bytes(text.replace("\n", line_end).encode(encoding))
+    catalog = Catalog.read(table)
+    assert catalog.table.to_dict("records") == [{"path": path, "label": "café", "split": "train", "note": "00123"}]
+
+
+def test_blanks_around_the_names_of_our_columns_do_not_count(tmp_path: Path) -> None:
+    text = " path ,label ,\tsplit, x_1 , y_1 , x_2 , y_2 , note \na.jpg,7,train,1,2,3,4, z \n"
+    for catalog in (Catalog.read(csv(tmp_path, text)), Catalog.read(parquet_of(tmp_path, text))):
+        assert catalog.boxes is not None
+        assert catalog.boxes.tolist() == [[1, 2, 3, 4]]
+        assert catalog.table[" note "].tolist() == [" z "]
+
+
+def parquet_of(folder: Path, text: str) -> Path:
+    table = pd.read_csv(StringIO(text), dtype={" note ": str})
+    table.to_parquet(folder / "catalog.parquet")
+    return folder / "catalog.parquet"
+
+
+def test_decimal_commas_of_boxes_are_read(tmp_path: Path) -> None:
+    text = "path;label;split;x_1;y_1;x_2;y_2\na.jpg;7;train;1,5;2;3,5;4\nb.jpg;7;train;;;;\n"
+    boxes = Catalog.read(csv(tmp_path, text)).boxes
+    assert boxes is not None
+    assert boxes.tolist() == [[1, 2, 4, 4], [0, 0, 0, 0]]
+
+
+def test_a_table_that_ends_with_tsv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("path\tlabel\tsplit\na.jpg\t7\ttrain\n")
+    assert Catalog.read(tmp_path / "t.tsv").labels == ["7"]
+    with pytest.raises(CatalogError, match=r"ends with \.tsv"):
+        Catalog.read(tmp_path / "t.tsv").write(tmp_path / "again.tsv")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("train valid test", "train val test"),
+        ("Train Val Test", "train val test"),
+        ("TRAINING validation testing", "train val test"),
+        ("training Validation TEST", "train val test"),
+        ("Train Validation Validation", "train test test"),
+        ("train valid valid", "train val val"),
+    ],
+)
+@pytest.mark.parametrize("blank", ["", " "])
+def test_splits_under_other_names(tmp_path: Path, given: str, expected: str, blank: str) -> None:
+    rows = "".join(f"{number}.jpg,{number},{name}{blank}\n" for number, name in enumerate(given.split()))
+    assert Catalog.read(csv(tmp_path, "path,label,split\n" + rows)).table["split"].tolist() == expected.split()
+
+
 BOXES = "path,label,split,x_1,y_1,x_2,y_2\na.jpg,a,train,"
 
 
@@ -183,8 +260,12 @@ BOXES = "path,label,split,x_1,y_1,x_2,y_2\na.jpg,a,train,"
     [
         ("", "cannot be read as csv"),
         ("image_path,label,split\na,b,train\n", "no column 'path'.*rename.*image_path"),
-        ("path;label;split\na;b;train\n", "no column 'path'"),
+        ("path:label:split\na:b:train\n", "no column 'path'"),
         ("path,label,split\na.jpg,b,trian\n", "'trian' in row 0.*did you mean 'train'"),
+        (
+            "path,label,split\na.jpg,b,dev\n",
+            "'dev' in row 0, .*choose one of train, training, val, valid, validation, t",
+        ),
         ("path,label,split\na.jpg,b,train\n,b,train\n", "no path in row 1"),
         ("path,label,split\na.jpg,  ,train\n", "no label in row 0"),
         ("path,label,split,x_1,y_1\na.jpg,b,train,1,2\n", "not x_2, y_2"),
@@ -212,6 +293,12 @@ def test_a_file_that_is_no_catalog_is_named(tmp_path: Path) -> None:
         Catalog.read(tmp_path / "catalog.txt")
     with pytest.raises(CatalogError, match="ends with no suffix"):
         catalog_of(("a", "train")).write(tmp_path / "catalog")
+    spreadsheet = tmp_path / "windows.csv"
+    spreadsheet.write_bytes("path,label,split\na.jpg,café,train\n".encode("cp1252"))
+    with pytest.raises(
+        CatalogError, match=r"windows.csv: cannot be read as csv: it is not in UTF-8.*0xe9|xe9.*save it"
+    ):
+        Catalog.read(spreadsheet)
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CatalogError, match="cannot be read as parquet"):

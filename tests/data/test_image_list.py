@@ -103,7 +103,7 @@ def test_what_is_left_out_is_counted_and_named(photos: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     "ending",
-    ["pdf", "eps", "ps", "mpg", "mpeg", "h5", "hdf", "grib", "fits", "wmf", "psd", "svg", "mp4", "heic", "txt"],
+    ["pdf", "eps", "ps", "mpg", "mpeg", "h5", "hdf", "grib", "fits", "wmf", "psd", "svg", "mp4", "txt"],
 )
 def test_files_of_other_kinds_are_not_embedded(ending: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / f"a.{ending}").touch()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from proxygml.data.catalog import Catalog
+from proxygml.data.class_names import class_named
 from proxygml.data.columns import SPLITS, split_of
 from proxygml.data.image_files import Entry, Kind, LeftOut, entries, readable
 from proxygml.errors import DatasetError
@@ -153,11 +154,12 @@ def _choose(classes: list[str], test_classes: str) -> set[str]:
         names = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file} is no text file: expected one class name per line") from error
-    if unknown := sorted(names - set(classes)):
+    chosen = {name: class_named(name, classes) for name in names}
+    if unknown := sorted(name for name, known in chosen.items() if known is None):
         raise DatasetError(f"{file} names {len(unknown)} classes that have no folder, such as {unknown[0]!r}")
     if not names:
         raise DatasetError(f"{file} names no class: expected one class name per line")
-    return names
+    return {known for known in chosen.values() if known is not None}
 
 
 def _catalog(top: Path, classes: Iterable[tuple[str, str, list[Path]]]) -> Catalog:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from proxygml.data.archives import ARCHIVE_SUFFIXES
 from proxygml.data.catalog import Catalog, Count
-from proxygml.data.image_files import LeftOut
+from proxygml.data.image_files import SYSTEM_FILES, LeftOut
 from proxygml.errors import DatasetError, did_you_mean
 
 
@@ -46,10 +46,15 @@ class Dataset:
 
 
 def find(root: Path, name: str) -> Path | None:
-    """The file or folder of that name in `root` or up to two folders below, the shallowest; None if there is none."""
+    """The file or folder of that name in `root` or up to two folders below, the shallowest; None if there is none.
+
+    Folders that are hidden or were left by a file manager do not count: they hold files of the same names.
+    """
     for depth in ("", "*/", "*/*/"):
-        if found := sorted(root.glob(f"{depth}{name}")):
-            return found[0]
+        for found in sorted(root.glob(f"{depth}{name}")):
+            folders = found.relative_to(root).parts[:-1]
+            if not any(folder.startswith(".") or folder.lower() in SYSTEM_FILES for folder in folders):
+                return found
     return None
 
 

@@ -6,7 +6,9 @@ It only says where the images are; catalog.py reads and checks the table.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxygml.console import console
 from proxygml.data.catalog import Catalog
+from proxygml.data.csv_form import CsvForm
 from proxygml.errors import DatasetError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ def read(
         DatasetError: `images` is no folder, or no image has the label that is named.
     """
     catalog = Catalog.read(root, check_boxes=False)
+    if root.suffix.lower() != ".parquet" and (form := str(CsvForm.of(root))):
+        console.print(f"{root}: read with {form}", markup=False, highlight=False, soft_wrap=True)
     for column, label in (("is_junk", junk_label), ("is_distractor", distractor_label)):
         if label is not None:
             catalog = Catalog(_marked(catalog.table, column, label), catalog.folder)

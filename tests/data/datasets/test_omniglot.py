@@ -33,6 +33,13 @@ def test_the_whole_has_the_published_counts(tmp_path: Path) -> None:
     assert catalog.paths[0].is_file() and catalog.paths[-1].is_file()
 
 
+def test_what_macos_left_beside_it_does_not_count(tmp_path: Path) -> None:
+    for part in ("images_background", "images_evaluation"):
+        for top in ("__MACOSX", "omniglot"):
+            write_picture(tmp_path / top / part / "Greek" / "character01" / "1.png", 0)
+    assert {path.parts[len(tmp_path.parts)] for path in omniglot.read(tmp_path).paths} == {"omniglot"}
+
+
 def test_half_of_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "images_background").mkdir()
     with pytest.raises(DatasetError, match="images_evaluation is not in"):

@@ -42,3 +42,15 @@ def test_labels_that_mark_junk_and_distractors(tmp_path: Path) -> None:
     assert "is_junk" not in table.read(path, distractor_label="0").table
     with pytest.raises(DatasetError, match="no image has the label '-2': choose one of 7, -1, 0"):
         table.read(path, junk_label="-2")
+
+
+def test_what_is_unusual_about_a_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "table.csv"
+    for text, encoding, words in (
+        ("path,label,split\n1.jpg,7,train\n", "utf-8-sig", ""),
+        ("path;label;split\n1.jpg;7;train\n", "utf-8", "read with columns separated by semicolons"),
+        ("path\tlabel\tsplit\n1.jpg\t7\ttrain\n", "utf-16", "read with columns separated by tabs, UTF-16"),
+    ):
+        path.write_bytes(text.encode(encoding))
+        assert table.read(path).labels == ["7"]
+        assert capsys.readouterr().err.replace("\n", "") == (f"{path}: {words}" if words else "")
