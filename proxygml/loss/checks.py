@@ -96,9 +96,11 @@ def check_batch(embeddings: Tensor, labels: Labels, num_classes: int, embedding_
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        first = int(outside.nonzero()[0])
+    if not len(labels):
+        return
+    least, largest = torch.aminmax(labels)
+    if least.item() < 0 or largest.item() >= num_classes:
+        first = int(((labels < 0) | (labels >= num_classes)).nonzero()[0])
         raise ValueError(
             f"labels[{first}] is {int(labels[first])}, but the loss was built for {num_classes} classes "
             f"(0..{num_classes - 1})"
@@ -106,6 +108,9 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def _check_finite(embeddings: Tensor) -> None:
+    # A sum that is finite has finite terms, and takes a twentieth of the time of looking at each.
+    if math.isfinite(embeddings.detach().sum().item()):
+        return
     finite = torch.isfinite(embeddings).all(dim=1)
     if not finite.all():
         first = int((~finite).nonzero()[0])

@@ -16,6 +16,7 @@ from torch.autograd import Function
 # Bytes of proxies in a block. On a CPU, a block stays in the cache from one product to the next. On a GPU, a block
 # keeps it busy, and bounds the memory of a copy where the proxies are converted from a lower precision.
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 4 * 2**20, 256 * 2**20
+CPU_PRODUCT_BYTES = 2**20
 
 Gradients = tuple[Tensor | None, Tensor | None]  # by the samples (M, D), by the proxies (C*N, D); None where not wanted
 
@@ -109,11 +110,16 @@ def along_proxies(
 
 def _spread(step: Step, place: Tensor, columns: int) -> Tensor:
     """The slopes (M, columns), each at its place, 0 elsewhere."""
-    blank = step.slopes.new_zeros(len(step.slopes), columns)
-    if not columns:
-        return blank
+    return spread_(step.slopes.new_empty(len(step.slopes), columns), place, step.slopes, step.kept)
+
+
+def spread_(target: Tensor, place: Tensor, values: Tensor, kept: Tensor | None) -> Tensor:
+    """Write values (M, e), which are 0 where not kept, to their places in target (M, columns), and 0 elsewhere."""
+    target.zero_()
+    if not target.shape[1]:
+        return target
     # A place without an edge may hold the number of a real edge; its 0 must not overwrite that edge.
-    return blank.scatter_(1, place, step.slopes) if step.kept is None else blank.scatter_add_(1, place, step.slopes)
+    return target.scatter_(1, place, values) if kept is None else target.scatter_add_(1, place, values)
 
 
 def _from_all(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool, bool]) -> Gradients:
@@ -131,9 +137,36 @@ def _from_all(step: Step, proxy_gradient: Tensor | None, wanted: tuple[bool, boo
             grad_samples.addmm_(slopes, part)
         if grad_proxies is not None:
             rows = grad_proxies[block].addmm_(slopes.T, step.samples, beta=0 if proxy_gradient is None else 1)
-            along = torch.linalg.vecdot(rows, part) if step.along is None else step.along[block]
-            rows.addcmul_(part, (along * inverse * inverse)[:, None], value=-1)
+            remove_along_(rows, part, inverse, None if step.along is None else step.along[block])
     return grad_samples, grad_proxies
+
+
+def remove_along_(
+    gradient: Tensor, vectors: Tensor, inverse: Tensor | None = None, along: Tensor | None = None
+) -> None:
+    """Take out of the gradient by each vector (n, D) what lies along it: its length has no effect on the loss.
+
+    Args:
+        gradient: (n, D), changed in place.
+        vectors: (n, D).
+        inverse: 1 / length of each, (n,); None where all have length 1.
+        along: the product of each gradient and its vector, (n,); None where it has to be computed.
+    """
+    along = row_products(gradient, vectors) if along is None else along
+    if inverse is not None:
+        along = along * inverse * inverse
+    gradient.addcmul_(vectors, along[:, None], value=-1)
+
+
+def row_products(one: Tensor, other: Tensor) -> Tensor:
+    """The products of the rows of two tensors (n, D), (n,)."""
+    products = one.new_empty(len(one))
+    # The terms of all products are written before they are added up. On a CPU, those of a block stay in the cache.
+    rows = CPU_PRODUCT_BYTES // (one.shape[1] * one.itemsize) if one.device.type == "cpu" else len(one)
+    for start in range(0, len(one), max(1, rows)):
+        block = slice(start, start + max(1, rows))
+        torch.linalg.vecdot(one[block], other[block], out=products[block])
+    return products
 
 
 def proxy_blocks(proxies: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -1,7 +1,7 @@
 """The mathematics of ProxyGML: neighbour selection, reverse label propagation, masked cross-entropy.
 
 Functions of tensors; nothing here owns a parameter, checks a user's input or knows about training. The gradients are in
-gradients.py, the regulariser in regularizer.py, and what processes exchange in sharded.py.
+gradients.py, the regulariser in regularizer.py and joint.py, and what processes exchange in sharded.py.
 Source: Zhu et al., "Fewer is More: A Deep Graph Metric Learning Perspective Using Fewer Proxies", NeurIPS 2020.
 Proxies are class-major everywhere: rows c*N .. c*N + N - 1 of a (C*N, ...) tensor belong to class c.
 
@@ -13,13 +13,24 @@ classes that this process owns. `shard` is None where one process owns all.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from proxygml.loss.gradients import Step, along_proxies, once_differentiable, proxy_blocks, step_gradients
+from proxygml.loss.gradients import (
+    Gradients,
+    Step,
+    along_proxies,
+    once_differentiable,
+    proxy_blocks,
+    remove_along_,
+    spread_,
+    step_gradients,
+)
+from proxygml.loss.joint import fits_at_once, joint_gradients, joint_proxy_loss_, joint_similarity
 from proxygml.loss.regularizer import proxy_loss, sampled_proxy_loss
 from proxygml.loss.sharded import Shard, own_classes, own_proxies
 from proxygml.loss.softmax import class_loss, cross_entropy, row_maximum, row_sums
@@ -58,26 +69,32 @@ def neighbor_count(num_classes: int, proxies_per_class: int, neighbor_ratio: flo
     return min(max(math.ceil(neighbor_ratio * num_classes * proxies_per_class), proxies_per_class + 1), total)
 
 
-def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> Tensor:
-    """The embeddings (M, D), L2-normalised, in the precision of the computation.
+def computing_dtype(embeddings: torch.dtype, proxies: torch.dtype) -> torch.dtype:
+    """The precision of the computation: at least float32, which sums of hundreds of terms need."""
+    return torch.promote_types(torch.promote_types(embeddings, proxies), torch.float32)
 
-    Half-precision inputs are computed in float32, with or without autocast: sums of hundreds of terms need it. Each
-    row is scaled by its largest number first, so that squares neither overflow nor vanish. A row of only
-    vanishing numbers has no direction: it becomes 0 and gets no gradient, which would be too large for the precision.
+
+def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The embeddings (M, D), L2-normalised, in the precision of the computation; and 1 / length of each, (M, 1).
+
+    Each row is scaled by its largest number first, so that squares neither overflow nor vanish. A row of only
+    vanishing numbers has no direction: it becomes 0, as does its inverse length, so that it gets no gradient, which
+    would be too large for the precision.
     """
-    dtype = torch.promote_types(torch.promote_types(embeddings.dtype, proxies_dtype), torch.float32)
+    dtype = computing_dtype(embeddings.dtype, proxies_dtype)
     least = max(torch.finfo(embeddings.dtype).tiny, torch.finfo(dtype).tiny * 2**20)
     vectors = embeddings.to(dtype)
-    largest = torch.linalg.vector_norm(vectors.detach(), math.inf, dim=1, keepdim=True)
-    scaled = vectors / largest.clamp_min(least)
-    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return torch.where(largest > least, scaled / length.clamp_min(0.5), 0)
+    largest = vectors.abs().amax(dim=1, keepdim=True)  # vector_norm(inf) takes a CPU ten times as long
+    divisor = largest.clamp_min(least)
+    scaled = vectors / divisor
+    inverse = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min_(0.5).reciprocal_().mul_(largest > least)
+    return scaled.mul_(inverse), inverse.div_(divisor)
 
 
 def inverse_lengths(proxies: Tensor, dtype: torch.dtype) -> Tensor:
     """1 / length of each proxy (C*N, D), computed in `dtype`: (C*N,); 0 for a proxy of length 0."""
     lengths = torch.linalg.vector_norm(proxies, dim=1, dtype=dtype)
-    return torch.where(lengths > torch.finfo(dtype).tiny, lengths.reciprocal(), 0)
+    return torch.nan_to_num_(lengths.reciprocal_(), nan=math.nan, posinf=0.0)
 
 
 def cosine_similarity(samples: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,24 +150,33 @@ def _most_similar(similarity: Tensor, count: int, shard: Shard | None) -> Edges:
     return Edges(largest.values, largest.indices, None, own=0)
 
 
-def propagate_labels(edges: Edges, num_classes: int, proxies_per_class: int) -> tuple[Tensor, Tensor]:
-    """Step 4: reverse label propagation over the kept edges; a class's score is the sum over its kept proxies.
+class Candidates(NamedTuple):
+    """The classes of the softmax beside a sample's own: those of which it keeps a proxy (step 5)."""
 
-    Args:
-        edges: the kept edges, e places for each of M samples.
-        num_classes: C.
-        proxies_per_class: N.
+    logits: Tensor  # (M, n), -inf where a class is no candidate; with one proxy a class, a column for each other edge
+    columns: Tensor | None  # (M, others) int64: the column of each other edge's class; None where it is the edge's own
+    degrees: Tensor | None  # (M, n): how many edges each class has, at least 1; None where scores are sums
 
-    Returns:
-        For each edge the score of its proxy's class, (M, e), and how many edges that class has, (M, e), at least 1.
-        Classes without an edge are no candidates (step 5) and appear nowhere.
-    """
-    weights = edges.similarity
-    if proxies_per_class == 1:
-        return weights, torch.ones_like(weights)
-    classes = edges.neighbors // proxies_per_class
-    scores, degrees = class_scores(edges, classes, num_classes)
-    return scores.gather(1, classes), degrees.gather(1, classes).clamp_(min=1)
+
+def propagate_labels(edges: Edges, num_classes: int, terms: Terms) -> Candidates:
+    """Step 4: reverse label propagation over the kept edges; a class's score is the sum over its kept proxies."""
+    similarity, neighbors = edges.similarity[:, edges.own :], edges.neighbors[:, edges.own :]
+    kept = None if edges.kept is None else edges.kept[:, edges.own :]
+    if terms.proxies_per_class == 1:
+        logits = terms.scale * similarity
+        return Candidates(logits if kept is None else logits.masked_fill_(~kept, -math.inf), None, None)
+    columns, width = neighbors // terms.proxies_per_class, num_classes
+    if kept is not None:  # what is not kept goes to a column of its own
+        columns, width = torch.where(kept, columns, num_classes), num_classes + 1
+    logits = similarity.new_full((len(similarity), width), -math.inf)
+    logits.scatter_(1, columns, 0.0).scatter_add_(1, columns, similarity)
+    if kept is not None:
+        logits[:, -1] = -math.inf
+    degrees = None
+    if terms.degree_normalized:
+        degrees = torch.zeros_like(logits).scatter_add_(1, columns, torch.ones_like(similarity)).clamp_(min=1)
+        logits /= degrees
+    return Candidates(logits.mul_(terms.scale), columns, degrees)
 
 
 def class_scores(edges: Edges, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -172,7 +198,7 @@ def kept_by_others(edges: Edges, labels: Tensor, num_proxies: int, proxies_per_c
 
 
 def proxy_graph_loss(
-    samples: Tensor,
+    embeddings: Tensor,
     proxies: Tensor,
     labels: Tensor,
     terms: Terms,
@@ -183,18 +209,18 @@ def proxy_graph_loss(
     """Steps 1 to 8: L_s + proxy_weight * L_p, a scalar.
 
     Args:
-        samples: (M, D) L2-normalised embeddings, of this process; M at least 1 over all processes.
-        proxies: (C*N, D) of any length, of the samples' precision or a lower one.
+        embeddings: (M, D) of any length, of this process; M at least 1 over all processes.
+        proxies: (C*N, D) of any length.
         labels: (M,) int64.
         terms: what the loss is made of.
         sampled: int64 numbers of different proxies, over which L_p's mean is taken instead of over all; each is still
             classified over the whole graph. Drawn uniformly, its expectation is L_p, and that of its gradient L_p's.
         shard: the processes that the classes are divided over. The loss is then that of all their samples, and the
-            gradient by the samples W times that of it, because data parallelism divides by W.
+            gradient by the embeddings W times that of it, because data parallelism divides by W.
         sizes: how many samples each process brings; needed with `shard`.
     """
     with_gradient = proxies.requires_grad and torch.is_grad_enabled()
-    loss: Tensor = _ProxyGraphLoss.apply(samples, proxies, labels, terms, sampled, with_gradient, shard, sizes)
+    loss: Tensor = _ProxyGraphLoss.apply(embeddings, proxies, labels, terms, sampled, with_gradient, shard, sizes)
     return loss
 
 
@@ -207,7 +233,7 @@ class _ProxyGraphLoss(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        samples: Tensor,
+        embeddings: Tensor,
         proxies: Tensor,
         labels: Tensor,
         terms: Terms,
@@ -216,48 +242,112 @@ class _ProxyGraphLoss(Function):
         shard: Shard | None,
         sizes: list[int] | None,
     ) -> Tensor:
+        samples, inverse_norms = unit_samples(embeddings, proxies.dtype)
         if shard is not None and sizes is not None:
             samples, labels = shard.gathered(samples, sizes), shard.gathered(labels, sizes)
-        similarity, inverse = cosine_similarity(samples, proxies)
-        edge_similarity = neighbors = kept = None
-        if terms.whole and not terms.sparse:
-            loss, slopes = _whole_graph_loss(similarity, labels, terms, shard)
+        ctx.terms, ctx.shard, ctx.sizes, ctx.num_samples = terms, shard, sizes, len(samples)
+        sizes_fit = fits_at_once(samples, proxies, terms.proxies_per_class, terms.memory_limit, shard)
+        ctx.joint = terms.proxy_weight > 0 and sampled is None and sizes_fit
+        ctx.proxy_gradient = edge_similarity = neighbors = kept = None
+        if ctx.joint:
+            loss, samples, inverse, slopes = _joint_loss(samples, proxies, labels, terms, shard)
         else:
-            loss, slopes, (edge_similarity, neighbors, kept, _) = _sub_graph_loss(similarity, labels, terms, shard)
-        ctx.proxy_gradient = None
-        if terms.proxy_weight > 0:
-            value, ctx.proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, with_gradient, shard)
-            loss = loss + terms.proxy_weight * value
-        ctx.save_for_backward(samples, proxies, inverse, slopes, edge_similarity, neighbors, kept, sampled)
-        ctx.terms, ctx.shard, ctx.sizes = terms, shard, sizes
+            similarity, inverse = cosine_similarity(samples, proxies)
+            if terms.whole and not terms.sparse:
+                loss, slopes = _whole_graph_loss(similarity, labels, terms, shard)
+            else:
+                loss, slopes, (edge_similarity, neighbors, kept, _) = _sub_graph_loss(similarity, labels, terms, shard)
+            if terms.proxy_weight > 0:
+                value, ctx.proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, with_gradient, shard)
+                loss = loss + terms.proxy_weight * value
+        ctx.save_for_backward(
+            embeddings, inverse_norms, samples, proxies, inverse, slopes, edge_similarity, neighbors, kept, sampled
+        )
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        samples, proxies, inverse, slopes, edge_similarity, neighbors, kept, sampled = ctx.saved_tensors
-        terms, shard, wanted = ctx.terms, ctx.shard, ctx.needs_input_grad[:2]
-        with torch.no_grad(), torch.autocast(samples.device.type, enabled=False):
-            proxy_gradient = None
-            if terms.proxy_weight > 0 and wanted[1]:
-                proxy_gradient, ctx.proxy_gradient = ctx.proxy_gradient, None
-                if proxy_gradient is None:  # a second backward through a retained graph: the first one used it up
-                    proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, True, shard)[1]
-                assert proxy_gradient is not None
-                proxy_gradient.mul_(terms.proxy_weight * grad_loss)
-            slopes, along = slopes * grad_loss, None
-            if neighbors is not None and proxy_gradient is None and wanted[1]:
-                along = along_proxies(slopes, edge_similarity, neighbors, kept, len(proxies))
-            if neighbors is None:
-                slopes = slopes.repeat_interleave(terms.proxies_per_class, dim=1).mul_(inverse)
+        embeddings, inverse_norms, samples, proxies, inverse, slopes, *edges = ctx.saved_tensors
+        shard, wanted = ctx.shard, ctx.needs_input_grad[:2]
+        with torch.no_grad(), computing_in_full(samples.device.type):
+            if ctx.joint:
+                rows = samples, proxies, inverse, slopes, grad_loss
+                gradients = joint_gradients(*rows, wanted, ctx.num_samples, shard)
             else:
-                slopes = slopes.mul_(inverse[neighbors])
-            step = Step(samples, proxies, inverse, slopes, neighbors, kept, along)
-            grad_samples, grad_proxies = step_gradients(step, proxy_gradient, wanted, terms.sparse)
-            if shard is not None and grad_samples is not None:
-                # Data parallelism divides by the number of processes.
-                grad_samples = shard.sum_(grad_samples)[shard.own_rows(ctx.sizes)] * shard.processes
-        gradients = once_differentiable((grad_samples, grad_proxies), samples, proxies)
-        return *gradients, None, None, None, None, None, None
+                gradients = _separate_gradients(ctx, samples, proxies, inverse, slopes * grad_loss, edges, grad_loss)
+            grad_embeddings, grad_proxies = gradients
+            if grad_embeddings is not None:
+                unit = samples[: ctx.num_samples]
+                if shard is not None:
+                    # Data parallelism divides by the number of processes.
+                    own = shard.own_rows(ctx.sizes)
+                    unit, grad_embeddings = unit[own], grad_embeddings[own] * shard.processes
+                remove_along_(grad_embeddings, unit)
+                grad_embeddings.mul_(inverse_norms)
+        grads = once_differentiable((grad_embeddings, grad_proxies), embeddings, proxies)
+        return *grads, None, None, None, None, None, None
+
+
+def computing_in_full(device_type: str) -> AbstractContextManager[object]:
+    """Autocast switched off; nothing where it is off already, because switching takes as long as some operations."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _joint_loss(
+    samples: Tensor, proxies: Tensor, labels: Tensor, terms: Terms, shard: Shard | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L_s + proxy_weight * L_p; the samples and class sums; the proxies' inverse lengths; and all slopes.
+
+    The slopes, (M + C, C*N), are by the products of the samples and class sums with the proxies of any length.
+    """
+    num_own, count = terms.proxies_per_class, len(samples)
+    inverse = inverse_lengths(proxies, samples.dtype)
+    rows, products = joint_similarity(samples, proxies, inverse, num_own, shard)
+    proxy_loss = joint_proxy_loss_(products[count:], inverse, num_own, terms.proxy_weight, shard)
+    similarity = products[:count]
+    if terms.whole:
+        loss, slopes = _whole_graph_loss(similarity, labels, terms, shard)
+        spread = slopes[:, :, None] * inverse.view(-1, num_own)
+        similarity.copy_(spread.flatten(1))
+    else:
+        loss, slopes, edges = _sub_graph_loss(similarity, labels, terms, shard)
+        spread_(similarity, edges.neighbors, slopes, edges.kept).mul_(inverse)
+    return loss + terms.proxy_weight * proxy_loss, rows, inverse, products
+
+
+def _separate_gradients(
+    ctx: Any,
+    samples: Tensor,
+    proxies: Tensor,
+    inverse: Tensor,
+    slopes: Tensor,
+    edges: list[Tensor | None],
+    grad_loss: Tensor,
+) -> Gradients:
+    """The gradients by the unit samples, of all processes, and by the proxies, where L_p was computed by itself."""
+    edge_similarity, neighbors, kept, sampled = edges
+    terms, shard, wanted = ctx.terms, ctx.shard, ctx.needs_input_grad[:2]
+    proxy_gradient = along = None
+    if terms.proxy_weight > 0 and wanted[1]:
+        proxy_gradient, ctx.proxy_gradient = ctx.proxy_gradient, None
+        if proxy_gradient is None:  # a second backward through a retained graph: the first one used it up
+            proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, True, shard)[1]
+        assert proxy_gradient is not None
+        proxy_gradient.mul_(terms.proxy_weight * grad_loss)
+    if neighbors is None:
+        slopes = slopes.repeat_interleave(terms.proxies_per_class, dim=1).mul_(inverse)
+    else:
+        if proxy_gradient is None and wanted[1]:
+            assert edge_similarity is not None
+            along = along_proxies(slopes, edge_similarity, neighbors, kept, len(proxies))
+        slopes = slopes.mul_(inverse[neighbors])
+    step = Step(samples, proxies, inverse, slopes, neighbors, kept, along)
+    grad_samples, grad_proxies = step_gradients(step, proxy_gradient, wanted, terms.sparse)
+    if shard is not None and grad_samples is not None:
+        shard.sum_(grad_samples)
+    return grad_samples, grad_proxies
 
 
 def _proxy_loss(
@@ -284,31 +374,32 @@ def _sub_graph_loss(
 ) -> tuple[Tensor, Tensor, Edges]:
     """L_s where the k nearest proxies are kept, its slopes by their similarities, (M, e), and the kept edges.
 
-    With z the score of an edge's class and n the number of that class's edges, the total of a sample's softmax is the
-    sum over its edges of exp(scale z) / n. The slope of an edge is scale / M (softmax of its class - [own class]).
+    The slope of an edge is scale / M (softmax of its class - [own class]).
     """
     num_classes = similarity.shape[1] // terms.proxies_per_class
     edges = select_neighbors(similarity, labels, terms, shard)
     if not (terms.positive_mask and terms.mask_softmax):
         return *_ablated_loss(edges, labels, num_classes, terms, shard), edges
-    scores, degrees = propagate_labels(edges, num_classes, terms.proxies_per_class)
-    logits = terms.scale * scores
-    if terms.degree_normalized:
-        logits /= degrees
+    logits, columns, degrees = propagate_labels(edges, num_classes, terms)
+    own_degree = terms.proxies_per_class if terms.degree_normalized else 1
+    own_logit = edges.similarity[:, : edges.own].sum(dim=1, keepdim=True).mul_(terms.scale / own_degree)
+    # There are no others where there is one class.
+    highest = row_maximum(logits, shard).clamp_(min=torch.finfo(logits.dtype).min)
+    own_logit -= highest
     if edges.kept is not None:
-        logits.masked_fill_(~edges.kept, -math.inf)
-    logits -= row_maximum(logits, shard)
-    own_logit = logits[:, :1].clone()
+        own_logit = torch.where(edges.kept[:, :1], own_logit, 0) if edges.own else torch.zeros_like(own_logit)
+    slopes = logits.sub_(highest).exp_()
+    own_logit, others = row_sums(own_logit, slopes.sum(dim=1, keepdim=True), shard)
+    factor = (terms.scale / len(labels)) / own_logit.exp().add_(others)
+    slopes.mul_(factor)
+    if degrees is not None:
+        slopes /= degrees
+    if columns is not None:
+        slopes = slopes.gather(1, columns)
+    own_slopes = (others * factor).mul_(-1 / own_degree).expand(-1, edges.own)
     if edges.kept is not None:
-        own_logit = torch.where(edges.kept[:, :1], own_logit, 0) if edges.own else logits.new_zeros(len(labels), 1)
-    slope = logits.exp_()
-    others = (slope[:, edges.own :] / degrees[:, edges.own :]).sum(dim=1, keepdim=True)
-    own_logit, others = row_sums(own_logit, others, shard)
-    slope[:, : edges.own] = -others if edges.kept is None else torch.where(edges.kept[:, : edges.own], -others, 0)
-    slope /= others + own_logit.exp()
-    if terms.degree_normalized:
-        slope /= degrees
-    return cross_entropy(own_logit, others), slope.mul_(terms.scale / len(labels)), edges
+        own_slopes = torch.where(edges.kept[:, : edges.own], own_slopes, 0)
+    return cross_entropy(own_logit, others), torch.cat([own_slopes, slopes], dim=1), edges
 
 
 def _ablated_loss(

@@ -24,6 +24,12 @@ from proxygml.loss.checks import (
 )
 from proxygml.loss.sharded import Shard, draw_owned_
 
+# The arguments that the loss shows when it is printed.
+_SHOWN = (
+    *("num_classes", "embedding_size", "proxies_per_class", "neighbor_ratio", "proxy_weight", "scale"),
+    *("proxy_sample", "sparse", "positive_mask", "mask_softmax", "degree_normalized"),
+)
+
 
 class ProxyGMLLoss(nn.Module):
     """The loss of "Fewer is More: A Deep Graph Metric Learning Perspective Using Fewer Proxies" (NeurIPS 2020).
@@ -153,14 +159,16 @@ class ProxyGMLLoss(nn.Module):
             ValueError: a wrong shape or dtype, a label out of range, a NaN or infinite embedding.
         """
         labels = check_batch(embeddings, labels, self.num_classes, self.embedding_size)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            samples = graph.unit_samples(embeddings, self.proxies.dtype)
-            sizes = None if self._shard is None else self._shard.agree_on_(samples)
+        if self._shard is not None and not embeddings.requires_grad:
+            embeddings = embeddings.detach()  # which may be made to need a gradient, unlike the caller's own
+        with graph.computing_in_full(embeddings.device.type):
+            sizes = None if self._shard is None else self._shard.agree_on_(embeddings)
             if sum(sizes or [len(labels)]) == 0:
+                dtype = graph.computing_dtype(embeddings.dtype, self.proxies.dtype)
                 no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
-                return samples.sum() + no_proxies.sum(dtype=samples.dtype)
+                return embeddings.sum(dtype=dtype) + no_proxies.sum(dtype=dtype)
             terms, sampled = self._terms(), self._sampled()
-            return graph.proxy_graph_loss(samples, self.proxies, labels, terms, sampled, self._shard, sizes)
+            return graph.proxy_graph_loss(embeddings, self.proxies, labels, terms, sampled, self._shard, sizes)
 
     @torch.no_grad()
     def select(self, embeddings: Tensor, labels: Labels) -> Tensor:
@@ -182,8 +190,8 @@ class ProxyGMLLoss(nn.Module):
 
     def _edges(self, embeddings: Tensor, labels: Tensor) -> tuple[graph.Edges, Tensor]:
         """The edges of the samples of all processes to this process's proxies, and those samples' labels."""
-        with torch.autocast(embeddings.device.type, enabled=False):
-            samples = graph.unit_samples(embeddings, self.proxies.dtype)
+        with graph.computing_in_full(embeddings.device.type):
+            samples, _ = graph.unit_samples(embeddings, self.proxies.dtype)
             if self._shard is not None:
                 sizes = self._shard.agree_on_(samples)
                 samples, labels = self._shard.gathered(samples, sizes), self._shard.gathered(labels, sizes)
@@ -222,6 +230,4 @@ class ProxyGMLLoss(nn.Module):
         return sampled if self._shard is None else self._shard.first_(sampled)
 
     def extra_repr(self) -> str:
-        names = ["num_classes", "embedding_size", "proxies_per_class", "neighbor_ratio", "proxy_weight", "scale"]
-        names += ["proxy_sample", "sparse", "positive_mask", "mask_softmax", "degree_normalized"]
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return ", ".join(f"{name}={getattr(self, name)}" for name in _SHOWN)

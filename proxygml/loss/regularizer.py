@@ -58,7 +58,7 @@ def proxy_loss(
     if gradient is not None:
         if shard is not None:
             grad_sums = shard.sum_(grad_sums)[shard.classes.start : shard.classes.stop]
-        _add_by_class_(gradient, inverse, grad_sums)
+        add_by_class_(gradient, inverse, grad_sums)
     return loss, gradient
 
 
@@ -111,7 +111,7 @@ def sampled_proxy_loss(
     gradient = sums.new_zeros(proxies.shape)
     if len(proxies):
         gradient.index_add_(0, local, torch.where(mine, grad_unit * inverse[local, None], 0))
-    return loss, _add_by_class_(gradient, inverse, grad_sums)
+    return loss, add_by_class_(gradient, inverse, grad_sums)
 
 
 def class_sums(proxies: Tensor, inverse: Tensor, proxies_per_class: int) -> Tensor:
@@ -124,7 +124,7 @@ def class_sums(proxies: Tensor, inverse: Tensor, proxies_per_class: int) -> Tens
     return sums.squeeze(1)
 
 
-def _add_by_class_(gradient: Tensor, inverse: Tensor, grad_sums: Tensor) -> Tensor:
+def add_by_class_(gradient: Tensor, inverse: Tensor, grad_sums: Tensor) -> Tensor:
     """Add to each proxy's gradient (C*N, D) that of its class's sum, (C, D), divided by the proxy's length."""
     by_class = (len(grad_sums), -1, grad_sums.shape[1]) if len(grad_sums) else (0, 1, grad_sums.shape[1])
     gradient.view(by_class).addcmul_(inverse.view(*by_class[:2], 1), grad_sums[:, None])

@@ -105,6 +105,25 @@ def test_agrees_at_the_published_sizes(C: int, N: int, scale: float, weight: flo
     assert_same(loss_and_gradients(loss, embeddings, labels), (expected.detach(), X.grad, P.grad), 1e-5)
 
 
+@pytest.mark.parametrize("N", [64, 65, 200])
+def test_so_many_proxies_a_class_that_the_logits_are_large(N: int) -> None:
+    """Proxies of a class that nearly agree: a logit reaches N, and exp(200) is more than float32 holds."""
+    torch.manual_seed(0)
+    loss = make_loss(4, 16, N, 0.5)
+    loss.proxies.data = torch.randn(4, 16).repeat_interleave(N, dim=0) + 0.05 * torch.randn(4 * N, 16)
+    embeddings, labels = torch.randn(6, 16), torch.randint(4, (6,))
+    X, P = embeddings.double().requires_grad_(), loss.proxies.detach().double().requires_grad_()
+    expected = dense_loss(X, P, labels, 4, N, 0.5, 0.3, 1.0)
+    expected.backward()
+    assert_same(loss_and_gradients(loss, embeddings, labels), (expected.detach(), X.grad, P.grad), 1e-5 * N)
+
+
+def test_finite_embeddings_whose_sum_overflows_are_taken() -> None:
+    loss, labels = make_loss(5, 4, 2, 0.5), torch.arange(3)
+    embeddings = torch.tensor([[3e38, 3e38, 1e38, 0.0], [3e38, -1e38, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    assert loss(embeddings, labels).item() == pytest.approx(loss(embeddings / 1e30, labels).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("N", "r", "weight"), [(3, 0.5, 0.3), (3, 0.5, 0.0), (1, 0.5, 2.0), (2, 1.0, 0.3), (1, 0.02, 0.0)]
 )

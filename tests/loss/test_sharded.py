@@ -153,6 +153,7 @@ def trained(options: dict[str, Any], make_optimizer: Callable[..., torch.optim.O
 
 OPTIONS: dict[str, tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]]] = {
     "regulariser": ({"proxy_weight": 0.3}, torch.optim.Adam),
+    "regulariser in blocks": ({"proxy_weight": 0.3, "memory_limit": 1000}, torch.optim.Adam),
     "sample of the proxies": ({"proxy_weight": 0.3, "proxy_sample": 9}, torch.optim.Adam),
     "many blocks": ({"proxy_weight": 0.3, "proxy_sample": 30, "memory_limit": 1000}, torch.optim.Adam),
     "sparse": ({"proxy_weight": 0.0, "sparse": True}, LazyAdam),
