@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,11 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 _REPLACED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.old", re.DOTALL)
 """The names of folders that atomic_folder has moved out of the way, where it cannot swap two in one step."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+"""How a URL starts. One letter alone is a drive of Windows."""
+
+_MILVUS_SCHEMES = ("http", "https", "tcp")
 
 _FRESH_SECONDS = 60
 """A temporary file or folder that was written to so lately is left: its writer may be about to lock it."""
@@ -69,6 +74,7 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
         tidy: first remove what killed processes have left in the folder (see remove_leftovers). Where many files are
             written to one folder, call that once instead.
     """
+    check_local(path, "the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     if tidy:
         remove_leftovers(path.parent)
@@ -257,6 +263,43 @@ def translating_os_errors() -> Iterator[None]:
         raise UserError(
             "a path holds a NUL character, which no file name can: check the paths that were given"
         ) from error
+
+
+def local_path(place: PathLike, what: str) -> Path:
+    """A path on this machine; see check_local."""
+    check_local(place, what)
+    return Path(place)
+
+
+def local_paths(places: PathLike | Sequence[PathLike], what: str) -> tuple[Path, ...]:
+    """One path on this machine, or several; see check_local."""
+    several = [places] if isinstance(places, (str, os.PathLike)) else places
+    return tuple(local_path(place, what) for place in several)
+
+
+def check_local(place: object, what: str, kind: type[UserError] = UserError, *, gallery: bool = False) -> None:
+    """Raise an error where a place is a URL: only paths are read and written, and `s3://x` would be a folder `s3:`.
+
+    Args:
+        place: what was given; only text and paths can be URLs.
+        what: how the message calls it, such as `--out`.
+        kind: the error to raise.
+        gallery: whether the place is that of a gallery, which may also be in Milvus.
+    """
+    if not isinstance(place, (str, os.PathLike)):
+        return
+    text = os.fsdecode(place)
+    found = _URL.match(text)
+    if found is None or (gallery and found[1].lower() in _MILVUS_SCHEMES and text.startswith("//", found.end() - 1)):
+        return
+    url = f"{found[1]}://{text[found.end() :].lstrip('/')}"  # pathlib makes one slash of two
+    taken = (
+        "paths on this machine and the addresses of Milvus servers (http://HOST:19530)"
+        if gallery
+        else ("paths on this machine")
+    )
+    fix = "leave out file://" if found[1].lower() == "file" else "copy the files here, or mount the storage as a folder"
+    raise kind(f"{what} is {url}, but only {taken} are taken: {fix}")
 
 
 def check_size(path: Path, most: int, kind: type[UserError] = UserError) -> None:

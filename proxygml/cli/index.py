@@ -25,7 +25,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
     add_source(parser)
     parser.add_argument("--vectors", type=Path | None, default=None, help="a file that `proxygml embed` wrote")
-    parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}")
+    parser.takes_gallery(parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}"))
     words = "exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index"
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")

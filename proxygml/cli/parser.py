@@ -6,7 +6,7 @@ that are one of several words.
 
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from proxygml.errors import UserError, did_you_mean
+from proxygml.files import check_local
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -72,6 +73,7 @@ class Parser(ArgumentParser):
             formatter_class=HelpFormatter,
             print_config=None,
         )
+        self._galleries: set[str] = set()
         self._reading: tuple[Action, Sequence[str]] | None = None  # the option whose value is being converted
 
     def parse(self, arguments: Sequence[str], *, only_given: bool = False) -> Namespace:
@@ -79,7 +81,16 @@ class Parser(ArgumentParser):
         for option, action in list(self._option_string_actions.items()):
             self._option_string_actions.setdefault(option.replace("_", "-"), action)
         options: Namespace = self.parse_args(arguments, defaults=not only_given)
+        for action in self._actions:
+            if action.dest in options:
+                name = action.option_strings[0] if action.option_strings else action.dest.upper()
+                for value in _values(options[action.dest]):
+                    check_local(value, name, gallery=action.dest in self._galleries)
         return options
+
+    def takes_gallery(self, action: Action) -> None:
+        """Let the value of an option also be the address of a Milvus server; all others must be no URL."""
+        self._galleries.add(action.dest)
 
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         """Argparse's step from the words of the command line to an option's value."""
@@ -94,7 +105,15 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError with one message."""
+        self._check_words()
         raise UserError(f"{self._unknown_option() or self._wrong_value() or message} (see {self.prog} --help)") from ex
+
+    def _check_words(self) -> None:
+        """Refuse a URL where no other message would name it, such as that of a file with the keys of a section."""
+        for before, word in zip(["", *self.args], self.args, strict=False):
+            option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+            name = option if option.startswith("--") else "an argument"
+            check_local(value, name, gallery=bool(self._galleries))
 
     def _unknown_option(self) -> str:
         known = self._option_string_actions
@@ -121,6 +140,17 @@ class Parser(ArgumentParser):
             return ""
         name = action.option_strings[0] if action.option_strings else action.dest.upper()
         return f"{name} is {' '.join(words)}, but must be {' or '.join(expected)}"
+
+
+def _values(value: object) -> Iterator[object]:
+    """A value, or those within a list or a mapping."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _values(part)
+    elif isinstance(value, dict):
+        yield from _values(list(value.values()))
+    else:
+        yield value
 
 
 def _as_phrase(text: str) -> str:

@@ -13,7 +13,7 @@ QUERIES_PRINTED = 5
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Search a gallery with images."""
     parser.usage = "%(prog)s GALLERY IMAGE ... [options]"
-    parser.add_argument("gallery", type=str, help=GALLERY_HELP)
+    parser.takes_gallery(parser.add_argument("gallery", type=str, help=GALLERY_HELP))
     parser.add_argument("queries", type=Path, nargs="+", help="images, or folders of them")
     parser.add_argument("--k", type=int, default=10, help="how many items to find for each image")
     words = (

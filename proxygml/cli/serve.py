@@ -16,7 +16,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.serving.limits import Limits
 
     parser.usage = "%(prog)s GALLERY [options]"
-    parser.add_argument("gallery", help=GALLERY_HELP)
+    parser.takes_gallery(parser.add_argument("gallery", help=GALLERY_HELP))
     parser.add_argument("--port", type=int, default=8000, help="the port to listen on; 0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 lets other machines in")
     add_run(parser)

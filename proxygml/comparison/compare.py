@@ -12,7 +12,7 @@ from proxygml.comparison.row import read_rows, write_rows
 from proxygml.comparison.runner import Part, Runner
 from proxygml.comparison.tables import Summary
 from proxygml.console import console
-from proxygml.files import PathLike
+from proxygml.files import PathLike, check_local, local_path, local_paths
 from proxygml.training.recipe_files import find_recipe
 from proxygml.training.train import with_absolute_paths
 
@@ -43,10 +43,11 @@ def compare(
         UserError: the recipe, a catalog or weights are missing or do not fit each other, or the folder holds cells of
             another recipe.
     """
+    check_local(catalog, "catalog")
+    folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
     shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
-    folder, share = Path(run), Part.read(part)
-    known = read_rows([Path(path) for path in rows])
+    share, known = Part.read(part), read_rows(files)
     runner = Runner(replace(comparison, shared=with_absolute_paths(shared)), folder, known)
     runner.run(share)
     if not PartialState().is_main_process:
@@ -72,7 +73,8 @@ def tabulate(rows: Sequence[PathLike], out: PathLike) -> Summary:
     Raises:
         UserError: a file is missing or no table of cells, or the rows are not of one comparison.
     """
-    return _write(Summary(read_rows([Path(path) for path in rows]), ()), Path(out))
+    folder = local_path(out, "out")
+    return _write(Summary(read_rows(local_paths(rows, "rows")), ()), folder)
 
 
 def _write(summary: Summary, folder: Path) -> Summary:

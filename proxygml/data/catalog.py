@@ -18,7 +18,7 @@ import numpy.typing as npt
 from proxygml.data.columns import BOX_COLUMNS, GROUP_COLUMNS, MARK_COLUMNS, ROLE_COLUMNS, RULE_COLUMNS, SPLITS
 from proxygml.errors import CatalogError, UserError, first_few
 from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
-from proxygml.files import atomic_write, check_overwrite
+from proxygml.files import atomic_write, check_local, check_overwrite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +84,7 @@ class Catalog:
         """
         from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
 
+        check_local(path, "the catalog", CatalogError)
         path = Path(path)
         check_suffix(path, READ_SUFFIXES)
         try:
@@ -101,6 +102,7 @@ class Catalog:
             OverwriteError: Something is at `path` already and `force` is False.
             CatalogError: The suffix is neither .csv nor .parquet.
         """
+        check_local(path, "the catalog", CatalogError)
         path = Path(path)
         check_suffix(path)
         check_overwrite(path, force)

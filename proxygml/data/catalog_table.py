@@ -21,6 +21,7 @@ from proxygml.data.columns import (
 )
 from proxygml.data.csv_form import CsvForm, not_text
 from proxygml.errors import CatalogError, did_you_mean, first_few
+from proxygml.files import check_local
 
 MAX_COORDINATE = 2**31 - 1
 
@@ -76,6 +77,8 @@ def normalised(table: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     for column in TEXT_COLUMNS:
         table[column] = _as_text(table[column])
+    for row, path in table["path"][table["path"].str.contains(":/", regex=False)].items():
+        check_local(path, f"the path in row {row}", CatalogError)
     table["split"] = _as_splits(table["split"])
     if BOX_COLUMNS[0] in table:
         table[list(BOX_COLUMNS)] = _as_boxes(table[list(BOX_COLUMNS)])

@@ -22,6 +22,7 @@ from proxygml.data.jpeg import decode_jpeg, is_truncated, read_header, without_m
 from proxygml.data.levels import Assumption, as_levels, tell_once
 from proxygml.data.orientation import ORIENTATION, UPRIGHT, Pixels, read_entry, stated_orientation, turned
 from proxygml.errors import ImageError
+from proxygml.files import check_local
 
 _SIXTEEN_BITS = re.compile(r"RGB[AXa]?;16[BLN]")
 _EXIF_ITEM = re.compile(rb"(infe.{8}|infe.{10})Exif", re.DOTALL)  # by which an AVIF says that it has EXIF
@@ -52,7 +53,8 @@ def image_endings() -> frozenset[str]:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of an image file; ImageError where it cannot be read."""
+    """The bytes of an image file; ImageError where it cannot be read, or is a URL."""
+    check_local(path, "an image", ImageError)
     try:
         return Path(path).read_bytes()
     except OSError as error:

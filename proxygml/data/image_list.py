@@ -16,6 +16,7 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.image_files import image_files
 from proxygml.errors import ImageError
+from proxygml.files import check_local
 
 FILE_STAMP = "file_stamp"
 """The column of a gallery that says which state of its file an item was made from; see file_stamp."""
@@ -54,6 +55,7 @@ class ImageList:
             ImageError: a place does not exist or is neither a file nor a folder, or no place holds an image.
         """
         for place in places:
+            check_local(place, "an image", ImageError)
             if not place.exists():
                 raise ImageError(f"there is no {place}: give image files, or folders of them")
             if not place.is_file() and not place.is_dir():

@@ -29,7 +29,7 @@ from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.image_folders import ImageFolders
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, ImageError
-from proxygml.files import PathLike, atomic_write, check_overwrite, remove_folder
+from proxygml.files import PathLike, atomic_write, check_local, check_overwrite, local_path, remove_folder
 from proxygml.spreadsheet import without_formulas
 
 OnBad = Literal["fail", "drop"]
@@ -109,8 +109,10 @@ def prepare(
         CatalogError: The catalog cannot be used (see `catalog.check_splits`).
         OverwriteError: Something is at `out` already, and `force` was not given.
     """
+    root, out = None if root is None else local_path(root, "root"), local_path(out, "out")
+    for name, value in (options or {}).items():
+        check_local(value, name)
     dataset = (find_dataset(dataset) if isinstance(dataset, str) else dataset).with_options(options or {})
-    root, out = None if root is None else Path(root), Path(out)
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
     _check_free(out, dropped_list, force)

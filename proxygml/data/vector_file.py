@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from proxygml.arrays import Block
 from proxygml.data.arrow import to_pandas
 from proxygml.errors import GalleryError
-from proxygml.files import atomic_write, check_overwrite
+from proxygml.files import atomic_write, check_local, check_overwrite
 
 ROWS_AT_A_TIME = 16_384
 
@@ -53,6 +53,7 @@ class VectorFile:
     path: Path
 
     def __post_init__(self) -> None:
+        check_local(self.path, "the file of vectors", GalleryError)
         try:
             schema = pq.read_schema(self.path)
         except FileNotFoundError:

@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxygml.errors import GalleryError
+from proxygml.files import check_local
 from proxygml.gallery.milvus.address import is_milvus
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ _BACKENDS: tuple[tuple[Callable[[str | Path], bool], str, str], ...] = (
 
 def backend_of(place: str | Path) -> "type[Gallery]":
     """The class of the galleries at that place."""
+    check_local(place, "the gallery", GalleryError, gallery=True)
     backend: type[Gallery] = next(_imported(module, name) for fits, module, name in _BACKENDS if fits(place))
     return backend
 

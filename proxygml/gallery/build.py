@@ -3,7 +3,6 @@
 A gallery keeps the fingerprint of its model; vectors of another model are refused.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList, file_stamp
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
-from proxygml.files import PathLike
+from proxygml.files import PathLike, check_local, local_path, local_paths
 from proxygml.gallery.backends import check_place, work_place
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
@@ -69,9 +68,9 @@ class Source:
         split: str = "all",
     ) -> "Source":
         """The same from text or paths; `images` may be one folder or file, or several."""
-        places = [images] if isinstance(images, (str, os.PathLike)) else images
-        table, file = (None if path is None else Path(path) for path in (catalog, vectors))
-        return cls(table, tuple(map(Path, places)), file, split)
+        table = None if catalog is None else local_path(catalog, "catalog")
+        file = None if vectors is None else local_path(vectors, "vectors")
+        return cls(table, local_paths(images, "images"), file, split)
 
     def image_list(self) -> ImageList:
         """The images of the catalog or the folders."""
@@ -163,9 +162,11 @@ def index(
     Raises:
         UserError: a source is missing or of another model, an image cannot be read, or something is at `out` already.
     """
+    place, source = local_path(run, "run"), Source.of(catalog, images, vectors, split)
+    check_local(out, "out", gallery=True)
     return build_gallery(
-        Model.of(Path(run)),
-        Source.of(catalog, images, vectors, split),
+        Model.of(place),
+        source,
         out if isinstance(out, str) else Path(out),
         kind=kind,
         false_accept_rate=false_accept_rate,

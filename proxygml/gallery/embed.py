@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxygml.data.vector_file import VectorFile, write_vectors
-from proxygml.files import PathLike, check_ending, check_overwrite
+from proxygml.files import PathLike, check_ending, check_overwrite, local_path
 from proxygml.gallery.build import Model, Source
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 
@@ -42,10 +42,11 @@ def embed(
     Raises:
         UserError: a source is missing, an image cannot be read, or something is at `out` already.
     """
-    file = Path(out)
+    file, place = local_path(out, "out"), local_path(run, "run")
+    source = Source.of(catalog, images, split=split)
     check_ending(file, ".parquet")
     check_overwrite(file, force)
-    source, model = Source.of(catalog, images, split=split), Model.of(Path(run))
+    model = Model.of(place)
     work = file.with_name(f".{file.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
     write_vectors(file, embedded.blocks(), model=model.fingerprint, run=str(model.run), force=force)

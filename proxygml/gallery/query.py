@@ -16,7 +16,7 @@ from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
-from proxygml.files import PathLike, atomic_write, temporary_folder
+from proxygml.files import PathLike, atomic_write, local_path, local_paths, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
@@ -76,12 +76,12 @@ def search(
     Raises:
         UserError: the gallery, its run or a query is missing or cannot be read, or `where` names an unknown column.
     """
+    files, folder = local_paths(images, "images"), None if run is None else local_path(run, "run")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
-    places = [images] if isinstance(images, (str, os.PathLike)) else images
     return search_images(
         loaded,
-        Model.of_gallery(loaded, None if run is None else Path(run)).embedder(),
-        ImageList.from_files([Path(place) for place in places]),
+        Model.of_gallery(loaded, folder).embedder(),
+        ImageList.from_files(files),
         k,
         where,
         leave_out_itself=leave_out_itself,

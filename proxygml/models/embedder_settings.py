@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from proxygml.errors import RecipeError
+from proxygml.files import check_local
 
 LARGEST_EMBEDDING = 2**16
 """Dimensions; far above what any index searches."""
@@ -59,6 +60,7 @@ class EmbedderSettings:
     training uses the backbone's own map. 0: its own map. For convolutional networks of timm."""
 
     def __post_init__(self) -> None:
+        check_local(self.weights, "embedder.weights", RecipeError)
         for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm)):
             if getattr(self, key) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))

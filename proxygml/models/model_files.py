@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from proxygml.errors import RunError, WeightsError
-from proxygml.files import atomic_write, check_size
+from proxygml.files import atomic_write, check_local, check_size
 
 FORMAT = 1
 DESCRIPTION, TENSORS = "model.json", "model.safetensors"
@@ -41,6 +41,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: the file is missing, unreadable or of another format.
     """
+    check_local(folder, "the run folder", RunError)
     path = folder / DESCRIPTION
     if not path.exists():
         raise RunError(f"{folder} holds no model.json: give a run folder in which training has finished")

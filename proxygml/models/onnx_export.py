@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proxygml.errors import UserError, check_extra
-from proxygml.files import PathLike, atomic_write, check_ending, check_overwrite
+from proxygml.files import PathLike, atomic_write, check_ending, check_overwrite, local_path
 from proxygml.models.embedder import Embedder
 from proxygml.models.model_files import fingerprint
 
@@ -40,7 +40,7 @@ def export(run: PathLike, out: PathLike, *, force: bool = False) -> float:
         UserError: the extra is not installed, the name does not end in .onnx, a file is there already or is part of the
             run, the network cannot be expressed, or its ONNX form gives other embeddings.
     """
-    run, out = Path(run), Path(out)
+    run, out = local_path(run, "run"), local_path(out, "out")
     check_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     check_ending(out, ".onnx")
     description = out.with_suffix(".json")

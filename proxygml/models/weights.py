@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from proxygml.console import console
 from proxygml.errors import WeightsError
-from proxygml.files import check_size
+from proxygml.files import check_size, local_path
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.model_files import check_finite_tensors
 
@@ -34,7 +34,7 @@ def check_weights_file(weights: str) -> None:
     """Raise WeightsError where `embedder.weights` names a file that does not exist, or something else."""
     if weights in ("pretrained", "none"):
         return
-    path = Path(weights)
+    path = local_path(weights, "embedder.weights")
     if not path.exists():
         raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
     if path.is_dir():

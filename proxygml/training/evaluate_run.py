@@ -17,7 +17,7 @@ from torch import Tensor
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.evaluation.metrics import Evaluation, evaluate
-from proxygml.files import PathLike, atomic_write
+from proxygml.files import PathLike, atomic_write, check_local, local_path
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
 from proxygml.training.initialization import initial_embedder
@@ -47,7 +47,8 @@ def evaluate_run(
     Raises:
         UserError: the run is unfinished, or the catalog is missing or of no use.
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    run = run if isinstance(run, RunFolder) else RunFolder(local_path(run, "run"))
+    check_local(catalog, "catalog")
     recipe = run.read_recipe()
     accelerator = make_accelerator(replace(recipe, precision="fp32"))
     table = Path(catalog or recipe.catalog)

@@ -15,7 +15,7 @@ import yaml
 
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import MOST_WORKERS, RecipeError, check_setting, did_you_mean
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, check_local
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.loss_settings import OF_OTHERS, OURS, LossSettings
 from proxygml.training.recipe_files import read_yaml
@@ -213,6 +213,7 @@ def _check_values(recipe: Recipe) -> None:
     def check(holds: bool, key: str, expected: str) -> None:
         check_setting(holds, key, getattr(recipe, key), expected)
 
+    check_local(recipe.catalog, "catalog", RecipeError)
     for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
         check(getattr(recipe, key) >= 0, key, "0 or more")
     check(recipe.seed < 2**32, "seed", "below 2**32")

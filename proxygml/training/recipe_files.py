@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from proxygml.errors import RecipeError, did_you_mean
-from proxygml.files import check_size
+from proxygml.files import check_local, check_size
 
 LARGEST_RECIPE = 2**20
 """Bytes."""
@@ -30,6 +30,7 @@ def find_recipe(name: str, kind: str = "") -> Path:
     Raises:
         RecipeError: there is neither.
     """
+    check_local(name, "the recipe", RecipeError)
     shipped = {path.stem: path for path in sorted((SHIPPED / kind).glob("*.yaml"))}
     path = Path(name)
     if path.is_file():
@@ -48,6 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: the file is missing or no YAML, or holds something else.
     """
+    check_local(path, "the recipe", RecipeError)
     check_size(path, LARGEST_RECIPE, RecipeError)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)

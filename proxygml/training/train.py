@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxygml.console import console
-from proxygml.files import PathLike
+from proxygml.files import PathLike, check_local, local_path
 from proxygml.training.adaptation import adapted_recipe
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
@@ -31,7 +31,8 @@ def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike 
         UserError: the recipe, the catalog or the weights are missing or do not fit each other, the loss became NaN, or
             there is a run in the folder already (none, where `recipe` is None).
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder(local_path(run, "run"))
+    check_local(catalog, "catalog")
     if recipe is None:
         resume(folder)
         return folder

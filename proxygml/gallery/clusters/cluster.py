@@ -1,10 +1,9 @@
 """Clustering the images of a catalog or of folders: the function behind `proxygml cluster`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from proxygml.data.image_list import ImageList
-from proxygml.files import PathLike
+from proxygml.files import PathLike, local_path
 from proxygml.gallery.build import Model, Source
 from proxygml.gallery.clusters.clustering import Clusters
 from proxygml.gallery.clusters.folder import check_clusters_folder, write_clusters
@@ -51,9 +50,10 @@ def cluster(
         UserError: a source is missing, an image cannot be read, something is at `out` already, or there are fewer
             images than clusters.
     """
-    folder = Path(out)
+    folder, place = local_path(out, "out"), local_path(run, "run")
+    source = Source.of(catalog, images, split=split)
     check_clusters_folder(folder, force)
-    source, model = Source.of(catalog, images, split=split), Model.of(Path(run))
+    model = Model.of(place)
     work = folder.with_name(f".{folder.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
     vectors, table = embedded.whole()
