@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
-    """Prepare the data set that is named first, or list all."""
+    """Prepare the data set that is named first, or list all; or change the paths of a catalog."""
     from proxygml.data.datasets import find_dataset
 
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_datasets(parser)
+        return
+    if arguments[0].partition("=")[0] in ("--rebase", "--out"):
+        _rebase(parser, arguments)
         return
     dataset = find_dataset(arguments[0])
     parser = Parser(f"prepare {dataset.name}", _purpose(dataset))
@@ -45,14 +48,34 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     say(f"catalog: {options.out}")
 
 
+def _rebase(parser: Parser, arguments: Sequence[str]) -> None:
+    """Change where the paths of a catalog begin."""
+    parser.usage = "%(prog)s --rebase OLD NEW --out CATALOG"
+    words = "change where the images' paths begin, because their files were moved"
+    parser.add_argument("--rebase", nargs=2, metavar=("OLD", "NEW"), required=True, help=words)
+    parser.add_argument("--out", type=Path, required=True, help="the catalog, or a file that `proxygml embed` wrote")
+    options = parser.parse(arguments)
+    from proxygml.console import console
+    from proxygml.data.rebase import rebase_catalog
+    from proxygml.errors import first_few
+
+    done = rebase_catalog(options.out, *options.rebase)
+    if done.missing:
+        words = f"warning: {len(done.missing):,} of these files are not there: {first_few(done.missing)}"
+        console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    say(f"{done.changed:,} of {done.rows:,} paths changed: {options.out}")
+
+
 def _print_datasets(parser: Parser) -> None:
     from proxygml.data.datasets import DATASETS
 
-    say(f"usage: {parser.prog} DATASET --out CATALOG [options]", "", str(parser.description), "")
+    say(f"usage: {parser.prog} DATASET --out CATALOG [options]")
+    say(f"       {parser.prog} --rebase OLD NEW --out CATALOG", "", str(parser.description), "")
     width = min(get_terminal_size().columns, 120)
     for dataset in DATASETS:
         say(fill(_purpose(dataset), width, initial_indent=f"  {dataset.name:<10}", subsequent_indent=" " * 12))
     say("", f"{parser.prog} DATASET --help lists the options of a data set.")
+    say("--rebase OLD NEW changes where the paths of a catalog begin, after its images were moved.")
 
 
 def _purpose(dataset: "Dataset") -> str:

@@ -271,7 +271,10 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
 
 
 def _rebased(paths: Iterable[str], old: Path, new: Path) -> list[str]:
-    """Relative paths, relative to another folder; absolute ones as they are."""
+    """Relative paths, relative to another folder; absolute ones as they are. Other drives have no relative paths."""
     # Resolved on both sides, because `..` after a symbolic link goes somewhere else.
-    prefix = Path(os.path.relpath(old.resolve(), new.resolve())).as_posix()
+    try:
+        prefix = Path(os.path.relpath(old.resolve(), new.resolve())).as_posix()
+    except ValueError:
+        prefix = old.resolve().as_posix()
     return [path if Path(path).is_absolute() else posixpath.normpath(posixpath.join(prefix, path)) for path in paths]

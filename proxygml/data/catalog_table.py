@@ -60,6 +60,11 @@ def _load_csv(path: Path) -> pd.DataFrame:
     )
 
 
+def read_csv_as_text(path: Path, form: CsvForm) -> pd.DataFrame:
+    """The whole table as the file has it, every cell text, empty ones too."""
+    return _read_csv(path, form, dtype=str, keep_default_na=False)
+
+
 def _read_csv(path: Path, form: CsvForm, **options: Any) -> pd.DataFrame:
     return pd.read_csv(
         path,

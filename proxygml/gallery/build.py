@@ -17,6 +17,7 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList, file_stamp
+from proxygml.data.paths import absolute_paths
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike, check_local, local_path, local_paths
@@ -25,7 +26,6 @@ from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters.grammar import Where, parse_where
 from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
-from proxygml.gallery.paths import absolute_paths
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder

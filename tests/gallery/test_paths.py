@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from proxygml import Gallery
+from proxygml.data.paths import rebased_paths
 from proxygml.errors import GalleryError
-from proxygml.gallery.paths import rebased_paths
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.models import untrained

@@ -8,12 +8,12 @@ import pandas as pd
 
 from proxygml.arrays import Rows
 from proxygml.data.image_list import FILE_STAMP
+from proxygml.data.paths import rebased_paths
 from proxygml.errors import GalleryError
 from proxygml.gallery.filters.grammar import Condition
 from proxygml.gallery.filters.matching import matches
 from proxygml.gallery.items.cells import joined
 from proxygml.gallery.items.column_types import Schema, shown_columns
-from proxygml.gallery.paths import rebased_paths
 
 Mask = npt.NDArray[np.bool_]
 

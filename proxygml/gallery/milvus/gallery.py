@@ -15,6 +15,7 @@ import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.data.image_list import FILE_STAMP
+from proxygml.data.paths import rebased_paths
 from proxygml.errors import GalleryError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Candidates, Embeddings, Finish
@@ -44,7 +45,6 @@ from proxygml.gallery.milvus.reading import CollectionReader, MilvusRows, check_
 from proxygml.gallery.milvus.schema import OTHERS, table_of
 from proxygml.gallery.milvus.writing import GalleryWriter
 from proxygml.gallery.neighbors import recall_against_exact
-from proxygml.gallery.paths import rebased_paths
 from proxygml.gallery.vectors import VectorRows
 
 _PATHS_AT_A_TIME = 200  # each possibly with many boxes, and an answer holds 16,384 rows
