@@ -40,6 +40,8 @@ EXPECTED = {
 }
 """The same in a message."""
 
+LONGEST_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
 
 CONFIG_HELP = "a YAML file with keys of this section"
 
@@ -80,7 +82,10 @@ class Parser(ArgumentParser):
         """The options, each with its default unless `only_given`."""
         for option, action in list(self._option_string_actions.items()):
             self._option_string_actions.setdefault(option.replace("_", "-"), action)
-        options: Namespace = self.parse_args(arguments, defaults=not only_given)
+        try:
+            options: Namespace = self.parse_args(arguments, defaults=not only_given)
+        except OverflowError as error:  # a whole number beyond all floats
+            self.error(str(error), error)
         for action in self._actions:
             if action.dest in options:
                 name = action.option_strings[0] if action.option_strings else action.dest.upper()
@@ -139,7 +144,9 @@ class Parser(ArgumentParser):
         if not words or not expected:
             return ""
         name = action.option_strings[0] if action.option_strings else action.dest.upper()
-        return f"{name} is {' '.join(words)}, but must be {' or '.join(expected)}"
+        found = " ".join(words)
+        shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
+        return f"{name} is {shown}, but must be {' or '.join(expected)}"
 
 
 def _values(value: object) -> Iterator[object]:

@@ -176,6 +176,8 @@ class Recipe:
             return _parsed(json.dumps(content)) if _is_json(content) else _instantiated(content)
         except ArgumentError as error:
             raise RecipeError(f"{where}: {error.message}") from error
+        except OverflowError as error:
+            raise RecipeError(f"{where}: a number is too large ({error})") from error
 
     def content(self) -> dict[str, Any]:
         """Every key and value, as a YAML file has them, without those that the named loss does not use."""

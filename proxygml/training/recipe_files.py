@@ -3,6 +3,8 @@
 What the keys mean is in recipe.py and in comparison/plan.py.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ LARGEST_RECIPE = 2**20
 
 MOST_VALUES = 100_000
 """In a recipe, aliases written out; they would multiply without end."""
+
+MOST_BITS = 1000
+"""Of a whole number in a recipe: float() and str() fail for larger ones."""
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
@@ -53,30 +58,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     check_size(path, LARGEST_RECIPE, RecipeError)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # The last four are PyYAML's for other encodings, and for dates and numbers that cannot be.
         raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
     except RecursionError as error:
         raise RecipeError(f"the recipe {path} is nested too deeply: a recipe has two levels, or three") from error
     if content is not None and not isinstance(content, dict):
         raise RecipeError(f"the recipe {path} holds {type(content).__name__}, but must hold keys and values")
-    if _values(content) > MOST_VALUES:
+    if any(True for _ in islice(_values(content), MOST_VALUES, None)):
         raise RecipeError(
             f"the recipe {path} repeats its aliases to more than {MOST_VALUES:,} values: write out what is meant"
         )
+    for value in _values(content):
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise RecipeError(f"the recipe {path} holds a whole number beyond 2**{MOST_BITS}, which no key takes")
     return content or {}
 
 
-def _values(content: object) -> int:
-    """How many values there are with each alias written out; counted no further than is allowed."""
-    count, left = 0, [content]
-    while left and count <= MOST_VALUES:
+def _values(content: object) -> Iterator[object]:
+    """All values within others, with each alias written out."""
+    left = [content]
+    while left:
         value = left.pop()
-        count += 1
+        yield value
         if isinstance(value, dict):
-            left += value.values()
+            left += [*value, *value.values()]
         elif isinstance(value, list):
             left += value
-    return count
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

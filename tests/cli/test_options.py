@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -115,3 +116,25 @@ def test_a_name_that_no_file_can_have_is_one_message(tmp_path: Path, capsys: pyt
 def test_every_command_has_a_file_that_runs_it() -> None:
     for name in COMMANDS:
         assert callable(import_module(f"proxygml.cli.{name}").run)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("train", "proxy_lr"), ("index", "false_accept_rate"), ("search", "threshold"), ("serve", "timeout"),
+     ("index", "batch_size"), ("search", "k")],
+)  # fmt: skip
+def test_numbers_beyond_all_floats_are_refused_in_few_words(
+    command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in ("9" * 400, "9" * 5000, "0x" + "f" * 4000):
+        message = refused(capsys, command, f"--{option}", number)
+        assert "Overflow" not in message
+        assert len(message) < 500
+
+
+def test_options_are_spelt_with_underscores_in_messages() -> None:
+    """As in the help. A message that names another spelling sends its reader to search for it."""
+    package = Path(import_module("proxygml").__path__[0])
+    texts = {path: path.read_text(encoding="utf-8") for path in [*package.rglob("*.py"), *package.rglob("*.yaml")]}
+    found = {str(path): re.findall(r"(?<![\w-])--[a-z]+-[a-z-]+", text) for path, text in texts.items()}
+    assert {path: names for path, names in found.items() if names} == {}

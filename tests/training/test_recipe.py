@@ -127,3 +127,18 @@ def test_aliases_that_multiply_are_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("\n".join(lines))
     with pytest.raises(RecipeError, match="repeats its aliases"):
         Recipe.read(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: " + "9" * 5000, "proxy_lr: " + "9" * 400, "epochs: 0x" + "f" * 5000, "catalog: \ud800",
+     f"loss: {{scale: [1, {10**320}]}}", f"{10**320}: 1", "catalog: 2021-13-45",
+     "seed: 2021-02-30T99:99:99Z", "seed: !!int ''", "seed: !!float ''", "seed: !!bool x", "seed: !!timestamp x"],
+)  # fmt: skip
+def test_numbers_and_dates_that_cannot_be_are_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RecipeError, match="mine.yaml"):
+        Recipe.read(path)
+    with pytest.raises(RecipeError, match="too large"):
+        Recipe.of({"proxy_lr": 10**400}, "here")
