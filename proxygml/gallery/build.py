@@ -200,7 +200,7 @@ def build_gallery(
     """
     check_place(out, force)
     if not 0 <= false_accept_rate < 1:
-        raise UserError(f"--false-accept-rate is {false_accept_rate}, but must be 0 up to below 1")
+        raise UserError(f"--false_accept_rate is {false_accept_rate}, but must be 0 up to below 1")
     if source.vectors is not None:
         file = checked_vectors(source.vectors, model)
         _check_enough(kind, file.rows)

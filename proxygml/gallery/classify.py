@@ -138,13 +138,13 @@ def _check_useful(found: Threshold, false_accept_rate: float) -> None:
     if found.queries < needed or found.classes < LEAST_CLASSES:
         raise GalleryError(
             f"there are {images}, but a share of {false_accept_rate:.3g} needs at least {needed:,} images of "
-            f"{LEAST_CLASSES} classes: hold out more, or allow a larger share with --false-accept-rate"
+            f"{LEAST_CLASSES} classes: hold out more, or allow a larger share with --false_accept_rate"
         )
     if found.true_accept_rate is not None and found.true_accept_rate < LEAST_TRUE_ACCEPT_RATE:
         raise GalleryError(
             f"by {images} it would be {found.score:.3f}, which accepts only {found.true_accept_rate:.0%} of the "
             "queries whose class is in the gallery: allow a larger share of wrong ones with "
-            "--false-accept-rate, or train a better model"
+            "--false_accept_rate, or train a better model"
         )
 
 

@@ -134,7 +134,7 @@ def read_state(folder: Path) -> tuple[FolderManifest, Vectors, pd.DataFrame, App
                 continue
             if isinstance(error, GalleryError):
                 raise
-            raise GalleryError(f"{folder} lacks a file that its {MANIFEST} names: build it again") from None
+            raise GalleryError(f"{folder} lacks a file that its {MANIFEST} names: build it again") from error
         except (ValueError, OSError, KeyError) as error:
             raise GalleryError(f"{folder} is damaged ({error}): build it again") from error
         return manifest, vectors, table, index

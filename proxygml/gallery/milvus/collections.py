@@ -28,8 +28,8 @@ def connect(address: Address) -> Any:
         pymilvus = _pymilvus()
         if address.local is not None:
             import_module("milvus_lite")
-    except ImportError:
-        raise GalleryError(f"{address} is a gallery in Milvus, which needs: {install_command('milvus')}") from None
+    except ImportError as error:
+        raise GalleryError(f"{address} is a gallery in Milvus, which needs: {install_command('milvus')}") from error
     for name in ("pymilvus", "milvus_lite", "grpc._server"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what they raise, with a traceback
     if address.local is not None:

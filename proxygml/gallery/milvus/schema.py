@@ -85,7 +85,7 @@ def _encoded_column(column: str, cells: pd.Series, kind: ColumnType) -> list[Any
     try:
         return [None if gone else encoded(value, kind) for value, gone in zip(cells.tolist(), missing, strict=True)]
     except ValueError as error:
-        raise GalleryError(f"the column {column!r} has {error}, which Milvus cannot hold") from None
+        raise GalleryError(f"the column {column!r} has {error}, which Milvus cannot hold") from error
 
 
 def encoded(value: Any, kind: ColumnType) -> Any:
