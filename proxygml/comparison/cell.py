@@ -7,25 +7,33 @@ import contextlib
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from statistics import median
-from typing import Any
+from typing import Annotated
 
 import pandas as pd
 import torch
 from accelerate import PartialState
+from pydantic import Field
 
-from proxygml.comparison.row import METRICS, Cost, Key
+from proxygml.comparison.row import METRICS, MOST_SHARE, Cost, Key
 from proxygml.console import console
-from proxygml.errors import DivergedError
-from proxygml.files import atomic_write
+from proxygml.errors import DivergedError, RunError
+from proxygml.files import atomic_write, check_size
 from proxygml.training.evaluate_run import evaluate_run
+from proxygml.training.history import read_history
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
+from proxygml.typed_json import read_typed_json
 
 MIB = 2**20
+
+LARGEST_FILE = 2**26
+"""Bytes of cost.json, evaluation.json or diverged.txt."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +66,58 @@ class Cell:
         return self.diverged or (judged and self.cost_file.exists())
 
     def history(self) -> pd.DataFrame:
-        """metrics.csv, a row an epoch; empty where nothing was trained."""
-        return pd.read_csv(self.run.metrics) if self.run.metrics.exists() else pd.DataFrame()
+        """metrics.csv, a row per epoch; empty where nothing was trained."""
+        return read_history(self.run.metrics, ("val_map_at_r",) if self.is_trial else ())
 
     def cost(self) -> Cost:
         """What it took to train it."""
-        return Cost(**json.loads(self.cost_file.read_text(encoding="utf-8")))
+        return read_typed_json(
+            self.cost_file, Cost, most=LARGEST_FILE, error=RunError, advice="remove the run, and it is trained again"
+        )
 
     def metrics(self) -> dict[str, float]:
         """The values of evaluation.json, in 0..1."""
-        content = json.loads(self.run.evaluation.read_text(encoding="utf-8"))
-        values = {f"recall_at_{k}": estimate["value"] for k, estimate in content["recall"].items()}
-        return values | {name: content[name]["value"] for name in METRICS}
+        found = self._evaluation()
+        values = {f"recall_at_{k}": figure.value for k, figure in found.recall.items()}
+        figures = {name: getattr(found, name) for name in METRICS}
+        return values | {name: figure.value for name, figure in figures.items() if figure is not None}
 
-    def protocol(self) -> dict[str, Any]:
-        """How it was judged, as evaluation.json says."""
-        found: dict[str, Any] = json.loads(self.run.evaluation.read_text(encoding="utf-8"))["protocol"]
-        return found
+    def protocol(self) -> "Protocol":
+        """What it was evaluated on, as evaluation.json says."""
+        return self._evaluation().protocol
+
+    def _evaluation(self) -> "_EvaluationFile":
+        advice = f"evaluate the run again: proxygml evaluate {quote(str(self.run.path))}"
+        return read_typed_json(self.run.evaluation, _EvaluationFile, most=LARGEST_FILE, error=RunError, advice=advice)
 
     def note(self) -> str:
         """Why it diverged, in short."""
-        return self.diverged_file.read_text(encoding="utf-8").partition(";")[0]
+        check_size(self.diverged_file, LARGEST_FILE, RunError)
+        return self.diverged_file.read_text(encoding="utf-8", errors="replace").partition(";")[0]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The part of an evaluation's protocol that says what the figures are of."""
+
+    catalog: str
+    catalog_fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class _Figure:
+    value: Annotated[float, Field(ge=0, le=MOST_SHARE)]
+
+
+@dataclass(frozen=True)
+class _EvaluationFile:
+    """The part of evaluation.json that goes into a row."""
+
+    recall: Mapping[Annotated[int, Field(ge=1)], _Figure]
+    map_at_r: _Figure
+    r_precision: _Figure
+    nmi: _Figure | None
+    protocol: Protocol
 
 
 def train_and_judge(cell: Cell, recipe: Recipe) -> None:
@@ -96,7 +135,10 @@ def train_and_judge(cell: Cell, recipe: Recipe) -> None:
 
 
 def remove_leftovers(cell: Cell) -> None:
-    """Remove what a finished cell no longer needs, and hundreds of which fill a disk: checkpoints, a trial's model."""
+    """Remove what a finished cell no longer needs: its checkpoints, and a trial's model.
+
+    Those of hundreds of cells would fill a disk.
+    """
     shutil.rmtree(cell.run.checkpoint.parent, ignore_errors=True)
     if cell.is_trial:
         cell.run.model.unlink(missing_ok=True)

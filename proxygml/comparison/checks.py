@@ -174,9 +174,9 @@ def _check_same_catalog(cell: Cell, results: Results) -> None:
         return
     judged = cell.protocol()
     expected = results.inputs.fingerprint
-    if judged.get("catalog_fingerprint", expected) != expected:  # older evaluations hold none
+    if judged.catalog_fingerprint not in (None, expected):  # older evaluations hold none
         raise RunError(
-            f"{cell.run.evaluation} is of another catalog, {judged['catalog']}: keep a copy if you need it, and "
+            f"{cell.run.evaluation} is of another catalog, {judged.catalog}: keep a copy if you need it, and "
             f"judge the cell by the comparison's again: proxygml evaluate {quote(str(cell.run.path))} --catalog "
             f"{quote(results.grid.comparison.shared.catalog)}"
         )

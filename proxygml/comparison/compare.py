@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from proxygml.comparison.plan import Comparison
+from proxygml.comparison.process import end_where_imported
 from proxygml.comparison.report import write_comparison
 from proxygml.comparison.row import read_rows, write_rows
 from proxygml.comparison.runner import Part, Runner
@@ -27,7 +28,8 @@ def compare(
 ) -> Summary | None:
     """Train and evaluate methods with several seeds under one protocol, and write one table of all.
 
-    A call that was stopped, or whose recipe has grown, goes on when it is repeated.
+    To continue a call that was stopped, or whose recipe has grown, repeat it. Each cell is trained in a process of its
+    own, which imports your script again: in a script, call this under `if __name__ == "__main__":`.
 
     Args:
         recipe: its values, its YAML file, or the name of a comparison that comes with proxygml ("glyphs").
@@ -40,9 +42,10 @@ def compare(
         The table; None where no cell is finished yet, and on all but the main process.
 
     Raises:
-        UserError: the recipe, a catalog or weights are missing or do not fit each other, or the folder holds cells of
-            another recipe.
+        UserError: the recipe, a catalog or weights are missing or do not fit each other, the folder holds cells of
+            another recipe or damaged files, or a script calls this without `if __name__ == "__main__":`.
     """
+    end_where_imported()
     check_local(catalog, "catalog")
     folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))

@@ -18,6 +18,7 @@ from proxygml.errors import RecipeError, did_you_mean
 from proxygml.training.recipe import Recipe, check_content
 from proxygml.training.recipe_files import find_recipe, read_yaml
 
+MOST_COMBINATIONS = 100_000  # of the values of a vary or a tune section
 LONGEST_NAME = 100  # characters of a method's name, values that are varied included: its folder has it too
 KEYS = ("like", "recipe", "seeds", "methods", "trials", "tune_on", "chosen")
 SHARED = ("catalog", "seed", "validation_classes", "recall_at")  # what a method may not have of its own
@@ -104,10 +105,11 @@ class Comparison:
         """
         content, where = _content(path), str(path)
         return cls(
-            shared=Recipe.of(_section(content.get("recipe"), f"{where}: recipe"), f"{where}: recipe"),
+            shared=_recipe(_section(content.get("recipe"), f"{where}: recipe"), f"{where}: recipe"),
             methods=_methods(_as_chosen(content, where), where),
             seeds=tuple(
-                _typed(seed, int, f"{where}: seeds") for seed in _list(content.get("seeds", [0, 1, 2]), "seeds")
+                _typed(seed, int, f"{where}: seeds")
+                for seed in _list(content.get("seeds", [0, 1, 2]), f"{where}: seeds")
             ),
             trials=_typed(content.get("trials", 0), int, f"{where}: trials"),
             tune_on=_typed(content.get("tune_on", 0.25), float, f"{where}: tune_on"),
@@ -118,10 +120,7 @@ class Comparison:
         """The shared recipe with a method's changes, chosen values and a seed."""
         content = merged_settings(merged(self.shared.content(), method.changes), values)
         where = f"{self.where}: {method.name}"
-        try:
-            return replace(Recipe.of(content, where), seed=seed)
-        except RecipeError as error:
-            raise RecipeError(str(error) if where in str(error) else f"{where}: {error}") from error
+        return replace(_recipe(content, where), seed=seed)
 
     def _check_choices(self, method: Method) -> None:
         """Name a value to try that no recipe can have: each of them, and not those alone that happen to be drawn."""
@@ -155,6 +154,14 @@ class Comparison:
                 seen.append(recipe)
                 drawn.append(values)
         return drawn
+
+
+def _recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from its keys and values; errors name where they stand."""
+    try:
+        return Recipe.of(content, where)
+    except RecipeError as error:
+        raise RecipeError(str(error) if where in str(error) else f"{where}: {error}") from error
 
 
 def _content(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -207,6 +214,13 @@ def _family(name: str, section: Mapping[str, Any], where: str) -> Iterator[Metho
         raise RecipeError(f"{where}: a method's name is its folder's too: take letters, digits and . , = + - ( )")
     changes = {key: value for key, value in section.items() if key not in ("tune", "vary")}
     tune, vary = (_choices(section.get(key), f"{where}: {key}") for key in ("tune", "vary"))
+    for key, choices in (("tune", tune), ("vary", vary)):
+        count = math.prod(map(len, choices.values()))
+        if count > MOST_COMBINATIONS:
+            raise RecipeError(
+                f"{where}: {key} has {count:,} combinations of values, but may have at most {MOST_COMBINATIONS:,}: "
+                "list fewer"
+            )
     for content in (changes, _spread(tune), _spread(vary)):
         check_content(content, where)
         for key in SHARED:

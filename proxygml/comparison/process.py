@@ -4,8 +4,10 @@ So the peak memory is that of the cell alone, and not of cells before it. On Lin
 that has only loaded the modules, which is faster than loading them for each cell.
 """
 
+import inspect
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -17,17 +19,23 @@ from proxygml.errors import RunError, UserError
 from proxygml.training.recipe import Recipe
 
 LOADED_LATE = ("faiss", "jsonargparse", "pyarrow.parquet", "sklearn.metrics")  # by functions that a cell calls
-PARENT_GONE, STOPPED = 3, 128 + signal.SIGTERM  # exit codes
+PARENT_GONE, UNGUARDED, STOPPED = 3, 4, 128 + signal.SIGTERM  # exit codes
+
+
+UNGUARDED_MESSAGE = (
+    "the script calls proxygml.compare when it is imported, and each of the processes that train imports it: put the "
+    'call under `if __name__ == "__main__":`'
+)
 
 
 def train_in_process(cell: Cell, recipe: Recipe) -> None:
     """Train and judge a cell in a process of its own, and wait for it.
 
-    The process ends with this one, however this one ends. A script of yours must call this under
-    `if __name__ == "__main__":`, as Python demands of everything that starts processes.
+    The process ends with this one, however this one ends.
 
     Raises:
-        UserError: as training raises it; or the process was stopped.
+        UserError: as training raises it; or the process was stopped; or a script calls this without
+            `if __name__ == "__main__":` (see end_where_imported).
         RuntimeError: a bug, whose traceback the process has printed.
     """
     context = _context()
@@ -49,6 +57,19 @@ def train_in_process(cell: Cell, recipe: Recipe) -> None:
         raise _failure(cell, process.exitcode)
 
 
+def end_where_imported() -> None:
+    """End this process where it is a cell's process that is only importing the script that started it.
+
+    Python imports the script again in each process that it starts. A script that calls `compare` without
+    `if __name__ == "__main__":` would start the comparison again there; the first process then raises UserError.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
+            os._exit(UNGUARDED)
+        frame = frame.f_back
+
+
 def _context() -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -68,6 +89,8 @@ def _received(receiver: Connection, ended: int) -> Exception | None:
 
 
 def _failure(cell: Cell, code: int) -> Exception:
+    if code == UNGUARDED:
+        return UserError(UNGUARDED_MESSAGE)
     number = signal.SIGTERM if code == STOPPED else -code
     if number <= 0:
         return RuntimeError(f"the process that trained {cell.key} failed with status {code}: its traceback is above")
@@ -84,7 +107,23 @@ def _work(sender: Connection, cell: Cell, recipe: Recipe) -> None:
     try:
         train_and_judge(cell, recipe)
     except (UserError, OSError) as error:
-        sender.send(error)
+        sender.send(sendable(error))
+
+
+def sendable(error: UserError | OSError) -> UserError | OSError:
+    """The error, or one that says the same where it does not survive the way to another process.
+
+    Python makes an exception anew from the arguments that it was given, which fails where its class needs others.
+    """
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        if type(copy) is type(error) and str(copy) == str(error):
+            return error
+    except Exception:  # whatever the class raises
+        pass
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename, None, error.filename2)
+    return UserError(f"{type(error).__name__}: {error}")
 
 
 def _stop(*_: object) -> None:

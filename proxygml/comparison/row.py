@@ -10,14 +10,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import ConfigDict
 
 from proxygml.comparison.settings import Settings
 from proxygml.errors import UserError
-from proxygml.files import atomic_write
+from proxygml.files import atomic_write, check_size
+
+LARGEST_TABLE = 2**28
+"""Bytes of a cells.csv."""
 
 ADVICE = "give the cells.csv that a comparison has written"
-RECALL = re.compile(r"recall_at_(\d+)")
+RECALL = re.compile(r"recall_at_([1-9]\d{0,8})")
+MOST_SHARE = 1 + 1e-6  # rounding may lift a mean a little above 1
 METRICS = ("map_at_r", "r_precision", "nmi")  # those of a cell beside its Recall@K
 
 
@@ -35,6 +41,8 @@ class Key(NamedTuple):
 @dataclass(frozen=True)
 class Cost:
     """What it took to train a cell."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
     seconds_per_epoch: float  # the median over its epochs
     peak_memory_mib: float | None  # of the process that trained it; workers that decode images come on top
@@ -112,6 +120,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def _read_file(path: Path) -> list[Row]:
+    check_size(path, LARGEST_TABLE)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -121,6 +130,8 @@ def _read_file(path: Path) -> list[Row]:
     absent = [name for name in COLUMNS if name not in columns]
     if absent:
         raise UserError(f"{path} has no column {absent[0]!r}: {ADVICE}")
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path} has two columns of the same name: {ADVICE}")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -142,13 +153,22 @@ def _row(line: Mapping[str | None, Any]) -> Row:
     values = {name: _parsed(name, texts[name], _READERS.get(name, str)) for name in COLUMNS}
     costs = {name: values.pop(name) for name in COSTS}
     values |= {name: {} for name in ("varied", "protocol") if values[name] is None}
-    values |= {"val_recall_at_1": values["val_recall_at_1"] or (), "cost": Cost(**costs) if costs["device"] else None}
+    values |= {"val_recall_at_1": values["val_recall_at_1"] or (), "cost": _cost(costs)}
     names = [name for name in texts if RECALL.fullmatch(name) or name in METRICS]
-    metrics = {name: _parsed(name, texts[name], _number) for name in names}
+    metrics = {name: _parsed(name, texts[name], _share) for name in names}
     row = Row(**values, metrics={name: value for name, value in metrics.items() if value is not None})
     if row.seed is None or not row.method:
         raise ValueError("a method or its seed is missing")
     return row
+
+
+def _cost(values: Mapping[str, Any]) -> Cost | None:
+    if not values["device"]:
+        return None
+    for name in ("seconds_per_epoch", "loss_parameters"):
+        if values[name] is None:
+            raise ValueError(f"a {name} is missing beside the device")
+    return Cost(**values)
 
 
 def _parsed(name: str, text: str, read: Callable[[str], Any]) -> Any:
@@ -174,6 +194,13 @@ def _number(text: str) -> float:
     return value
 
 
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= MOST_SHARE:
+        raise ValueError(text)
+    return value
+
+
 def _truth(text: str) -> bool:
     if text not in ("True", "False"):
         raise ValueError(text)
@@ -189,7 +216,7 @@ def _settings(text: str) -> Settings:
 
 def _numbers(text: str) -> tuple[float, ...]:
     value = _json(text)
-    if not isinstance(value, list) or not all(type(one) in (int, float) and math.isfinite(one) for one in value):
+    if not isinstance(value, list) or not all(type(one) in (int, float) and 0 <= one <= MOST_SHARE for one in value):
         raise ValueError(text)
     return tuple(value)
 
@@ -203,12 +230,14 @@ def _json(text: str) -> Any:
 
 _KINDS: dict[Callable[[str], Any], str] = {
     _truth: "True or False",
+    _share: "number from 0 to 1",
     _settings: "JSON object of settings",
-    _numbers: "JSON list of numbers",
+    _numbers: "JSON list of numbers from 0 to 1",
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("seed", "trial", "loss_parameters"), _whole),
-    **dict.fromkeys(("val_map_at_r", "seconds_per_epoch", "peak_memory_mib", "gpu_memory_mib"), _number),
+    "val_map_at_r": _share,
+    **dict.fromkeys(("seconds_per_epoch", "peak_memory_mib", "gpu_memory_mib"), _number),
     **dict.fromkeys(("varied", "protocol", "settings", "tried"), _settings),
     "chosen": _truth,
     "val_recall_at_1": _numbers,

@@ -149,7 +149,7 @@ class Runner:
                 console.print(f"{key} ({place})", style="bold", markup=False, highlight=False)
             train = train_and_judge if state.num_processes > 1 else train_in_process
             train(cell, recipe)
-        if cell.cost_file.exists() and state.is_main_process:
+        if cell.finished and state.is_main_process:
             remove_leftovers(cell)
 
     def rows(self) -> list[Row]:

@@ -15,10 +15,14 @@ from pathlib import Path
 from proxygml.comparison.cell import Cell
 from proxygml.comparison.row import Key
 from proxygml.data.catalog import Catalog
-from proxygml.errors import RecipeError
+from proxygml.errors import RecipeError, RunError
 from proxygml.files import atomic_write
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
+from proxygml.typed_json import read_typed_json
+
+LARGEST_INPUTS = 2**24
+"""Bytes of data.json."""
 
 TRIALS = "tune"  # the folder of a method's trials
 
@@ -76,7 +80,8 @@ class Store:
         """What the cells of the folder were trained with; None in a folder without any."""
         if not self._inputs_file.exists():
             return None
-        return Inputs(**json.loads(self._inputs_file.read_text(encoding="utf-8")))
+        advice = "put the file back, or give the comparison another --run"
+        return read_typed_json(self._inputs_file, Inputs, most=LARGEST_INPUTS, error=RunError, advice=advice)
 
     def add_inputs(self, inputs: Inputs) -> None:
         """Note what cells are trained with from now on; files of weights that others used stay noted."""

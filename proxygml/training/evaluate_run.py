@@ -8,9 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -20,6 +17,7 @@ from proxygml.evaluation.metrics import Evaluation, evaluate
 from proxygml.files import PathLike, atomic_write, check_local, local_path
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
+from proxygml.training.history import read_history, read_kept_counts
 from proxygml.training.initialization import initial_embedder
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
@@ -102,7 +100,7 @@ def _describe(
     run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int, num_processes: int
 ) -> Protocol:
     """What a reader must know to believe the figures."""
-    history = pd.read_csv(run.metrics) if run.metrics.exists() else pd.DataFrame()
+    history = read_history(run.metrics)
     if "val_map_at_r" in history:
         best = int(history["val_map_at_r"].idxmax())
         selection = "the epoch with the best MAP@R on validation classes, which were held out of training whole"
@@ -151,18 +149,10 @@ def _report(
         place.report,
         title=run.path.resolve().name,
         evaluation=evaluation,
-        history=pd.read_csv(run.metrics) if run.metrics.exists() else None,
+        history=read_history(run.metrics) if run.metrics.exists() else None,
         embeddings=embeddings,
         catalog=test,
-        proxy_selections=_proxy_selections(run, recipe),
+        proxy_selections=read_kept_counts(run.proxies, recipe.loss.proxies_per_class),
         before=before,
         facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
     )
-
-
-def _proxy_selections(run: RunFolder, recipe: Recipe) -> npt.NDArray[np.int64] | None:
-    """(C, N): how often each proxy was kept as a hard negative in the last epoch."""
-    if not run.proxies.exists():
-        return None
-    kept: npt.NDArray[np.int64] = pd.read_csv(run.proxies)["kept"].to_numpy(dtype=np.int64)
-    return kept.reshape(-1, recipe.loss.proxies_per_class)

@@ -1,6 +1,8 @@
 """The process of a cell: it measures the cell alone, brings errors back, and outlives nobody."""
 
+import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 
 from proxygml.comparison.cell import Cell
-from proxygml.comparison.process import train_in_process
+from proxygml.comparison.process import sendable, train_in_process
 from proxygml.comparison.row import Key
-from proxygml.errors import CatalogError
+from proxygml.errors import CatalogError, UserError
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from tests.helpers.comparisons import METHODS, write
@@ -71,3 +73,38 @@ def test_no_process_outlives_the_comparison(
     assert started, "the cell was trained in the process itself"
     assert not wait_until_gone(started)
     assert "Traceback" not in errors
+
+
+class NeedsMoreError(UserError):
+    """Its message is made from what it is given, so that Python cannot make it anew from the message."""
+
+    def __init__(self, path: str, *, found: int) -> None:
+        super().__init__(f"{path} has {found}")
+
+
+class NeedsMoreOSError(OSError):
+    """The same for an error of the operating system."""
+
+    def __init__(self, number: int, path: str, place: str) -> None:
+        super().__init__(number, os.strerror(number), path)
+        self.place = place
+
+
+def test_an_error_that_cannot_be_made_anew_keeps_its_message() -> None:
+    for error in (NeedsMoreError("x.csv", found=3), NeedsMoreOSError(errno.ENOSPC, "/disk/x", "there")):
+        received = pickle.loads(pickle.dumps(sendable(error)))
+        assert str(error) in str(received)
+        assert isinstance(received, OSError if isinstance(error, OSError) else UserError)
+    assert received.errno == errno.ENOSPC
+    assert received.filename == "/disk/x"
+
+
+def test_a_script_without_the_guard_is_told_what_to_do(content: dict[str, Any], tmp_path: Path) -> None:
+    one = {"recipe": content["recipe"], "seeds": [0], "methods": {"ProxyGML": METHODS["ProxyGML"]}}
+    plan = write(one, tmp_path / "mine.yaml")
+    script = tmp_path / "script.py"
+    script.write_text(f"import proxygml\nproxygml.compare({str(plan)!r}, {str(tmp_path / 'run')!r})\n")
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 1
+    assert 'put the call under `if __name__ == "__main__":`' in found.stderr.splitlines()[-1]
+    assert found.stderr.count("Traceback") == 1, "only that of the script itself"

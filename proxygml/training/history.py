@@ -1,0 +1,68 @@
+"""Reading the tables that training writes into a run folder: metrics.csv and proxies.csv."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from proxygml.arrays import Rows
+from proxygml.errors import RunError
+from proxygml.files import check_size
+
+LARGEST_TABLE = 2**30
+"""Bytes of metrics.csv or proxies.csv: the latter has a row for each proxy."""
+
+
+def read_history(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
+    """metrics.csv, a row per epoch; an empty table where nothing was trained.
+
+    Args:
+        path: the file.
+        needed: columns that it must have where it has rows, beside those of every run.
+
+    Raises:
+        RunError: it cannot be read, lacks a column, or holds something that is no number.
+    """
+    if not path.exists():
+        return pd.DataFrame()
+    return _numbers(path, ("epoch", "loss", "seconds", *needed))
+
+
+def read_kept_counts(path: Path, per_class: int) -> Rows | None:
+    """proxies.csv: how often each proxy was kept, (C, N) int64; None where there is no such file.
+
+    Args:
+        path: the file.
+        per_class: N, the proxies of a class.
+
+    Raises:
+        RunError: it cannot be read, or does not hold N whole numbers for each class.
+    """
+    if not path.exists():
+        return None
+    kept = _numbers(path, ("kept",), only=("kept",))["kept"].to_numpy()
+    if kept.dtype.kind not in "iu" or len(kept) % per_class or (kept < 0).any():
+        raise RunError(f"{path} does not count how often each of {per_class} proxies a class was kept: {_ADVICE}")
+    counts: Rows = kept.astype(np.int64).reshape(-1, per_class)
+    return counts
+
+
+_ADVICE = "put the file back as training wrote it, or train the run again"
+
+
+def _numbers(path: Path, needed: Sequence[str], only: Sequence[str] | None = None) -> pd.DataFrame:
+    check_size(path, LARGEST_TABLE, RunError)
+    try:
+        table = pd.read_csv(path, usecols=None if only is None else lambda name: name in only)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise RunError(f"{path} cannot be read ({str(error).strip()}): {_ADVICE}") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise RunError(f"{path} has a row with more values than columns: {_ADVICE}")
+    for name in needed:
+        if name not in table:
+            raise RunError(f"{path} has no column {name!r}: {_ADVICE}")
+    for name in table:
+        if table[name].dtype.kind not in "iuf" or not np.isfinite(table[name]).all():
+            raise RunError(f"{path}: the column {name!r} holds something that is no number: {_ADVICE}")
+    return table
