@@ -27,7 +27,8 @@ def add_source(parser: Parser) -> None:
         default="all",
         help="the part of the catalog to use",
     )
-    parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders of images, or image files")
+    words = "folders of images, at any depth, or image files; what is left out is named"
+    parser.add_argument("--images", type=Path, nargs="+", default=[], help=words)
 
 
 def add_embedding(parser: Parser) -> None:

@@ -4,8 +4,8 @@ What `embed`, `index` and `cluster` share. Vectors go to Parquet or on to a gall
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_file import ROWS_AT_A_TIME
 from proxygml.errors import MOST_WORKERS, ImageError, UserError
-from proxygml.files import atomic_write, exclusive_lock, reserve_space
+from proxygml.files import atomic_write, exclusive_lock, remove_folder, reserve_space
 from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
@@ -126,8 +126,9 @@ def embed_images(
 
 
 def discard(work: Path) -> None:
-    """Delete the folder of a call of embed_images."""
-    shutil.rmtree(work, ignore_errors=True)
+    """Delete the folder of a call of embed_images, if it is there."""
+    with suppress(FileNotFoundError):
+        remove_folder(work)
 
 
 def _key(model: str, images: ImageList) -> str:

@@ -27,12 +27,17 @@ ROOM = 64 * 2**20
 
 
 def write_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write both files, each whole or not at all."""
-    with atomic_write(folder / TENSORS) as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    content = {"format": FORMAT} | dict(description)
-    with atomic_write(folder / DESCRIPTION) as path:
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write both files, each whole or not at all.
+
+    A process that dies between the two leaves no description of another model beside the new tensors, but none.
+    """
+    described = folder / DESCRIPTION
+    text = json.dumps({"format": FORMAT} | dict(description), indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(described) as last, atomic_write(folder / TENSORS) as first:
+        last.write_text(text, encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, first)
+        if described.is_file() and described.read_bytes() != text.encode():
+            described.unlink()
 
 
 def read_description(folder: Path) -> dict[str, Any]:

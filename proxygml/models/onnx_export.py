@@ -54,7 +54,7 @@ def export(run: PathLike, out: PathLike, *, force: bool = False) -> float:
     embedder = Embedder.load(run)
     program = _program(embedder)
     content = json.dumps(describe(embedder, fingerprint(run)), indent=2) + "\n"
-    with atomic_write(out) as temporary, atomic_write(description) as beside:
+    with atomic_write(description) as beside, atomic_write(out) as temporary:
         beside.write_text(content, encoding="utf-8")
         program.save(temporary)
         difference = _largest_difference(embedder, temporary)
@@ -63,6 +63,7 @@ def export(run: PathLike, out: PathLike, *, force: bool = False) -> float:
                 f"the ONNX form of {embedder.settings.backbone} differs from PyTorch by {difference:.1e}, but at most "
                 f"{TOLERANCE:.0e} is expected: nothing was written"
             )
+        description.unlink(missing_ok=True)  # a process that dies now leaves no description of another model
     return difference
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from proxygml.errors import ImageError, RecipeError, RunError, UserError, Weight
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
+from tests.helpers.kills import survives_kills
 from tests.helpers.shared import shared_file
 
 SMALL = ImageSettings(size=32, resize=36)
@@ -214,6 +216,34 @@ def test_saved_and_loaded_embedder_is_the_same(tmp_path: Path) -> None:
     assert loaded.classes == ("a", "b")
     assert loaded.images == SMALL
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+def test_a_kill_while_a_model_is_replaced_never_mixes_it_with_another(tmp_path: Path) -> None:
+    """The two have tensors of the same shapes, but scale images differently."""
+    settings = EmbedderSettings("conv4", "none", "avg", 8)
+    old, new = (Embedder(settings, ImageSettings(size=16, resize=resize)) for resize in (16, 20))
+    image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
+    expected = {embedder.images.resize: embedder.eval()(image) for embedder in (old, new)}
+    for step in range(20):
+        (tmp_path / str(step)).mkdir()
+        old.save(tmp_path / str(step))
+    found = []
+
+    def check(step: int) -> None:
+        try:
+            loaded = Embedder.load(tmp_path / str(step))
+        except RunError as error:
+            assert "holds no model.json" in str(error)
+            found.append(0)
+        else:
+            torch.testing.assert_close(loaded(image), expected[loaded.images.resize])
+            found.append(loaded.images.resize)
+
+    with torch.inference_mode():
+        assert 2 <= survives_kills(lambda step: new.save(tmp_path / str(step)), check) < 20
+    assert found == sorted(found, key=[16, 0, 20].index)
+    assert {16, 20} < set(found)
 
 
 def test_loading_needs_no_weights_file_that_training_started_from(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A model outside of PyTorch: its ONNX file, run by onnxruntime from the description beside it."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,26 @@ def embeddings_of(onnx: Path, images: np.ndarray) -> np.ndarray:
 
     found: np.ndarray = onnxruntime.InferenceSession(onnx).run(None, {"images": images})[0]
     return found
+
+
+def test_a_file_never_lies_beside_the_description_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description comes last: where it cannot be written any more, the old one is gone."""
+    untrained(tmp_path / "run", EmbedderSettings("conv4", "none", "avg", 8))
+    onnx, description = tmp_path / "a.onnx", tmp_path / "a.json"
+    onnx.write_bytes(b"another model")
+    description.write_text("its description")
+    replace = os.replace
+
+    def fails(source: str, target: str) -> None:
+        if Path(target) == description:
+            assert onnx.stat().st_size > 1000
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="No space"):
+        export(tmp_path / "run", onnx, force=True)
+    assert not description.exists()
 
 
 @pytest.mark.parametrize(
