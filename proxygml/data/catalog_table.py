@@ -41,8 +41,16 @@ def load_table(path: Path) -> pd.DataFrame:
         raise CatalogError(not_text(error)) from error
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
         raise CatalogError(f"cannot be read as {kind}: {error}") from error
+    return _with_our_names(table)
+
+
+def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with our columns' names without blanks around them."""
     ours = (*TEXT_COLUMNS, *BOX_COLUMNS, *RULE_COLUMNS)
-    return table.rename(columns=lambda name: str(name).strip() if str(name).strip() in ours else name)
+    renamed = table.rename(columns=lambda name: str(name).strip() if str(name).strip() in ours else name)
+    if (twice := renamed.columns[renamed.columns.duplicated()]).size:
+        raise CatalogError(f"has two columns {str(twice[0])!r}, with and without blanks around: remove one")
+    return renamed
 
 
 def _load_csv(path: Path) -> pd.DataFrame:

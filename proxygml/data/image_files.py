@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from proxygml.data.decode import image_endings
+from proxygml.data.image_folders import STAMP
 from proxygml.errors import first_few
 
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -71,7 +72,8 @@ def entries(folder: Path) -> list[Entry]:
     """
     try:
         with os.scandir(folder) as found:
-            return sorted(Entry(folder / entry.name, _kind(entry), entry.is_symlink()) for entry in found)
+            named = [entry for entry in found if entry.name != STAMP]  # which prepare has put there itself
+            return sorted(Entry(folder / entry.name, _kind(entry), entry.is_symlink()) for entry in named)
     except OSError:
         return [Entry(folder, Kind.UNREADABLE)]
 

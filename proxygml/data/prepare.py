@@ -119,7 +119,7 @@ def prepare(
     images, copies = ImageFolders(out.with_suffix("")), ImageFolders(out.with_suffix(f".{resize}px"))
     if resize is not None:
         _check_resize(resize, copies.base, root if dataset.strays else None)
-    catalog = _read(dataset, root, images.base, force)
+    catalog = _read(dataset, root, images.base, force, made_anew=force or not out.exists())
     _compare_counts(catalog, dataset)
     if dataset.hidden is not None and (left_out := dataset.hidden(catalog.folder)):
         console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
@@ -191,9 +191,9 @@ def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
         )
 
 
-def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool) -> Catalog:
+def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool, made_anew: bool) -> Catalog:
     if dataset.makes_images:
-        return _make(dataset, beside, force)
+        return _make(dataset, beside, made_anew)  # without a catalog, a command that was killed has left the images
     if root is None:
         raise DatasetError(f"{dataset.name} needs --root: where its images are")
     root = root.expanduser()
@@ -204,9 +204,9 @@ def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool) -> Cat
     return dataset.read(root)
 
 
-def _make(dataset: Dataset, beside: Path, force: bool) -> Catalog:
+def _make(dataset: Dataset, beside: Path, made_anew: bool) -> Catalog:
     folders = ImageFolders(beside)
-    folders.check_free("made", force)
+    folders.check_free("made", made_anew)
     with folders.new(dataset.name) as (folder, target):
         made = dataset.read(folder)
     return Catalog(made.table, target)

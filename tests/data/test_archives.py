@@ -16,6 +16,7 @@ import pytest
 
 from proxygml.data import archives
 from proxygml.data.archives import unpack, unpacked
+from proxygml.data.image_files import entries
 from proxygml.data.image_folders import STAMP, ImageFolders
 from proxygml.errors import DatasetError, OverwriteError
 
@@ -284,6 +285,11 @@ def test_what_macos_adds_is_left_out_and_named(tmp_path: Path, suffix: str, caps
     assert "5 left out: left by a file manager: 5 (__MACOSX/a/._1.jpg, __MACOSX/._a" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_what_is_put_into_an_unpacked_folder_is_not_named_as_left_out(tmp_path: Path) -> None:
+    folder = unpacked(write(tmp_path / "data.zip"), tmp_path / "out", {})
+    assert [entry.path.name for entry in entries(folder)] == ["top"]
 
 
 def test_an_unpacked_folder_is_used_again(tmp_path: Path) -> None:

@@ -396,6 +396,30 @@ def test_a_kill_at_any_step_of_force_leaves_a_catalog_with_all_of_its_images(tmp
         assert not list(place.glob(".*.tmp"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+@pytest.mark.parametrize("kind", ["unpacked", "made", "dropped"])
+def test_a_command_that_was_killed_at_any_step_can_be_repeated(tmp_path: Path, kind: str) -> None:
+    """Without force: there is no catalog yet."""
+    put_archive(tmp_path / "data", tmp_path / "a.tar", 0)
+    if kind == "dropped":
+        (tmp_path / "data" / "a" / "cut.png").write_bytes(b"no image")
+    places = {"unpacked": tmp_path / "a.tar", "made": None, "dropped": tmp_path / "data"}
+    dataset = Dataset("made", make_pictures, makes_images=True) if kind == "made" else OWN
+
+    def prepare_in(step: int) -> None:
+        out = tmp_path / str(step) / "catalog.csv"
+        prepare(dataset, places[kind], out, on_bad="drop", workers=1)
+
+    def check(step: int) -> None:
+        out = tmp_path / str(step) / "catalog.csv"
+        if not out.exists():
+            prepare_in(step)
+        assert len(contents(out)) == 6
+        assert out.with_suffix(".dropped.csv").exists() == (kind == "dropped")
+
+    assert 2 <= survives_kills(prepare_in, check) < 40
+
+
 def test_what_force_cannot_replace_stays_with_its_images(tmp_path: Path, out: Path) -> None:
     put_archive(tmp_path / "a", tmp_path / "a.tar", 0)
     put_archive(tmp_path / "b", tmp_path / "b.tar", 100)
