@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, chosen
+from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 
@@ -13,9 +13,13 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Sort images into clusters."""
     from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 
-    parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...)\n                        --out FOLDER [options]"
+    parser.usage = (
+        "%(prog)s RUN (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
+        "                        --out FOLDER [options]"
+    )
     parser.add_argument("run", type=Path, help="the run folder")
     add_source(parser)
+    add_vectors(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     words = "table: clusters.csv alone; links or copies: also a folder of its images for each cluster"
     parser.add_argument("--layout", type=Layout, default="links", help=words)
@@ -26,5 +30,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.gallery.clusters.cluster import cluster
     from proxygml.gallery.clusters.folder import describe
 
-    found = cluster(options.run, options.out, settings, **chosen(options, *SOURCE, "layout", *EMBEDDING))
-    say(describe(found), f"clusters: {options.out / 'clusters.csv'}", f"sheets:   {options.out / 'sheets'}")
+    found = cluster(options.run, options.out, settings, **chosen(options, *SOURCE, "vectors", "layout", *EMBEDDING))
+    say(describe(found), f"clusters: {options.out / 'clusters.csv'}")
+    if (options.out / "sheets").is_dir():  # of vectors without images there are none
+        say(f"sheets:   {options.out / 'sheets'}")

@@ -3,20 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, chosen
+from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
-    """Embed images into a file."""
-    parser.usage = "%(prog)s RUN (--catalog TABLE | --images PATH ...)\n                      --out FILE [options]"
+    """Embed images, or vectors, into a file."""
+    parser.usage = (
+        "%(prog)s RUN (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
+        "                      --out FILE [options]"
+    )
     parser.add_argument("run", type=Path, help="the run folder")
     add_source(parser)
+    add_vectors(parser)
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
     add_embedding(parser)
     options = parser.parse(arguments)
     from proxygml.gallery.embed import embed
 
-    file = embed(options.run, options.out, **chosen(options, *SOURCE, *EMBEDDING))
+    file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", *EMBEDDING))
     say(f"{file.rows:,} vectors of size {file.dimension}: {options.out}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
 
-from proxygml.cli.options import EMBEDDING, GALLERY_HELP, SOURCE, add_embedding, add_source, chosen
+from proxygml.cli.options import EMBEDDING, GALLERY_HELP, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
@@ -24,7 +24,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "the run folder; not needed with --add and --remove, because the gallery stores its path"
     parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
     add_source(parser)
-    parser.add_argument("--vectors", type=Path | None, default=None, help="a file that `proxygml embed` wrote")
+    add_vectors(parser)
     parser.takes_gallery(parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}"))
     words = "exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index"
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
@@ -75,7 +75,8 @@ def _print_threshold(threshold: "Threshold") -> None:
 
 def _add(options: Namespace) -> None:
     from proxygml.gallery.base import Gallery
-    from proxygml.gallery.build import Model, Source, add_items
+    from proxygml.gallery.build import add_items
+    from proxygml.gallery.source import Model, Source
 
     gallery = Gallery.load(options.out)
     done = add_items(

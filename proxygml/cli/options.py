@@ -31,6 +31,15 @@ def add_source(parser: Parser) -> None:
     parser.add_argument("--images", type=Path, nargs="+", default=[], help=words)
 
 
+def add_vectors(parser: Parser) -> None:
+    """Vectors to use in place of images."""
+    words = (
+        "a file that `proxygml embed` wrote; or, for a model of vectors, one of vectors to embed: .parquet with a "
+        "column `embedding`, or .npy"
+    )
+    parser.add_argument("--vectors", type=Path | None, default=None, help=words)
+
+
 def add_embedding(parser: Parser) -> None:
     """How to embed images: EMBEDDING."""
     add_on_bad(parser, "stop after all others are embedded")

@@ -31,10 +31,11 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the catalog to write, a .parquet or .csv file")
     add_on_bad(parser, "write no catalog")
     add_force(parser)
-    words = "how many images are opened at a time (default: one per processor)"
-    parser.add_argument("--workers", type=int | None, default=None, help=words)
-    words = "store smaller copies of the images, this many pixels on the shorter side"
-    parser.add_argument("--resize", type=int | None, default=None, help=words)
+    if not dataset.has_vectors:
+        words = "how many images are opened at a time (default: one per processor)"
+        parser.add_argument("--workers", type=int | None, default=None, help=words)
+        words = "store smaller copies of the images, this many pixels on the shorter side"
+        parser.add_argument("--resize", type=int | None, default=None, help=words)
     options = parser.parse(arguments[1:])
     from proxygml.data.prepare import prepare
 
@@ -43,7 +44,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         options.get("root"),
         options.out,
         options=chosen(options, *(key for key in own if key != "root")),
-        **chosen(options, "on_bad", "force", "workers", "resize"),
+        **chosen(options, "on_bad", "force", *(() if dataset.has_vectors else ("workers", "resize"))),
     )
     say(f"catalog: {options.out}")
 

@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxygml.cli.options import GALLERY_HELP, add_on_bad, add_run, add_workers, chosen
+from proxygml.cli.options import GALLERY_HELP, add_on_bad, add_run, add_vectors, add_workers, chosen
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import Parser
+from proxygml.errors import UserError
 
 QUERIES_PRINTED = 5
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Search a gallery with images."""
-    parser.usage = "%(prog)s GALLERY IMAGE ... [options]"
+    parser.usage = "%(prog)s GALLERY (IMAGE ... | --vectors FILE) [options]"
     parser.takes_gallery(parser.add_argument("gallery", type=str, help=GALLERY_HELP))
-    parser.add_argument("queries", type=Path, nargs="+", help="images, or folders of them")
+    parser.add_argument("queries", type=Path, nargs="*", default=[], help="images, or folders of them")
+    add_vectors(parser)
     parser.add_argument("--k", type=int, default=10, help="how many items to find for each image")
     words = (
         "find only items that meet all conditions: label=sparrow (several of a column: one is enough), label!=sparrow, "
@@ -38,6 +40,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.files import check_ending
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search, write_answers
 
+    if bool(options.queries) == (options.vectors is not None):
+        raise UserError("give either images, or folders of them, or --vectors FILE")
     if options.out is not None:
         check_ending(options.out, *ANSWER_ENDINGS)
     if options.show is not None:
@@ -47,7 +51,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         options.queries,
         options.k,
         options.where,
-        **chosen(options, "run", "leave_out_itself", "rerank", "threshold", "on_bad", "workers"),
+        **chosen(options, "vectors", "run", "leave_out_itself", "rerank", "threshold", "on_bad", "workers"),
     )
     count = len(answers.queries)
     for query in range(min(count, QUERIES_PRINTED)):

@@ -28,7 +28,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_class_arguments(Limits, as_group=False)
     options = parser.parse(arguments)
     from proxygml.gallery.base import Gallery
-    from proxygml.gallery.build import Model
+    from proxygml.gallery.source import Model
     from proxygml.serving.api import make_app
     from proxygml.serving.hosts import local_names
     from proxygml.serving.server import listen, run_server

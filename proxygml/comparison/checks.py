@@ -15,11 +15,10 @@ from proxygml.comparison.store import Inputs, Store
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import RecipeError, RunError, UserError
-from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.weights import check_weights_file
 from proxygml.training.criterion import make_criterion
-from proxygml.training.initialization import check_directions
+from proxygml.training.initialization import check_directions, new_embedder
 from proxygml.training.optimization import check_learning_rates
 from proxygml.training.processes import check_batch_division, check_precision
 from proxygml.training.recipe import Recipe
@@ -39,7 +38,8 @@ def check_methods(grid: Grid, accelerator: Accelerator) -> None:
                 _check_trainable(recipe, accelerator)
                 network = replace(recipe.embedder, weights="none"), recipe.images
                 if network not in sizes:
-                    built = Embedder(*network)
+                    images = split_for_training(recipe)[0] if recipe.takes_vectors else None
+                    built = new_embedder(replace(recipe, embedder=network[0]), (), images)
                     sizes[network] = built.embedding_size, built.num_features
                 if recipe.validation_classes not in training:
                     training[recipe.validation_classes] = split_for_training(recipe)[0]
@@ -62,7 +62,7 @@ def _check_trainable(recipe: Recipe, accelerator: Accelerator) -> None:
 def _check_enough_images(recipe: Recipe, images: Catalog, embedding_size: int, num_features: int) -> None:
     """Raise RecipeError where a recipe needs more training classes or images than there are."""
     check_batch_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
-    if recipe.embedding_start == "features":
+    if recipe.embedding_start != "random":
         check_directions(embedding_size, len(images), num_features)
 
 

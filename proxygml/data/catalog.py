@@ -7,7 +7,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from proxygml.data.columns import BOX_COLUMNS, GROUP_COLUMNS, MARK_COLUMNS, ROLE_COLUMNS, RULE_COLUMNS, SPLITS
+from proxygml.data.columns import (
+    BOX_COLUMNS,
+    EMBEDDING_ROW,
+    GROUP_COLUMNS,
+    MARK_COLUMNS,
+    ROLE_COLUMNS,
+    RULE_COLUMNS,
+    SPLITS,
+)
 from proxygml.errors import CatalogError, UserError, first_few
 from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
 from proxygml.files import atomic_write, check_local, check_overwrite
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from proxygml.data.vector_source import VectorSource
 
 SUFFIXES = (".csv", ".parquet")
 READ_SUFFIXES = (*SUFFIXES, ".tsv")
@@ -45,7 +55,9 @@ class Catalog:
             upright image, the right and lower edge not included; all four or none), `is_query is_gallery` (bool, both
             or none), `sequence` and `camera` (integers or text; missing for none), `is_junk` and `is_distractor`
             (bool). Other columns are kept as they are; those of a CSV file are text, exactly as the file has it.
+            A catalog of vectors may do without `path`, and has `embedding_row`, the row of its vector in `vectors`.
         folder: The folder that the relative paths are relative to.
+        vectors: The file with the vectors, where the catalog has some: its column `embedding`.
 
     Raises:
         CatalogError: The table has other columns, values or types than these. Boxes without an area are accepted here:
@@ -54,6 +66,7 @@ class Catalog:
 
     table: "pd.DataFrame"
     folder: Path
+    vectors: "VectorSource | None" = None
 
     def __post_init__(self) -> None:
         from proxygml.data.catalog_table import normalised  # noqa: PLC0415  # pandas loads when there is a table
@@ -83,12 +96,14 @@ class Catalog:
             CatalogError: The file is missing or no table, or the table is wrong (see the class).
         """
         from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
+        from proxygml.data.catalog_vectors import vectors_of  # noqa: PLC0415
 
         check_local(path, "the catalog", CatalogError)
         path = Path(path)
         check_suffix(path, READ_SUFFIXES)
         try:
-            catalog = cls(load_table(path), path.parent)
+            vectors = vectors_of(path)
+            catalog = cls(load_table(path, vectors), path.parent, vectors)
             if check_boxes:
                 check_box_areas(catalog.table)
         except CatalogError as error:
@@ -106,9 +121,15 @@ class Catalog:
         path = Path(path)
         check_suffix(path)
         check_overwrite(path, force)
-        table = self.table.assign(path=_rebased(self.table["path"], self.folder, path.parent))
+        table = self.table
+        if self.has_images:
+            table = table.assign(path=_rebased(table["path"], self.folder, path.parent))
         with atomic_write(path) as temporary:
-            if path.suffix.lower() == ".csv":
+            if self.vectors is not None:
+                from proxygml.data.catalog_vectors import write_with_vectors  # noqa: PLC0415
+
+                write_with_vectors(table, self.vectors, temporary, path)
+            elif path.suffix.lower() == ".csv":
                 table.to_csv(temporary, index=False)
             else:
                 table.to_parquet(temporary, index=False)
@@ -123,11 +144,26 @@ class Catalog:
         if rows.empty:
             there = ", ".join(split for split in SPLITS if (self.table["split"] == split).any()) or "none"
             raise CatalogError(f"the catalog in {self.folder} has no split {name!r}; the splits that it has: {there}")
-        return Catalog(rows, self.folder)
+        return self.with_table(rows)
+
+    def with_table(self, table: "pd.DataFrame") -> "Catalog":
+        """The same folder and vectors with another table, such as some of its rows."""
+        return replace(self, table=table)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the rows have paths; those of vectors alone have none."""
+        return "path" in self.table
 
     @property
     def paths(self) -> list[Path]:
-        """Where the images are, `folder` included."""
+        """Where the images are, `folder` included.
+
+        Raises:
+            CatalogError: The rows have no paths.
+        """
+        if not self.has_images:
+            raise CatalogError(f"the catalog in {self.folder} has vectors but no images: give one with a column path")
         return [self.folder / path for path in self.table["path"]]
 
     @property
@@ -165,11 +201,20 @@ class Catalog:
 
     @property
     def fingerprint(self) -> str:
-        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules."""
-        names = self.table["path"].map(posixpath.basename)
-        columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *RULE_COLUMNS) if column in self.table]
-        rows = self.table.assign(path=names)[columns].to_csv(index=False, lineterminator="\n")
-        return hashlib.sha256(rows.encode()).hexdigest()[:12]
+        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules.
+
+        Where there are no file names, some of the vectors stand for them.
+        """
+        table = self.table
+        if self.has_images:
+            table = table.assign(path=table["path"].map(posixpath.basename))
+        columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *RULE_COLUMNS) if column in table]
+        digest = hashlib.sha256(table[columns].to_csv(index=False, lineterminator="\n").encode())
+        if not self.has_images and self.vectors is not None:
+            from proxygml.data.catalog_vectors import sample_of  # noqa: PLC0415
+
+            digest.update(sample_of(self.vectors, table[EMBEDDING_ROW].to_numpy()))
+        return digest.hexdigest()[:12]
 
     @property
     def classes(self) -> list[str]:

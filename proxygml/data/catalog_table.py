@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from proxygml.data.arrow import to_pandas
 from proxygml.data.columns import (
     BOX_COLUMNS,
+    EMBEDDING_ROW,
     MARK_COLUMNS,
     ROLE_COLUMNS,
     RULE_COLUMNS,
@@ -20,14 +21,15 @@ from proxygml.data.columns import (
     TEXT_COLUMNS,
 )
 from proxygml.data.csv_form import CsvForm, not_text
+from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, did_you_mean, first_few
 from proxygml.files import check_local
 
 MAX_COORDINATE = 2**31 - 1
 
 
-def load_table(path: Path) -> pd.DataFrame:
-    """The table of a .csv or .parquet file, as the file has it.
+def load_table(path: Path, vectors: VectorSource | None = None) -> pd.DataFrame:
+    """The table of a .csv or .parquet file, as the file has it; of its column of vectors, only the numbers of the rows.
 
     Raises:
         CatalogError: the file is missing or cannot be read.
@@ -36,7 +38,7 @@ def load_table(path: Path) -> pd.DataFrame:
         raise CatalogError("there is no such file; `proxygml prepare` makes a catalog")
     kind = path.suffix.lower()[1:]
     try:
-        table = to_pandas(pq.read_table(path, partitioning=None)) if kind == "parquet" else _load_csv(path)
+        table = _load_parquet(path, vectors) if kind == "parquet" else _load_csv(path)
     except UnicodeDecodeError as error:
         raise CatalogError(not_text(error)) from error
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
@@ -51,6 +53,17 @@ def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:
     if (twice := renamed.columns[renamed.columns.duplicated()]).size:
         raise CatalogError(f"has two columns {str(twice[0])!r}, with and without blanks around: remove one")
     return renamed
+
+
+def _load_parquet(path: Path, vectors: VectorSource | None) -> pd.DataFrame:
+    """The table; in place of the vectors, the number of each row."""
+    if vectors is None:
+        return to_pandas(pq.read_table(path, partitioning=None))
+    columns = [name for name in pq.read_schema(path).names if name != vectors.column]
+    if EMBEDDING_ROW in columns:
+        raise CatalogError(f"has a column {EMBEDDING_ROW!r}, a name that proxygml uses itself: rename it")
+    table = to_pandas(pq.read_table(path, columns=columns, partitioning=None))
+    return table.assign(**{EMBEDDING_ROW: np.arange(vectors.rows)})
 
 
 def _load_csv(path: Path) -> pd.DataFrame:
@@ -88,9 +101,10 @@ def _read_csv(path: Path, form: CsvForm, **options: Any) -> pd.DataFrame:
 def normalised(table: pd.DataFrame) -> pd.DataFrame:
     _check_columns(table)
     table = table.reset_index(drop=True)
-    for column in TEXT_COLUMNS:
+    for column in _text_columns(table):
         table[column] = _as_text(table[column])
-    for row, path in table["path"][table["path"].str.contains(":/", regex=False)].items():
+    paths = table["path"] if "path" in table else pd.Series([], dtype="str")
+    for row, path in paths[paths.str.contains(":/", regex=False)].items():
         check_local(path, f"the path in row {row}", CatalogError)
     table["split"] = _as_splits(table["split"])
     if BOX_COLUMNS[0] in table:
@@ -123,22 +137,34 @@ def _check_columns(table: pd.DataFrame) -> None:
             raise CatalogError(
                 f"has the column {', '.join(there)} but not {absent}: give all of {', '.join(group)}, or none"
             )
-    for column in TEXT_COLUMNS:
+    for column in _text_columns(table):
         if column not in columns:
             raise CatalogError(
                 f"has no column {column!r}; rename the one that holds it: {did_you_mean(column, columns)}"
             )
 
 
+def _text_columns(table: pd.DataFrame) -> list[str]:
+    """Those that must be there: vectors need no images."""
+    optional = EMBEDDING_ROW in table and "path" not in table
+    return [column for column in TEXT_COLUMNS if not (optional and column == "path")]
+
+
 def _as_text(column: pd.Series) -> pd.Series:
-    """Text as it is; whole numbers without a fraction, also where a missing value made them floats."""
+    """A column of text in which every cell has some."""
+    text = text_cells(column)
+    empty = text.isna()
+    if empty.any():
+        raise CatalogError(f"has no {column.name} in {_rows(empty)}: every row needs one")
+    return text.astype("str")
+
+
+def text_cells(column: pd.Series) -> pd.Series:
+    """Text as it is, None where there is none; whole numbers without a fraction, also where some are missing."""
     if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
         column = column.astype("Int64")
     text = column.astype("string").astype(object)
-    empty = text.isna() | (text.str.strip() == "")
-    if empty.any():
-        raise CatalogError(f"has no {column.name} in {_rows(empty)}: every image needs one")
-    return text.astype("str")
+    return text.where(~(text.isna() | (text.str.strip() == "")), None)
 
 
 def _as_splits(column: pd.Series) -> pd.Series:

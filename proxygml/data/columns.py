@@ -23,3 +23,9 @@ RULE_COLUMNS = (*ROLE_COLUMNS, *GROUP_COLUMNS, *MARK_COLUMNS)
 def split_of(name: str) -> str | None:
     """The split that is called so, in small or capital letters; None where none is."""
     return SPLIT_NAMES.get(name.strip().lower())
+
+
+EMBEDDING = "embedding"
+"""The column of a Parquet file that holds an item's vector: a list of floats."""
+EMBEDDING_ROW = "embedding_row"
+"""In place of that column in a catalog that was read: the row of the file that holds the vector."""

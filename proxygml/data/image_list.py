@@ -14,6 +14,7 @@ import pandas as pd
 
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, boxes_of
+from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.image_files import image_files
 from proxygml.errors import ImageError
 from proxygml.files import check_local
@@ -36,7 +37,8 @@ class ImageList:
     """The images to embed, with their columns.
 
     Attributes:
-        table: `path` (absolute), then any other columns; box columns as in a catalog.
+        table: `path` (absolute), then any other columns; box columns as in a catalog. Vectors may come without images,
+            and then without `path`.
     """
 
     table: pd.DataFrame
@@ -44,7 +46,7 @@ class ImageList:
     @classmethod
     def from_catalog(cls, catalog: Catalog) -> "ImageList":
         """All rows of a catalog, with absolute paths; without vectors, which are another model's."""
-        table = catalog.table.drop(columns="embedding", errors="ignore")
+        table = catalog.table.drop(columns=[EMBEDDING, EMBEDDING_ROW], errors="ignore")
         return cls(table.assign(path=[str(path.resolve()) for path in catalog.paths]))
 
     @classmethod
@@ -73,6 +75,12 @@ class ImageList:
     def paths(self) -> list[str]:
         """Absolute paths."""
         return [str(path) for path in self.table["path"]]
+
+    @property
+    def names(self) -> list[str]:
+        """What identifies each to a reader: its path; of vectors without images their `item_id`, or their row."""
+        key = next((name for name in ("path", "item_id") if name in self.table), None)
+        return [f"row {row}" for row in range(len(self))] if key is None else [str(cell) for cell in self.table[key]]
 
     @property
     def boxes(self) -> npt.NDArray[np.int64] | None:

@@ -88,7 +88,7 @@ def prepare(
     Args:
         dataset: The name of a data set, such as "cub200", "folder" or "glyphs" (see `proxygml prepare --help`).
         root: The official archive, the folder it unpacks to, or the folder or table of your own images; None for
-            "glyphs", whose images are made here.
+            "glyphs", whose images are made here. For "vectors", the Parquet file or the table of your own vectors.
         out: The catalog to write, a .parquet or a .csv file.
         options: The data set's own options, such as {"test_classes": "half"} for "folder" (those that
             `proxygml prepare DATASET --help` lists).
@@ -113,9 +113,15 @@ def prepare(
     for name, value in (options or {}).items():
         check_local(value, name)
     dataset = (find_dataset(dataset) if isinstance(dataset, str) else dataset).with_options(options or {})
+    if dataset.has_vectors:
+        from proxygml.data.prepare_vectors import prepare_vectors  # noqa: PLC0415  (it uses this module)
+
+        if resize is not None:
+            raise DatasetError("resize is for images, and vectors have none: leave it out")
+        return prepare_vectors(dataset, root, out, on_bad=on_bad, force=force)
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
-    _check_free(out, dropped_list, force)
+    check_free(out, dropped_list, force)
     images, copies = ImageFolders(out.with_suffix("")), ImageFolders(out.with_suffix(f".{resize}px"))
     if resize is not None:
         _check_resize(resize, copies.base, root if dataset.strays else None)
@@ -133,19 +139,19 @@ def prepare(
         catalog = _drop(catalog, bad, len(catalog) + len(strays), on_bad)
         _compare_counts(catalog, dataset)
     for warning in (*check_splits(catalog), *check_class_names(catalog)):
-        _warn(warning)
+        warn(warning)
     superseded = images.superseded(catalog.folder)
     if resize is not None:
         sizes = {path: Size(inspection.height, inspection.width) for path, inspection in inspections.items()}
         catalog = copy_smaller(catalog, sizes, copies.started(_origin(catalog)), resize, workers)
         superseded += copies.superseded(catalog.folder)
-    _publish(catalog, out, bad, dropped_list, force)
+    publish(catalog, out, bad, dropped_list, force)
     _remove(superseded, out)
-    _print_counts(catalog, out)
+    print_counts(catalog, out)
     return Catalog.read(out)
 
 
-def _check_free(out: Path, dropped_list: Path, force: bool) -> None:
+def check_free(out: Path, dropped_list: Path, force: bool) -> None:
     """Raise OverwriteError where the catalog, or a file of another kind under the name of its list, is there."""
     check_overwrite(out, force)
     if not force and dropped_list.exists():
@@ -165,10 +171,10 @@ def _origin(catalog: Catalog) -> str:
     return digest.hexdigest()
 
 
-def _publish(catalog: Catalog, out: Path, dropped: Sequence[Finding], dropped_list: Path, force: bool) -> None:
+def publish(catalog: Catalog, out: Path, dropped: Sequence[Finding], dropped_list: Path, force: bool) -> None:
     """Write the list of dropped files, then the catalog: a catalog without its list would hide what was left out."""
     if dropped:
-        _write_dropped(dropped, dropped_list)
+        write_dropped(dropped, dropped_list)
     catalog.write(out, force)
     if not dropped:
         dropped_list.unlink(missing_ok=True)  # of an earlier run, which --force replaces
@@ -201,7 +207,8 @@ def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool, made_a
         raise DatasetError(f"there is no {root}: give --root the archive or folder of {dataset.name}")
     if root.is_dir() or is_archive(root):
         root = unpacked(root, beside, dataset.archives, force)
-    return dataset.read(root)
+    catalog: Catalog = dataset.read(root)
+    return catalog
 
 
 def _make(dataset: Dataset, beside: Path, made_anew: bool) -> Catalog:
@@ -218,7 +225,7 @@ def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
     for part, published in (dataset.published or {}).items():
         images, classes = found.get(part, (0, 0))
         if (images, classes) != published:
-            _warn(
+            warn(
                 f"{dataset.name} {part} has {images:,} images of {classes:,} classes, but {published.images:,} of "
                 f"{published.classes:,} were published: its figures cannot be compared with published ones"
             )
@@ -291,7 +298,7 @@ def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool)
     if BOX_COLUMNS[0] not in catalog.table:
         return findings, catalog
     edges = pd.DataFrame([box or (pd.NA,) * 4 for box in boxes], columns=list(BOX_COLUMNS))
-    return findings, Catalog(catalog.table.assign(**{name: edges[name] for name in BOX_COLUMNS}), catalog.folder)
+    return findings, catalog.with_table(catalog.table.assign(**{name: edges[name] for name in BOX_COLUMNS}))
 
 
 def _boxes(catalog: Catalog) -> list[Box | None]:
@@ -353,7 +360,7 @@ def _drop(catalog: Catalog, bad: Sequence[Finding], files: int, on_bad: OnBad) -
     rows = {finding.row for finding in bad if finding.row is not None}
     if len(rows) == len(catalog):
         raise DatasetError(f"no image is left: {_summary(bad, files)}. No catalog was written")
-    return Catalog(catalog.table.drop(index=list(rows)), catalog.folder)
+    return catalog.with_table(catalog.table.drop(index=list(rows)))
 
 
 def _summary(bad: Sequence[Finding], files: int) -> str:
@@ -366,7 +373,8 @@ def _summary(bad: Sequence[Finding], files: int) -> str:
     return "; ".join(parts)
 
 
-def _write_dropped(dropped: Sequence[Finding], path: Path) -> None:
+def write_dropped(dropped: Sequence[Finding], path: Path) -> None:
+    """The list of what was left out, as CSV beside the catalog."""
     table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
     with atomic_write(path) as temporary:
         without_formulas(table).to_csv(temporary, index=False, errors="backslashreplace")
@@ -388,12 +396,15 @@ def _print_findings(findings: Sequence[Finding], on_bad: OnBad) -> None:
     console.print(table)
 
 
-def _print_counts(catalog: Catalog, out: Path) -> None:
-    table = Table("split", "images", "classes", title=escape(str(out)))
+def print_counts(catalog: Catalog, out: Path) -> None:
+    """A table of the splits, on the console."""
+    items = "vectors" if catalog.vectors is not None else "images"
+    table = Table("split", items, "classes", title=escape(str(out)))
     for part, count in catalog.counts.items():
         table.add_row(part, f"{count.images:,}", f"{count.classes:,}")
     console.print(table)
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """A warning on the console."""
     console.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)

@@ -3,123 +3,32 @@
 A gallery keeps the fingerprint of its model; vectors of another model are refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from proxygml.arrays import Block, Rows
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList, file_stamp
-from proxygml.data.paths import absolute_paths
-from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
-from proxygml.files import PathLike, check_local, local_path, local_paths
+from proxygml.files import PathLike, check_local, local_path
 from proxygml.gallery.backends import check_place, work_place
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters.grammar import Where, parse_where
 from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
+from proxygml.gallery.source import Model, Source
+from proxygml.gallery.vector_input import ITEM_ID, of_catalog
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
-from proxygml.models.model_files import fingerprint, read_description
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.splits import split_for_training
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the items come from: exactly one of the three.
-
-    Raises:
-        UserError: none is given, or several.
-    """
-
-    catalog: Path | None = None
-    images: tuple[Path, ...] = ()
-    vectors: Path | None = None
-    split: str = "all"
-    """Of the catalog: train, val, test, or all."""
-
-    def __post_init__(self) -> None:
-        if sum(map(bool, (self.catalog, self.images, self.vectors))) != 1:
-            raise UserError("give exactly one of --catalog TABLE, --images FOLDER or --vectors FILE")
-        if self.split not in ("all", "train", "val", "test"):
-            raise UserError(f"--split is {self.split!r}, but must be all, train, val or test")
-
-    @classmethod
-    def of(
-        cls,
-        catalog: PathLike | None = None,
-        images: PathLike | Sequence[PathLike] = (),
-        vectors: PathLike | None = None,
-        split: str = "all",
-    ) -> "Source":
-        """The same from text or paths; `images` may be one folder or file, or several."""
-        table = None if catalog is None else local_path(catalog, "catalog")
-        file = None if vectors is None else local_path(vectors, "vectors")
-        return cls(table, local_paths(images, "images"), file, split)
-
-    def image_list(self) -> ImageList:
-        """The images of the catalog or the folders."""
-        if self.catalog is None:
-            return ImageList.from_files(self.images)
-        catalog = Catalog.read(self.catalog)
-        return ImageList.from_catalog(catalog if self.split == "all" else catalog.split(self.split))
-
-
-@dataclass(frozen=True)
-class Model:
-    """A run's embedder, loaded when it is first needed, and its fingerprint."""
-
-    run: Path
-    fingerprint: str
-
-    @classmethod
-    def of(cls, run: Path) -> "Model":
-        """The model of a run folder.
-
-        Raises:
-            RunError: there is none.
-        """
-        return cls(run.resolve(), fingerprint(run))
-
-    @classmethod
-    def of_gallery(cls, gallery: Gallery, run: Path | None) -> "Model":
-        """The gallery's own model, from where it was or from `run`.
-
-        Raises:
-            GalleryError: the run is another model's, or it is not known.
-        """
-        if run is None and not gallery.manifest.run:
-            raise GalleryError("the gallery does not say where its run folder is: give it with --run")
-        place = run or Path(gallery.manifest.run)
-        if not place.is_dir():
-            raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
-        model = cls.of(place)
-        if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
-            raise GalleryError(
-                f"{place} is another model (fingerprint {model.fingerprint[:12]}) than the one that the gallery was "
-                f"built with ({gallery.manifest.model[:12]}): embeddings of two models cannot be compared. Give that "
-                "model with --run, or build the gallery again"
-            )
-        return model
-
-    def embedder(self) -> Embedder:
-        """The embedder, on the GPU where there is one."""
-        return Embedder.load(self.run, default_device())
 
 
 def index(
@@ -146,7 +55,7 @@ def index(
         out: the gallery to make: a folder; or in Milvus, `NAME.db` or `http://HOST:19530`.
         catalog: a table of images; give exactly one of `catalog`, `images` and `vectors`.
         images: an image file or a folder of them, or several.
-        vectors: a file that `embed` wrote.
+        vectors: a file that `embed` wrote; or, for a model of vectors, one of vectors to embed (.parquet or .npy).
         split: of the catalog: train, val, test, or all.
         kind: exact; hnsw, many times faster, misses a few; ivfpq, also fast, with a small index.
         false_accept_rate: the share of queries of classes not in the gallery that may be given a class, in [0, 1). The
@@ -201,16 +110,16 @@ def build_gallery(
     check_place(out, force)
     if not 0 <= false_accept_rate < 1:
         raise UserError(f"--false_accept_rate is {false_accept_rate}, but must be 0 up to below 1")
-    if source.vectors is not None:
-        file = checked_vectors(source.vectors, model)
-        _check_enough(kind, file.rows)
+    if source.vectors is not None or model.takes_vectors:
+        given = source.vector_input(model)
+        _check_enough(kind, given.total)
 
         def choose(gallery: Gallery) -> None:
             if "label" in gallery.columns:
-                _calibrate(gallery, lambda: _own_validation(gallery), false_accept_rate)
+                _calibrate(gallery, lambda: _vector_validation(gallery, model, source), false_accept_rate)
 
         return Gallery.build(
-            out, _blocks(file), kind, model=model.fingerprint, run=str(model.run), force=force, total=file.rows,
+            out, given.blocks, kind, model=model.fingerprint, run=str(model.run), force=force, total=given.total,
             finish=choose,
         )  # fmt: skip
     images = source.image_list()
@@ -240,29 +149,6 @@ def _check_enough(kind: Kind, count: int) -> None:
     """Raise GalleryError where an index would be too small, before anything is embedded for it."""
     if kind == "ivfpq":
         check_enough_for_ivfpq(count)
-
-
-def checked_vectors(path: Path, model: Model) -> VectorFile:
-    """A file of vectors of that model.
-
-    Raises:
-        GalleryError: it is another model's, or no such file.
-    """
-    file = VectorFile(path)
-    if file.model and file.model != model.fingerprint:
-        raise GalleryError(f"{path} was made by another model ({file.run}) than {model.run}: embed its images again")
-    size = read_description(model.run).get("embedder", {}).get("embedding_size")
-    if size and file.rows and file.dimension != size:
-        raise GalleryError(f"{path} has vectors of size {file.dimension}, but {model.run} makes them of {size}")
-    return file
-
-
-def _blocks(file: VectorFile) -> Iterator[Block]:
-    """The vectors and items of a file; paths that are not from the root are relative to its folder."""
-    for vectors, table in file.blocks():
-        if "path" in table:
-            table["path"] = absolute_paths(table["path"], file.path.parent)
-        yield vectors, table
 
 
 class Added(NamedTuple):
@@ -298,8 +184,8 @@ def add_items(
     Raises:
         UserError: see build_gallery.
     """
-    if source.vectors is not None:
-        return _add_blocks(gallery, _blocks(checked_vectors(source.vectors, model)))
+    if source.vectors is not None or model.takes_vectors:
+        return _add_blocks(gallery, source.vector_input(model).blocks)
     images = source.image_list()
     ids = _ids(gallery, images.table)
     todo = ids < 0
@@ -364,8 +250,10 @@ def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> Added:
 
 
 def _ids(gallery: Gallery, table: pd.DataFrame) -> Rows:
-    """The id of each row's item, -1 for none; path, and box where there is one, identify an item."""
+    """The id of each row's item, -1 for none; path (and box), or else an id of your own, identifies an item."""
     if "path" not in table or "path" not in gallery.columns:
+        if ITEM_ID in table and ITEM_ID in gallery.columns:
+            return gallery.ids_of(table, [ITEM_ID])
         return np.full(len(table), -1)
     keys = ["path", *(column for column in BOX_COLUMNS if column in table or column in gallery.columns)]
     return gallery.ids_of(table, keys)
@@ -392,6 +280,15 @@ def _own_validation(gallery: Gallery) -> Block | None:
     if "split" not in gallery.columns or not len(ids := gallery.matching({"split": "val"})):
         return None
     return gallery.vectors(ids), gallery.rows(ids)
+
+
+def _vector_validation(gallery: Gallery, model: Model, source: Source) -> Block | None:
+    """The vectors and items of the gallery's own val split, or of the classes that the run held out."""
+    own = _own_validation(gallery)
+    if own is not None or source.catalog is None:
+        return own
+    held_out = _validation(model.run, source.catalog)
+    return None if held_out is None else of_catalog(held_out, model.embedder()).whole()
 
 
 def _embed_validation(

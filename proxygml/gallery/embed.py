@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxygml.data.vector_file import VectorFile, write_vectors
+from proxygml.errors import UserError
 from proxygml.files import PathLike, check_ending, check_overwrite, local_path
-from proxygml.gallery.build import Model, Source
+from proxygml.gallery.source import Model, Source
+from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 
 
@@ -15,6 +17,7 @@ def embed(
     *,
     catalog: PathLike | None = None,
     images: PathLike | Sequence[PathLike] = (),
+    vectors: PathLike | None = None,
     split: str = "all",
     on_bad: OnBad = "fail",
     force: bool = False,
@@ -23,13 +26,16 @@ def embed(
 ) -> VectorFile:
     """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
 
+    A model of vectors embeds the vectors of a file, or of a catalog, and keeps the columns beside them.
+
     A call that was stopped continues when it is repeated.
 
     Args:
         run: the run folder of the model.
         out: the .parquet file to write.
-        catalog: a table of images; give exactly one of `catalog` and `images`.
+        catalog: a table of images, or of vectors; give exactly one of `catalog`, `images` and `vectors`.
         images: an image file or a folder of them, or several.
+        vectors: for a model of vectors: a Parquet file with a column `embedding` of those to embed, or a .npy file.
         split: of the catalog: train, val, test, or all.
         on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
         force: replace a file that is there.
@@ -43,10 +49,17 @@ def embed(
         UserError: a source is missing, an image cannot be read, or something is at `out` already.
     """
     file, place = local_path(out, "out"), local_path(run, "run")
-    source = Source.of(catalog, images, split=split)
+    source = Source.of(catalog, images, vectors, split)
     check_ending(file, ".parquet")
     check_overwrite(file, force)
     model = Model.of(place)
+    if model.takes_vectors:
+        found = source.vector_input(model).blocks
+        blocks = ((embeddings, items.rename(columns={ITEM_ID: "id"})) for embeddings, items in found)
+        write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), force=force)
+        return VectorFile(file)
+    if source.vectors is not None:
+        raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
     work = file.with_name(f".{file.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
     write_vectors(file, embedded.blocks(), model=model.fingerprint, run=str(model.run), force=force)

@@ -1,4 +1,4 @@
-"""Searching a gallery with images: the answers as a table and as a picture."""
+"""Searching a gallery with images or vectors: the answers as a table and as a picture."""
 
 import os
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from proxygml.arrays import Rows
+from proxygml.arrays import Block, Rows
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
 from proxygml.files import PathLike, atomic_write, local_path, local_paths, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult
-from proxygml.gallery.build import Model
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where
+from proxygml.gallery.source import Model, Source
+from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.spreadsheet import without_formulas
@@ -43,10 +44,11 @@ class Answers:
 
 def search(
     gallery: PathLike | Gallery,
-    images: PathLike | Sequence[PathLike],
+    images: PathLike | Sequence[PathLike] = (),
     k: int = 10,
     where: Where | None = None,
     *,
+    vectors: PathLike | None = None,
     run: PathLike | None = None,
     leave_out_itself: bool = False,
     rerank: bool = False,
@@ -54,13 +56,15 @@ def search(
     on_bad: OnBad = "fail",
     workers: int = 2,
 ) -> Answers:
-    """Find the images of a gallery that are most similar to yours.
+    """Find the items of a gallery that are most similar to your images, or vectors.
 
-    To search with vectors, or many times, load the gallery once and call `Gallery.search`.
+    To search with vectors in memory, or many times, load the gallery once and call `Gallery.search`.
 
     Args:
         gallery: its folder, the address of one in Milvus, or a loaded one.
         images: the queries: an image file or a folder of them, or several.
+        vectors: the queries in place of images: a file that `embed` wrote; or, where the gallery's model takes vectors,
+            one of vectors to embed (.parquet with a column `embedding`, or .npy).
         k: how many items to find for each query.
         where: find only these items: {"label": ["sparrow"]}, or conditions such as ["price>=10"]; see Gallery.search.
         run: the run folder of the gallery's model, if it has moved.
@@ -78,9 +82,15 @@ def search(
     """
     files, folder = local_paths(images, "images"), None if run is None else local_path(run, "run")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
+    model = Model.of_gallery(loaded, folder)
+    if vectors is not None or model.takes_vectors:
+        block = Source.of(images=files, vectors=vectors).vector_input(model).whole()
+        return search_block(
+            loaded, block, k, where, leave_out_itself=leave_out_itself, rerank=rerank, threshold=threshold
+        )
     return search_images(
         loaded,
-        Model.of_gallery(loaded, folder).embedder(),
+        model.embedder(),
         ImageList.from_files(files),
         k,
         where,
@@ -125,7 +135,22 @@ def search_images(
         work.chmod(0o700)  # the system's folder for temporary files is everybody's
         model = gallery.manifest.model
         embedded = embed_images(embedder, model, queries, work, on_bad=on_bad, workers=workers)
-        vectors, table = embedded.whole()
+        block = embedded.whole()
+    return search_block(gallery, block, k, where, leave_out_itself=leave_out_itself, rerank=rerank, threshold=threshold)
+
+
+def search_block(
+    gallery: Gallery,
+    block: Block,
+    k: int = 10,
+    where: Where | None = None,
+    *,
+    leave_out_itself: bool = False,
+    rerank: bool = False,
+    threshold: float | None = None,
+) -> Answers:
+    """Search the gallery for each of the vectors (q, D) of a block, and predict their classes; see `search_images`."""
+    vectors, table = block
     queries = ImageList(table)
     exclude = _own_ids(gallery, queries) if leave_out_itself else None
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)
@@ -136,7 +161,9 @@ def search_images(
 
 def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:
     """The id of each query's own item, -1 where it has none."""
-    if "path" not in gallery.columns:
+    if ITEM_ID in gallery.columns and ITEM_ID in queries.table:
+        return gallery.ids_of(queries.table, [ITEM_ID])
+    if "path" not in gallery.columns or "path" not in queries.table:
         raise GalleryError("the gallery's items have no path: a query cannot be recognised among them")
     boxes = (column for column in BOX_COLUMNS if column in queries.table and column in gallery.columns)
     return gallery.ids_of(queries.table, ["path", *boxes])
@@ -145,7 +172,7 @@ def _own_ids(gallery: Gallery, queries: ImageList) -> Rows:
 def answers_table(answers: Answers) -> pd.DataFrame:
     """A row for each item found: `query`, `rank`, `score`, `id`, the item's columns, and the query's `prediction`."""
     parts = []
-    for place, path in enumerate(answers.queries.paths):
+    for place, path in enumerate(answers.queries.names):
         rows = answers.result.rows(place)
         rows.insert(0, "query", path)
         if answers.predictions is not None:
@@ -167,8 +194,10 @@ def write_answers(answers: Answers, path: Path) -> None:
 def printed(answers: Answers, query: int) -> Table:
     """The answer to one query, for the console."""
     rows = answers.result.rows(query)
-    shown = [name for name in ("rank", "score", "label", "path") if name in rows] + ([] if "path" in rows else ["id"])
-    title = escape(_near(answers.queries.paths[query]))
+    shown = [name for name in ("rank", "score", "label", "path", ITEM_ID) if name in rows] + (
+        [] if "path" in rows else ["id"]
+    )
+    title = escape(_near(answers.queries.names[query]))
     table = Table(title=title, title_justify="left", caption=_verdict(answers, query), caption_justify="left")
     for name in shown:
         table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
@@ -204,7 +233,7 @@ def draw_answers(answers: Answers, path: Path) -> None:
 
     grid = []
     boxes = answers.queries.boxes
-    for place, query in enumerate(answers.queries.paths[:ROWS_SHOWN]):
+    for place, query in enumerate(answers.queries.names[:ROWS_SHOWN]):
         box = None if boxes is None else boxes[place].tolist()
         voted = None if answers.predictions is None else answers.predictions[place]
         note = "" if voted is None else "none of these" if voted.rejected else voted.label or ""

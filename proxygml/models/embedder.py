@@ -7,6 +7,7 @@ model_files.py; training/ trains it.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from proxygml.models.dilation import FinerMap
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
 from proxygml.models.image_batches import ImageLike, image_batches
-from proxygml.models.model_description import read_model
+from proxygml.models.model_description import VectorModelDescription, read_model
 from proxygml.models.model_files import TENSORS, read_tensors, write_model
 from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
 
@@ -44,6 +45,9 @@ class Embedder(nn.Module):
     Raises:
         RecipeError, WeightsError: see build_backbone; or images.size does not suit the backbone.
     """
+
+    takes_images = True
+    """Whether the input is images; that of a VectorEmbedder is vectors."""
 
     mean: Tensor
     std: Tensor
@@ -68,9 +72,9 @@ class Embedder(nn.Module):
         self.channels: int = network.num_features  # type: ignore[assignment]
         self.num_features = self.channels * (self._positions() if settings.pooling == "flatten" else 1)
         self.embedding_size = settings.embedding_size or self.num_features
-        _check_layer(self.num_features, settings)
+        check_layer(self.num_features, settings)
         self.pool = Pool(settings.pooling)
-        self.head = Head(self.num_features, settings.embedding_size, settings.feature_norm)
+        self.head = head_of(settings, self.num_features)
         self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(space.std).view(3, 1, 1), persistent=False)
         if self.finer_map is not None:
@@ -150,7 +154,7 @@ class Embedder(nn.Module):
     @torch.no_grad()  # tensors of inference_mode could not be trained on
     def embed(
         self,
-        images: Tensor | Sequence[ImageLike],
+        images: Tensor | npt.NDArray[np.floating] | Sequence[ImageLike],
         *,
         boxes: npt.NDArray[np.int64] | None = None,
         batch_size: int = 64,
@@ -161,7 +165,8 @@ class Embedder(nn.Module):
 
         Args:
             images: paths; or RGB images of any size as uint8 tensors (3, H, W), uint8 arrays (H, W, 3) or Pillow
-                images, which are turned upright as files are; or one uint8 tensor (n, 3, H, W).
+                images, which are turned upright as files are; or one uint8 tensor (n, 3, H, W). A model of vectors
+                takes those, floats (n, F).
             boxes: integer (n, 4), the part of each file to embed, x_1 y_1 x_2 y_2 in pixels; paths only.
             batch_size: images at a time.
             workers: processes that decode files; 0 decodes in this one.
@@ -174,6 +179,8 @@ class Embedder(nn.Module):
             ImageError: an image that cannot be decoded, or something that is no image.
             WeightsError: an embedding is NaN.
         """
+        if isinstance(images, np.ndarray):
+            raise ImageError("embed takes a list of images, but got one array: put arrays (H, W, 3) in a list")
         if isinstance(images, (str, Path)):
             raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
         if len(images) == 0:
@@ -203,7 +210,7 @@ class Embedder(nn.Module):
 
     @classmethod
     def load(cls, run_folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
-        """The embedder of a run folder, ready to embed.
+        """The embedder of a run folder, ready to embed; a VectorEmbedder where it was trained on vectors.
 
         Args:
             run_folder: the folder that holds model.safetensors and model.json.
@@ -216,13 +223,23 @@ class Embedder(nn.Module):
         """
         folder = Path(run_folder)
         model = read_model(folder)
+        if isinstance(model, VectorModelDescription):
+            from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415  (it is a kind of this class)
+
+            return (
+                VectorEmbedder(model.embedder, model.num_features, model.classes).with_tensors(folder).to(device).eval()
+            )
         network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
         embedder = cls(model.embedder, model.images, model.classes, backbone=Backbone(network, model.input))
+        return embedder.with_tensors(folder).to(device).eval()
+
+    def with_tensors(self, folder: Path) -> Self:
+        """This embedder with the tensors of a run folder; see `load`."""
         try:
-            embedder.load_state_dict(read_tensors(folder, embedder.state_dict()))
+            self.load_state_dict(read_tensors(folder, self.state_dict()))
         except RuntimeError as error:
             raise WeightsError(f"{folder / TENSORS} does not fit its model.json: {error}") from error
-        return embedder.to(device).eval()
+        return self
 
 
 def checked_embeddings(embeddings: Tensor) -> Tensor:
@@ -236,12 +253,19 @@ def checked_embeddings(embeddings: Tensor) -> Tensor:
     return embeddings
 
 
-def _check_layer(num_features: int, settings: EmbedderSettings) -> None:
+def head_of(settings: EmbedderSettings, num_features: int) -> Head:
+    """The head that the settings describe."""
+    return Head(num_features, settings.embedding_size, settings.feature_norm, settings.head, settings.hidden_size)
+
+
+def check_layer(num_features: int, settings: EmbedderSettings) -> None:
     """Raise RecipeError where the embedding layer would fill the memory of any device."""
-    numbers = num_features * settings.embedding_size
+    units = settings.hidden_size if settings.head == "mlp" else 0
+    numbers = num_features * max(settings.embedding_size, units)
     if numbers > LARGEST_LAYER:
         raise RecipeError(
-            f"embedder.embedding_size is {settings.embedding_size:,} and there are {num_features:,} features, which "
+            f"embedder.embedding_size is {settings.embedding_size:,} ({units:,} hidden units) and there are "
+            f"{num_features:,} features, which "
             f"makes a layer of {numbers:,} numbers, but at most {LARGEST_LAYER:,} are possible: take a smaller one, or "
             "another pooling than flatten"
         )

@@ -13,7 +13,13 @@ LARGEST_EMBEDDING = 2**16
 """Dimensions; far above what any index searches."""
 
 Pooling = Literal["avg", "max", "avg+max", "gem", "flatten"]
-FeatureNorm = Literal["none", "batch", "layer"]
+FeatureNorm = Literal["none", "batch", "layer", "standard"]
+HeadKind = Literal["linear", "residual", "mlp"]
+
+VECTORS = "vectors"
+"""The backbone of a model that takes vectors, which were made by another model, in place of images."""
+
+LARGEST_HIDDEN = 2**16
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class EmbedderSettings:
     """
 
     backbone: str = "bn_inception"
-    """`bn_inception` (the paper's), `conv4` or `conv4_small` (for characters) or the name of any timm model."""
+    """`bn_inception` (the paper's), `conv4` or `conv4_small` (for characters) or the name of any timm model. `vectors`:
+    none; the catalog's own vectors, scaled to length 1, are the features."""
 
     weights: str = "pretrained"
     """`pretrained` (downloaded), `none` (random), or the path of a .safetensors or .pth file."""
@@ -40,7 +47,16 @@ class EmbedderSettings:
     feature_norm: FeatureNorm = "none"
     """Normalise the pooled features to mean 0 and variance 1 before the linear layer. `batch`: each feature over the
     batch, by batch norm (Luo et al. 2019). `layer`: the features of each image, without parameters (Teh et al. 2020).
-    Then embeddings do not all point in one direction when training from random weights begins."""
+    Then embeddings do not all point in one direction when training from random weights begins. `standard`: each feature
+    over the training images, measured once before training."""
+
+    head: HeadKind = "linear"
+    """linear: one layer. residual: its start plus a change that begins at zero, and that weight decay draws back to
+    zero; the start is that of `embedding_start`, or the identity where features and embedding have one size. mlp:
+    residual, plus a hidden layer whose output begins at zero."""
+
+    hidden_size: int = 512
+    """For head mlp: units of the hidden layer."""
 
     mirror: bool = False
     """Embed every image by the mean of its features and those of its mirror image. This takes twice the time. Training
@@ -61,7 +77,7 @@ class EmbedderSettings:
 
     def __post_init__(self) -> None:
         check_local(self.weights, "embedder.weights", RecipeError)
-        for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm)):
+        for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm), ("head", HeadKind)):
             if getattr(self, key) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))
                 raise RecipeError(f"embedder.{key} is {getattr(self, key)!r}, but must be one of {allowed}")
@@ -80,3 +96,25 @@ class EmbedderSettings:
                 f"embedder.output_stride is {self.output_stride}, but embedder.pooling is flatten, which needs as many "
                 "positions in training: take another pooling, or leave output_stride out"
             )
+        if not 1 <= self.hidden_size <= LARGEST_HIDDEN:
+            raise RecipeError(f"embedder.hidden_size is {self.hidden_size}, but must be 1 to {LARGEST_HIDDEN:,}")
+        if self.head != "linear" and not self.embedding_size:
+            raise RecipeError(
+                f"embedder.head is {self.head}, but embedder.embedding_size is 0: there is no layer to train"
+            )
+        self._check_vectors()
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the input is vectors, not images."""
+        return self.backbone == VECTORS
+
+    def _check_vectors(self) -> None:
+        """Raise RecipeError for a setting of images where the input is vectors."""
+        images = {"pooling": "avg", "mirror": False, "tilt": 0.0, "zoom": 1.0, "output_stride": 0}
+        for key, default in images.items() if self.takes_vectors else ():
+            if getattr(self, key) != default:
+                raise RecipeError(
+                    f"embedder.{key} is {getattr(self, key)!r}, but embedder.backbone is {VECTORS}, and {key} is for "
+                    "images: leave it out"
+                )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proxygml.models.embedder_settings import FeatureNorm, Pooling
+from proxygml.models.embedder_settings import FeatureNorm, HeadKind, Pooling
 
 
 class Pool(nn.Module):
@@ -29,17 +29,89 @@ class Pool(nn.Module):
         return pooled.to(torch.promote_types(features.dtype, self.power.dtype))
 
 
-class Head(nn.Module):
-    """Pooled features (M, F) to embeddings (M, D): feature norm, linear layer, then L2 norm in at least float32."""
+class Standardized(nn.Module):
+    """Features (M, F) less their mean, divided by their standard deviation, both measured once over training images."""
 
-    def __init__(self, num_features: int, embedding_size: int, feature_norm: FeatureNorm = "none") -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("deviation", torch.ones(num_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+
+class ResidualLinear(nn.Linear):
+    """A linear layer (F -> D) whose weight is a fixed start plus a change that begins at zero: ours.
+
+    Weight decay draws it back to its start, and not to zero.
+    """
+
+    start: Tensor
+
+    def __init__(self, num_features: int, embedding_size: int) -> None:
+        super().__init__(num_features, embedding_size)
+        start = torch.empty(embedding_size, num_features)
+        nn.init.eye_(start) if embedding_size == num_features else nn.init.orthogonal_(start)
+        self.register_buffer("start", start)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.start + self.weight, self.bias)
+
+
+class ResidualMLP(ResidualLinear):
+    """A ResidualLinear plus a hidden layer of GELU units, whose output begins at zero: ours."""
+
+    def __init__(self, num_features: int, embedding_size: int, hidden_size: int) -> None:
+        super().__init__(num_features, embedding_size)
+        self.hidden = nn.Linear(num_features, hidden_size)
+        self.output = nn.Linear(hidden_size, embedding_size, bias=False)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        added: Tensor = self.output(F.gelu(self.hidden(features)))
+        return super().forward(features) + added
+
+
+class Head(nn.Module):
+    """Pooled features (M, F) to embeddings (M, D): feature norm, layer, then L2 norm in at least float32."""
+
+    def __init__(
+        self,
+        num_features: int,
+        embedding_size: int,
+        feature_norm: FeatureNorm = "none",
+        kind: HeadKind = "linear",
+        hidden_size: int = 512,
+    ) -> None:
         super().__init__()
         self.norm: nn.Module = nn.Identity()
         if feature_norm == "batch":
             self.norm = nn.BatchNorm1d(num_features)
         elif feature_norm == "layer":
             self.norm = nn.LayerNorm(num_features, elementwise_affine=False)
-        self.linear = nn.Linear(num_features, embedding_size) if embedding_size else nn.Identity()
+        elif feature_norm == "standard":
+            self.norm = Standardized(num_features)
+        self.linear: nn.Module = nn.Identity()
+        if embedding_size and kind == "linear":
+            self.linear = nn.Linear(num_features, embedding_size)
+        elif embedding_size and kind == "residual":
+            self.linear = ResidualLinear(num_features, embedding_size)
+        elif embedding_size:
+            self.linear = ResidualMLP(num_features, embedding_size, hidden_size)
+
+    @torch.no_grad()
+    def start_at(self, weight: Tensor, bias: Tensor) -> None:
+        """Let the layer start as this projection: weight (D, F), bias (D,)."""
+        assert isinstance(self.linear, nn.Linear)  # the recipe checks that there is an embedding size
+        target = self.linear.start if isinstance(self.linear, ResidualLinear) else self.linear.weight
+        target.copy_(weight)
+        self.linear.bias.copy_(bias)
 
     def forward(self, features: Tensor) -> Tensor:
         vectors: Tensor = self.linear(self.norm(features))

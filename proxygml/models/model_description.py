@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from proxygml.data.image_settings import ImageSettings
+from proxygml.data.vector_source import LARGEST_VECTOR
 from proxygml.errors import RunError, did_you_mean
 from proxygml.models.backbones import InputSpace
 from proxygml.models.embedder_settings import EmbedderSettings
@@ -28,7 +29,17 @@ class ModelDescription:
     classes: tuple[str, ...]
 
 
-def read_model(folder: Path) -> ModelDescription:
+@dataclass(frozen=True)
+class VectorModelDescription:
+    """A saved model that takes vectors, without its tensors."""
+
+    embedder: EmbedderSettings
+    num_features: int
+    """F, the size of the vectors."""
+    classes: tuple[str, ...]
+
+
+def read_model(folder: Path) -> ModelDescription | VectorModelDescription:
     """What the model.json of a run folder says.
 
     Raises:
@@ -39,6 +50,8 @@ def read_model(folder: Path) -> ModelDescription:
     classes = content.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise RunError(f"{path} does not describe an embedder: classes must be a list of names")
+    if "vectors" in content:
+        return _vector_model(content, tuple(classes), path)
     for name in SECTIONS:
         section = content.get(name)
         if not isinstance(section, dict) or None in section.values():
@@ -46,6 +59,20 @@ def read_model(folder: Path) -> ModelDescription:
     embedder = _section(EmbedderSettings, content, "embedder", path)
     images = _section(ImageSettings, content, "images", path)
     return ModelDescription(embedder, images, _section(InputSpace, content, "input", path), tuple(classes))
+
+
+def _vector_model(content: Mapping[str, Any], classes: tuple[str, ...], path: Path) -> VectorModelDescription:
+    size = content["vectors"].get("size") if isinstance(content["vectors"], dict) else None
+    if type(size) is not int or not 1 <= size <= LARGEST_VECTOR:
+        raise RunError(
+            f"{path} does not describe an embedder: vectors.size is {size!r}, but must be a number of 1 or more"
+        )
+    if not isinstance(content.get("embedder"), dict) or None in content["embedder"].values():
+        raise RunError(f"{path} does not describe an embedder: embedder must be keys and values, none of them null")
+    embedder = _section(EmbedderSettings, content, "embedder", path)
+    if not embedder.takes_vectors:
+        raise RunError(f"{path} does not describe an embedder: it has vectors, but its backbone is {embedder.backbone}")
+    return VectorModelDescription(embedder, size, classes)
 
 
 def _section(kind: type[Section], content: Mapping[str, Any], name: str, path: Path) -> Section:

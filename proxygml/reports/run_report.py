@@ -86,7 +86,9 @@ class _TestSplit:
     ) -> None:
         self.embeddings = torch.as_tensor(embeddings)
         self.labels = np.array(catalog.labels)
-        self.paths = catalog.paths
+        self.paths = catalog.paths if catalog.has_images else None
+        self.names = _names(catalog)
+        self.items = "images" if catalog.has_images else "vectors"
         self.boxes = catalog.boxes
         self.rules = catalog.rules
         self.seed = seed
@@ -96,6 +98,7 @@ class _TestSplit:
 
     def picture(self, index: int, side: int) -> figures.Image:
         """The image's crop with its longer side of that many pixels; a grey square where it cannot be opened."""
+        assert self.paths is not None  # nothing draws pictures of vectors alone
         return thumbnail(self.paths[index], None if self.boxes is None else self.boxes[index].tolist(), side)
 
     def neighbours(
@@ -103,6 +106,11 @@ class _TestSplit:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         similarity, index = nearest(self.embeddings, queries, k, labels=self.labels, **self.rules)
         return similarity.float().cpu().numpy(), index.cpu().numpy()
+
+
+def _names(catalog: Catalog) -> list[str]:
+    """What a table calls each item: by `id` where there is one, else by its row."""
+    return list(catalog.table["id"].astype(str)) if "id" in catalog.table else [f"row {n}" for n in range(len(catalog))]
 
 
 def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol: str) -> Section:
@@ -121,15 +129,16 @@ def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol
 
 
 def _protocol(evaluation: Evaluation, catalog: Catalog) -> str:
+    items = "images" if catalog.has_images else "vectors"
     count = evaluation.num_queries + evaluation.queries_without_positive
     if catalog.is_query is None and count == evaluation.num_gallery:
-        sentence = f"Each of the {evaluation.num_gallery:,} test images searched all the others"
+        sentence = f"Each of the {evaluation.num_gallery:,} test {items} searched all the others"
     else:
-        sentence = f"Each of the {count:,} queries searched a gallery of {evaluation.num_gallery:,} images"
+        sentence = f"Each of the {count:,} queries searched a gallery of {evaluation.num_gallery:,} {items}"
     sentence += f" ({evaluation.num_classes:,} classes) by cosine similarity, and none could find itself. "
     if evaluation.queries_without_positive:
         sentence += (
-            f"{evaluation.queries_without_positive:,} had no other image of their class to find and are left out. "
+            f"{evaluation.queries_without_positive:,} had nothing else of their class to find and are left out. "
         )
     rules = "".join(f"{rule}. " for rule in evaluation.rule_sentences())
     return f"{sentence}{rules}The lines on the bars are 95% bootstrap intervals over the classes."
@@ -150,6 +159,8 @@ def _retrieval_sections(split: _TestSplit) -> list[Section]:
     shuffled = np.random.default_rng(split.seed).permutation(len(scores.index))
     precision, rank = scores.average_precision[shuffled], scores.first_positive[shuffled]
     best_first, worst_first = np.lexsort((rank, -precision)), np.lexsort((-rank, precision))
+    if split.paths is None:
+        return [_neighbours_section(split, shuffled[worst_first]), _neighbours_section(split, shuffled, random=True)]
     text = (
         "The query at the left, the images nearest to it at its right, with the cosine of the angle between the two. "
         "A blue frame and a tick: of the query's class. An orange, dashed frame and a cross: of another class."
@@ -159,6 +170,19 @@ def _retrieval_sections(split: _TestSplit) -> list[Section]:
         _grid_section(split, shuffled[worst_first], "retrieval_worst", "Where it fails: the worst queries", ""),
         _grid_section(split, shuffled[best_first], "retrieval_best", "Where it works: the best queries", ""),
     ]
+
+
+def _neighbours_section(split: _TestSplit, order: npt.NDArray[np.int64], random: bool = False) -> Section:
+    """The retrieval grid of vectors without images: a table with the labels of what is found."""
+    queries = split.scores.index[_first_of_each(split.labels[split.scores.index[order]], order, QUERIES)]
+    similarity, neighbours = split.neighbours(queries, NEIGHBOURS)
+    rows = []
+    for query, values, found in zip(queries, similarity, neighbours, strict=True):
+        cells = [f"{split.labels[index]} ({value:.2f})" for value, index in zip(values, found, strict=True)]
+        rows.append([split.names[query], split.labels[query], *cells])
+    head = ["query", "its class", *(f"nearest {rank}" for rank in range(1, neighbours.shape[1] + 1))]
+    title = "What it finds: queries drawn at random" if random else "Where it fails: the worst queries"
+    return Section(title, "The class of each of the nearest, and the cosine of the angle to it.", (), head, rows)
 
 
 def _grid_section(split: _TestSplit, order: npt.NDArray[np.int64], name: str, title: str, text: str) -> Section:
@@ -229,19 +253,22 @@ def _taken_for(split: _TestSplit, label: str) -> str:
 
 def _map_section(split: _TestSplit) -> Section:
     chosen = _whole_classes(split.labels, split.seed)
-    with console.status(f"Drawing the map of {len(chosen):,} images"):
+    with console.status(f"Drawing the map of {len(chosen):,} {split.items}"):
         vectors = torch.nn.functional.normalize(split.embeddings[chosen].float(), dim=1).cpu().numpy()
         points = figures.project(vectors, split.seed)
-    shown = figures.uncrowded(points, THUMBNAIL_GAP, split.seed)
+    shown: list[int] = [] if split.paths is None else list(figures.uncrowded(points, THUMBNAIL_GAP, split.seed))
     thumbnails = {int(i): split.picture(chosen[i], THUMBNAIL_PIXELS) for i in track(shown, "Drawing the map")}
     classes = np.unique(split.labels[chosen], return_inverse=True)[1]
     drawn = figures.png(figures.embedding_map(points, classes, thumbnails))
     of_all = "" if len(chosen) == len(split.labels) else f" of {len(split.labels):,}, drawn by whole classes"
     text = (
-        f"{len(chosen):,} test images{of_all}, laid out in the plane by t-SNE: what is near each other here is near "
-        "each other in the embedding, but distances between groups mean little. Colour and marker tell classes apart."
+        f"{len(chosen):,} test {split.items}{of_all}, laid out in the plane by t-SNE: what is near each other here is "
+        "near each other in the embedding, but distances between groups mean little. Colour and marker tell classes "
+        "apart."
     )
-    return Section("A map of the test images", text, (Picture("map", "Map of the embeddings", drawn, wide=False),))
+    return Section(
+        f"A map of the test {split.items}", text, (Picture("map", "Map of the embeddings", drawn, wide=False),)
+    )
 
 
 def _whole_classes(labels: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
     Ours, for small sets; nothing changes with more than 20 classes and as many images as the embedding has dimensions:
     - validation_classes becomes 0 with fewer than 6 training classes;
     - embedder.embedding_size, where the embedding starts from features, becomes the largest power of two that is at
-      most the number of training images;
+      most the number of training images, or the size of the vectors;
     - batch_size, with images_per_class, becomes as many images as all classes together give;
     - loss.neighbor_ratio keeps at least one proxy of another class.
 
@@ -32,15 +32,19 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
         held_out = 0.0
     images, _ = split_for_training(replace(recipe, validation_classes=held_out))
     number, classes = len(images), len(images.classes)
+    directions = number
+    if recipe.takes_vectors and images.vectors is not None:
+        directions = min(number, images.vectors.size)
     fitting = replace(
         recipe,
         validation_classes=held_out,
         batch_size=_batch_size(recipe, classes),
-        embedder=replace(recipe.embedder, embedding_size=_embedding_size(recipe, number)),
+        embedder=replace(recipe.embedder, embedding_size=_embedding_size(recipe, directions)),
         loss=replace(recipe.loss, neighbor_ratio=_neighbor_ratio(recipe, classes)),
     )
     changes = _changes(recipe, fitting)
-    return fitting, f"few images to train on ({number:,} of {classes:,} classes), so {changes}" if changes else ""
+    what = "vectors" if recipe.takes_vectors else "images"
+    return fitting, f"few {what} to train on ({number:,} of {classes:,} classes), so {changes}" if changes else ""
 
 
 def _training_classes(recipe: Recipe) -> int:
@@ -49,11 +53,11 @@ def _training_classes(recipe: Recipe) -> int:
     return len(catalog.classes)
 
 
-def _embedding_size(recipe: Recipe, images: int) -> int:
+def _embedding_size(recipe: Recipe, most: int) -> int:
     size = recipe.embedder.embedding_size
-    if recipe.embedding_start != "features" or size <= images:
+    if recipe.embedding_start == "random" or size <= most:
         return size
-    return int(2 ** (images.bit_length() - 1))
+    return int(2 ** (most.bit_length() - 1))
 
 
 def _batch_size(recipe: Recipe, classes: int) -> int:

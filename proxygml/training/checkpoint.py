@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.columns import BOX_COLUMNS
+from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
 from proxygml.errors import RunError
 from proxygml.files import atomic_write, check_size
 
@@ -50,9 +50,11 @@ class Progress:
 
 def training_data_fingerprint(images: Catalog) -> str:
     """What identifies the training images and their labels, in words that a message can show."""
-    columns = ["path", "label", *(column for column in BOX_COLUMNS if column in images.table)]
+    own = ["path"] if images.has_images else [EMBEDDING_ROW]
+    columns = [*own, "label", *(column for column in BOX_COLUMNS if column in images.table)]
     digest = hashlib.sha256(images.table[columns].to_csv(index=False).encode()).hexdigest()[:12]
-    return f"{len(images)} training images of {len(images.classes)} classes ({digest})"
+    items = "images" if images.has_images else "vectors"
+    return f"{len(images)} training {items} of {len(images.classes)} classes ({digest})"
 
 
 @dataclass(frozen=True)

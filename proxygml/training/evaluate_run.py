@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from proxygml.training.initialization import initial_embedder
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import EvaluationFolder, RunFolder
+from proxygml.training.vectors import check_size, unit_blocks
 
 Protocol = dict[str, str | int]
 
@@ -36,7 +38,8 @@ def evaluate_run(
     Args:
         run: the folder of a run whose training has finished.
         catalog: the table whose test split is used; by default the catalog that the run was trained on.
-        before: also evaluate the network as it was before training, for comparison.
+        before: also evaluate the network as it was before training, for comparison; of a model of vectors, those
+            vectors as they came.
         report: whether to write report.html; its pictures take longer than the figures.
 
     Returns:
@@ -54,10 +57,12 @@ def evaluate_run(
     test = whole.split("test")
     warnings = check_splits(whole)
     embedder = Embedder.load(run.path, accelerator.device)
+    if recipe.takes_vectors:
+        check_size(test, embedder.num_features)
     embeddings = _embed(embedder, test, recipe, accelerator)
     untrained = None
     if before:
-        untrained = _embed(initial_embedder(recipe, embedder.classes, accelerator), test, recipe, accelerator)
+        untrained = _before(recipe, embedder, test, accelerator)
     if not accelerator.is_main_process:
         return None
     seen = sorted(set(test.classes) & set(embedder.classes))
@@ -69,7 +74,7 @@ def evaluate_run(
         console.print(warning, style="yellow", markup=False)
     evaluation = _evaluate(embeddings, test, recipe)
     earlier = None if untrained is None else _evaluate(untrained, test, recipe)
-    protocol = _describe(run, recipe, table, test, len(seen), accelerator.num_processes)
+    protocol = _describe(run, recipe, table, test, len(seen), embedder.num_features, accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
     if rules := evaluation.rule_sentences():
         protocol["rules"] = "; ".join(rules)
@@ -82,6 +87,13 @@ def evaluate_run(
 
 def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Tensor:
     return embed_catalog(embedder, test, accelerator, workers=recipe.workers, cached=recipe.cache_features)
+
+
+def _before(recipe: Recipe, embedder: Embedder, test: Catalog, accelerator: Accelerator) -> Tensor:
+    """The embeddings before training: those of the network as it starts; of vectors, the vectors as they came."""
+    if recipe.takes_vectors:
+        return torch.cat(list(unit_blocks(test)))
+    return _embed(initial_embedder(recipe, embedder.classes, accelerator), test, recipe, accelerator)
 
 
 def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
@@ -97,7 +109,7 @@ def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
 
 
 def _describe(
-    run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int, num_processes: int
+    run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int, num_features: int, num_processes: int
 ) -> Protocol:
     """What a reader must know to believe the figures."""
     history = read_history(run.metrics)
@@ -107,19 +119,20 @@ def _describe(
         epoch = int(history["epoch"].iloc[best])
     else:
         selection, epoch = "the last epoch", len(history)
+    item = "vector" if recipe.takes_vectors else "image"
     return {
         "selection": selection if len(history) else "no training",
         "epoch": epoch,
         "queries": (
             "the test split's queries search its gallery"
             if test.is_query is not None
-            else "every test image searches all other test images"
+            else f"every test {item} searches all other test {item}s"
         ),
         "test_classes_seen_in_training": num_seen,
         "catalog": str(table),
         "backbone": recipe.embedder.backbone,
         "embedding_size": recipe.embedder.embedding_size,
-        "image_size": recipe.images.size,
+        **({"vector_size": num_features} if recipe.takes_vectors else {"image_size": recipe.images.size}),
         "seed": recipe.seed,
         "processes": num_processes,
     }

@@ -18,6 +18,7 @@ from proxygml.data.images import ImageDataset, collate
 from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
+from proxygml.training.vectors import embed_vectors
 
 
 def embed_catalog(
@@ -36,6 +37,8 @@ def embed_catalog(
     Returns:
         float32 (n, D) on the CPU.
     """
+    if not embedder.takes_images:
+        return embed_vectors(embedder, catalog)
     if cached:
         features = cached_features(embedder, catalog, accelerator, workers=workers, batch_size=batch_size)
         return embed_features(embedder, features)

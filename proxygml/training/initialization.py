@@ -4,31 +4,35 @@ A random embedding layer loses part of the information in pretrained features, a
 layer and proxies can start from the features of the training images. docs/results.md measures the gain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_vectors import rows_of
 from proxygml.errors import RecipeError
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.backbones import build_backbone
 from proxygml.models.embedder import Embedder
-from proxygml.training.features import cached_features
+from proxygml.models.head import Head, Standardized
+from proxygml.models.vector_embedder import VectorEmbedder
+from proxygml.training.features import cached_features, embed_features
+from proxygml.training.projections import Moments, discriminants, principal_directions
 from proxygml.training.recipe import Recipe
-from proxygml.training.splits import split_for_training
-
-FAINT = 1e-9  # of the strongest direction's energy
+from proxygml.training.splits import class_numbers, split_for_training
+from proxygml.training.vectors import unit_blocks
 
 
 def initial_embedder(
     recipe: Recipe,
     classes: Sequence[str],
     accelerator: Accelerator,
-    images: Catalog | None = None,
+    training: tuple[Catalog, Tensor] | None = None,
     *,
     restored: bool = False,
 ) -> Embedder:
@@ -38,58 +42,88 @@ def initial_embedder(
         recipe: what it is built from, and how it starts.
         classes: the training classes.
         accelerator: the processes.
-        images: the training images; read from the recipe's catalog where they are needed and left out.
+        training: the training images and their class numbers, int64 (n,); read from the recipe's catalog where they
+            are needed and left out.
         restored: a checkpoint will fill in every weight, so none is loaded or started here.
 
     Raises:
-        RecipeError: embedding_start is features, and the images have fewer directions than the embedding.
+        RecipeError: the layer starts from features, and the images have fewer directions than the embedding.
         UserError: see Embedder.
     """
     set_seed(recipe.seed)
-    settings = recipe.embedder
-    backbone = build_backbone(settings.backbone, "none", recipe.images.size) if restored else None
-    embedder = Embedder(settings, recipe.images, classes, backbone=backbone).to(accelerator.device)
-    if recipe.embedding_start == "features" and not restored:
-        images = split_for_training(recipe)[0] if images is None else images
-        check_directions(embedder.embedding_size, len(images), embedder.num_features)  # before features are computed
-        linear = embedder.head.linear
-        assert isinstance(linear, nn.Linear)  # the recipe checks that there is an embedding size
-        start_embedding(linear, start_features(embedder, images, accelerator, recipe), recipe.whitening)
+    from_features = recipe.embedding_start != "random" or recipe.embedder.feature_norm == "standard"
+    if training is None and (recipe.takes_vectors or from_features):
+        images = split_for_training(recipe)[0]
+        training = images, torch.from_numpy(class_numbers(images))
+    embedder = new_embedder(recipe, classes, training and training[0], restored).to(accelerator.device)
+    if from_features and not restored:
+        assert training is not None  # read above
+        images, labels = training
+        if recipe.embedding_start != "random":
+            check_directions(embedder.embedding_size, len(images), embedder.num_features)  # before any are computed
+        blocks = partial(start_blocks, embedder, images, accelerator, recipe)
+        start_head(embedder.head, blocks, labels, recipe)
     return embedder
 
 
-def start_features(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:
-    """The features (n, F) as training sees them: the cached ones, or those of one view and the backbone's own map."""
+def new_embedder(recipe: Recipe, classes: Sequence[str], images: Catalog | None, restored: bool = False) -> Embedder:
+    """The network that a recipe describes, with the weights that it names; nothing starts from features.
+
+    Args:
+        recipe: what it is built from.
+        classes: the training classes.
+        images: the training images; needed where they are vectors, for their size.
+        restored: load no weights.
+    """
+    settings = recipe.embedder
+    if recipe.takes_vectors:
+        assert images is not None
+        rows_of(images)  # raises where there are no vectors
+        return VectorEmbedder(settings, images.vectors.size if images.vectors else 0, classes)
+    backbone = build_backbone(settings.backbone, "none", recipe.images.size) if restored else None
+    return Embedder(settings, recipe.images, classes, backbone=backbone)
+
+
+def start_blocks(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Iterator[Tensor]:
+    """The features as training sees them, (m, F) at a time: of one view and the backbone's own map, or cached ones."""
+    if not embedder.takes_images:
+        yield from unit_blocks(images)
+        return
     as_trained = not recipe.cache_features
-    return cached_features(embedder, images, accelerator, workers=recipe.workers, as_trained=as_trained)
+    yield cached_features(embedder, images, accelerator, workers=recipe.workers, as_trained=as_trained)
+
+
+def start_embeddings(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:
+    """The embeddings (n, D) of the training images before the first step."""
+    blocks = start_blocks(embedder, images, accelerator, recipe)
+    return torch.cat([embed_features(embedder, block) for block in blocks])
 
 
 @torch.no_grad()
-def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
-    """Make the linear layer the projection that keeps most of the features' inner products: ours, by truncated SVD.
-
-    Its rows are the leading right singular vectors of the features, not centred, so cosines hardly change. With
-    whitening, each row is divided by its singular value to that power. Then a few strong directions, which all images
-    share, do not hide the others. This is the whitening with shrinkage of Mukundan et al. (IJCV 2019), not centred.
+def start_head(head: Head, blocks: Callable[[], Iterator[Tensor]], labels: Tensor, recipe: Recipe) -> None:
+    """Measure what the head's norm needs, and let its layer start as the recipe says.
 
     Args:
-        linear: (F -> D), D at most F; its bias becomes 0.
-        features: float32 (n, F).
-        whitening: 0, cosines as they were, to 1, every direction as strong as the first.
-
-    Raises:
-        RecipeError: D is larger than F, or than n.
+        head: with a norm `standard`, or none.
+        blocks: gives the features (m, F) anew at each call.
+        labels: int64 (n,), the class of each.
+        recipe: how the layer starts.
     """
-    size = linear.out_features
-    check_directions(size, *features.shape)
-    exact = features.double()
-    squares, directions = (found.flip(-1)[..., :size] for found in torch.linalg.eigh(exact.T @ exact))
-    # The sign of a direction is arbitrary; this choice makes it the same on every machine.
-    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
-    # A direction that the training images lack is noise and must not be amplified.
-    strength = (squares / squares[0]).clamp_min(FAINT).sqrt()
-    linear.weight.copy_((directions * largest.sign() / strength**whitening).T)
-    nn.init.zeros_(linear.bias)
+    if isinstance(head.norm, Standardized):
+        measured = Moments.of(blocks())
+        head.norm.mean.copy_(measured.mean)
+        head.norm.deviation.copy_(measured.deviation)
+    if recipe.embedding_start == "random":
+        return
+    normed = (head.norm(block.to(next(head.parameters()).device)).cpu() for block in blocks())
+    by_class = recipe.embedding_start == "lda"
+    moments = Moments.of(normed, labels if by_class else None)
+    size = recipe.embedder.embedding_size
+    if by_class:
+        weight, bias = discriminants(moments, size, recipe.whitening)
+    else:
+        weight, bias = principal_directions(moments.products, size, recipe.whitening), torch.zeros(size)
+    head.start_at(weight, bias)
 
 
 def check_directions(size: int, images: int, features: int) -> None:
@@ -97,8 +131,8 @@ def check_directions(size: int, images: int, features: int) -> None:
     most = min(images, features)
     if size > most:
         raise RecipeError(
-            f"embedder.embedding_size is {size}, but embedding_start features finds only {most} directions in "
-            f"{images:,} training images of {features:,} features: take at most {most}, or embedding_start random"
+            f"embedder.embedding_size is {size}, but only {most} directions are in {images:,} training images of "
+            f"{features:,} features: take at most {most}, or embedding_start random"
         )
 
 

@@ -34,6 +34,7 @@ Schedule = Literal["steps", "cosine", "one_cycle"]
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["frozen", "trained"]
 Start = Literal["random", "features"]
+EmbeddingStart = Literal["random", "features", "lda"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 
 LARGEST_BATCH = 2**16
@@ -101,13 +102,15 @@ class Recipe:
     decay: float = 0.1
     """For schedule steps: the factor at each milestone."""
 
-    embedding_start: Start = "random"
+    embedding_start: EmbeddingStart = "random"
     """random, as published; features: the projection that keeps most of the untrained features of the images. It
-    needs little training, or none (embedding_lr 0), and keeps what a pretrained backbone can distinguish."""
+    needs little training, or none (embedding_lr 0), and keeps what a pretrained backbone can distinguish. lda: the
+    projection of linear discriminant analysis, which separates the training classes most; with whitening 1."""
 
     whitening: float = 0.0
     """For embedding_start features: how much strong directions of the features are weakened, 0 (not at all) to 1 (all
-    equally strong). A little, 0.3, helps where classes differ in details."""
+    equally strong). A little, 0.3, helps where classes differ in details. For lda: the same of the directions in which
+    features differ within classes."""
 
     proxy_start: Start = "random"
     """random, as published; features: means over parts of each class's embeddings before training."""
@@ -147,6 +150,11 @@ class Recipe:
         _check_choices(self)
         _check_starts(self)
         _check_combinations(self)
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether it trains on vectors, not on images."""
+        return self.embedder.takes_vectors
 
     def write(self, path: Path) -> None:
         """Write the recipe, every key, as YAML."""
@@ -238,7 +246,7 @@ def _check_choices(recipe: Recipe) -> None:
     for key, choices in (
         ("optimizer", Optimizer),
         ("schedule", Schedule),
-        ("embedding_start", Start),
+        ("embedding_start", EmbeddingStart),
         ("proxy_start", Start),
         ("batch_norm", BatchNorm),
         ("precision", Precision),
@@ -250,20 +258,21 @@ def _check_choices(recipe: Recipe) -> None:
 
 def _check_starts(recipe: Recipe) -> None:
     """Raise RecipeError where the layer or the proxies cannot start as the recipe says."""
-    if recipe.whitening and recipe.embedding_start != "features":
+    if recipe.whitening and recipe.embedding_start == "random":
         raise RecipeError(
             f"whitening is {recipe.whitening}, but embedding_start is {recipe.embedding_start}: only a layer that "
             "starts from features can whiten them"
         )
-    if recipe.embedding_start == "features" and not recipe.embedder.embedding_size:
+    if recipe.embedding_start != "random" and not recipe.embedder.embedding_size:
         raise RecipeError(
-            "embedding_start is features, but embedder.embedding_size is 0: there is no linear layer to start"
+            f"embedding_start is {recipe.embedding_start}, but embedder.embedding_size is 0: there is no linear "
+            "layer to start"
         )
     for key in ("embedding_start", "proxy_start"):
-        if getattr(recipe, key) == "features" and recipe.embedder.feature_norm != "none":
+        if getattr(recipe, key) != "random" and recipe.embedder.feature_norm not in ("none", "standard"):
             raise RecipeError(
-                f"{key} is features, but embedder.feature_norm is {recipe.embedder.feature_norm}, and its layer has "
-                "not seen any features yet: choose random, or feature_norm none"
+                f"{key} is {getattr(recipe, key)}, but embedder.feature_norm is {recipe.embedder.feature_norm}, and "
+                "its layer has not seen any features yet: choose random, or feature_norm none"
             )
     if recipe.proxy_start == "features" and not recipe.loss.is_ours:
         raise RecipeError(
@@ -287,6 +296,11 @@ def _check_combinations(recipe: Recipe) -> None:
         raise RecipeError(
             "precision is fp16 and loss.sparse is true, but loss scaling cannot be used with sparse gradients: choose "
             "bf16 or fp32"
+        )
+    if recipe.takes_vectors and not (recipe.cache_features and recipe.backbone_lr == 0):
+        raise RecipeError(
+            "embedder.backbone is vectors, so there is no backbone to train: set backbone_lr to 0 and cache_features "
+            "to true, as the recipe `vectors` has them"
         )
     if recipe.cache_features and recipe.backbone_lr > 0:
         raise RecipeError(

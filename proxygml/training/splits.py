@@ -65,7 +65,7 @@ def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
     for role in ROLE_COLUMNS:
         if role in table:
             table.loc[moved, role] = True
-    return Catalog(table, catalog.folder)
+    return catalog.with_table(table)
 
 
 def class_numbers(images: Catalog) -> ClassNumbers:

@@ -5,8 +5,9 @@ It reads a recipe and a catalog and fills a run folder with a model. It does not
 
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from proxygml.training.checkpoint import (
 )
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import FeatureDataset, cached_features, embed_catalog, embed_features
-from proxygml.training.initialization import initial_embedder, start_features, start_proxies
+from proxygml.training.initialization import initial_embedder, start_embeddings, start_proxies
 from proxygml.training.monitoring import Meter, Monitor, ProxyCounter, kept_message, validation_message
 from proxygml.training.optimization import check_learning_rates, freeze, make_optimizers, set_learning_rates
 from proxygml.training.processes import (
@@ -44,8 +45,9 @@ from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import Batches
 from proxygml.training.splits import class_numbers, mislabelled, split_for_training
+from proxygml.training.vectors import VectorDataset, as_given
 
-Loader = DataLoader[tuple[Tensor, int]]
+Loader = DataLoader[Any]
 
 
 def fit(recipe: Recipe, run: RunFolder) -> None:
@@ -108,7 +110,9 @@ class Training:
         self.batches = Batches(labels, recipe.batch_size, recipe.images_per_class, recipe.seed, rank, world_size)
 
         restored = run.checkpoint.exists()
-        self.embedder = initial_embedder(recipe, classes, self.accelerator, self.train_images, restored=restored)
+        self.embedder = initial_embedder(
+            recipe, classes, self.accelerator, (self.train_images, self.labels), restored=restored
+        )
         share_batch_statistics(self.embedder, recipe, self.accelerator)
         self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
         self.criterion.to(self.accelerator.device)
@@ -131,8 +135,8 @@ class Training:
 
     def _start_proxies(self) -> None:
         assert isinstance(self.criterion, ProxyGMLLoss)  # the recipe checks it
-        features = start_features(self.embedder, self.train_images, self.accelerator, self.recipe)
-        start_proxies(self.criterion, embed_features(self.embedder, features), self.labels)
+        embeddings = start_embeddings(self.embedder, self.train_images, self.accelerator, self.recipe)
+        start_proxies(self.criterion, embeddings, self.labels)
 
     def run_to_end(self) -> None:
         """Train all epochs that are left, and write the model that the protocol chooses."""
@@ -240,13 +244,15 @@ class Training:
 
     # Data -------------------------------------------------------------------------------------------------------------
 
-    def _data(self) -> ImageDataset | FeatureDataset:
+    def _data(self) -> ImageDataset | FeatureDataset | VectorDataset:
         images, workers = self.train_images, self.recipe.workers
+        if self.recipe.takes_vectors:
+            return VectorDataset(images)
         if self.recipe.cache_features:
             return FeatureDataset(cached_features(self.embedder, images, self.accelerator, workers=workers))
         return ImageDataset(images.paths, images.boxes, self.recipe.images, training=True, seed=self.recipe.seed)
 
-    def _loader(self, data: ImageDataset | FeatureDataset) -> Loader:
+    def _loader(self, data: ImageDataset | FeatureDataset | VectorDataset) -> Loader:
         """One loader for all epochs, so that its workers outlive them."""
         workers = 0 if self.recipe.cache_features else self.recipe.workers
         return DataLoader(
@@ -254,11 +260,16 @@ class Training:
             batch_sampler=self.batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            collate_fn=None if self.recipe.cache_features else collate,
+            collate_fn=self._collate(),
             pin_memory=self.accelerator.device.type == "cuda",
             # Of its own: where workers start, a loader draws a number, and dropout must not depend on where that is.
             generator=torch.Generator(),
         )
+
+    def _collate(self) -> Callable[[Any], Any] | None:
+        if self.recipe.takes_vectors:
+            return as_given
+        return None if self.recipe.cache_features else collate
 
     def _steps(self, epoch: int, loader: Loader, meter: Meter) -> Iterator[tuple[Tensor, Tensor, int]]:
         """This process's inputs and labels and the size of the global batch, with a progress bar."""
@@ -275,7 +286,7 @@ class Training:
     def _embed_validation(self) -> Tensor:
         assert self.validation_images is not None
         images, workers = self.validation_images, self.recipe.workers
-        if not self.recipe.cache_features:
+        if not self.recipe.cache_features or self.recipe.takes_vectors:
             return embed_catalog(self.embedder, images, self.accelerator, workers=workers, cached=False)
         if self.validation_features is None:
             self.validation_features = cached_features(self.embedder, images, self.accelerator, workers=workers)

@@ -265,7 +265,7 @@ def test_wrong_parts_and_methods_are_named_before_anything_runs(
             "classes, but there are 9 to train on",
         ),
         ({"embedder": {"weights": "gone.safetensors"}}, (), "'gone.safetensors', which is not there"),
-        (start, (), "finds only 96 directions in 96 training images"),
+        (start, (), "only 96 directions are in 96 training images"),
         *([] if find_spec("wandb") else [({"tracker": "wandb"}, (), "tracker is wandb, which is not installed")]),
         *([] if torch.cuda.is_available() else [({"precision": "fp16"}, (), "precision is fp16, which needs a GPU")]),
         ({}, ("--catalog", tmp_path / "untested.csv"), "has no split 'test'"),

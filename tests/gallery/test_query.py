@@ -14,8 +14,9 @@ from proxygml import Embedder, Gallery, evaluate
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.errors import UserError
-from proxygml.gallery.build import Model, Source, add_items, build_gallery
+from proxygml.gallery.build import add_items, build_gallery
 from proxygml.gallery.query import answers_table, search_images
+from proxygml.gallery.source import Model, Source
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.models import untrained

@@ -13,7 +13,8 @@ from PIL import Image
 
 from proxygml import Embedder, Gallery
 from proxygml.data.formats import register_heif
-from proxygml.gallery.build import Model, Source, build_gallery
+from proxygml.gallery.build import build_gallery
+from proxygml.gallery.source import Model, Source
 from proxygml.serving.limits import Limits
 from proxygml.serving.service import Service
 

@@ -1,13 +1,27 @@
 """Embedding layer and proxies that start from the features of the training images."""
 
 import pytest
+import scipy.linalg
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from proxygml import ProxyGMLLoss
 from proxygml.errors import RecipeError
-from proxygml.training.initialization import start_embedding, start_proxies
+from proxygml.models.embedder_settings import EmbedderSettings, HeadKind
+from proxygml.models.head import Head
+from proxygml.training.initialization import check_directions, start_head, start_proxies
+from proxygml.training.projections import SHRINKAGE, Moments, discriminants
+from proxygml.training.recipe import Recipe
+
+
+def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
+    """The layer as the head of a recipe starts it."""
+    head = Head(linear.in_features, linear.out_features)
+    settings = EmbedderSettings(embedding_size=linear.out_features)
+    recipe = Recipe(embedder=settings, embedding_start="features", whitening=whitening)
+    start_head(head, lambda: iter(features.split(20)), torch.zeros(len(features), dtype=torch.int64), recipe)
+    linear.load_state_dict(head.linear.state_dict())
 
 
 def test_the_embedding_starts_as_the_projection_that_keeps_most_of_the_inner_products() -> None:
@@ -52,8 +66,8 @@ def test_the_embedding_starts_the_same_whatever_the_order_of_the_images() -> Non
 
 @pytest.mark.parametrize("shape", [(50, 5), (5, 20)])
 def test_an_embedding_larger_than_what_the_images_span_is_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(RecipeError, match="embedding_size is 6, but embedding_start features finds only 5 directions"):
-        start_embedding(nn.Linear(shape[1], 6), torch.rand(shape))
+    with pytest.raises(RecipeError, match="embedding_size is 6, but only 5 directions"):
+        check_directions(6, *shape)
 
 
 def test_proxies_start_at_means_of_parts_of_their_class() -> None:
@@ -68,3 +82,67 @@ def test_proxies_start_at_means_of_parts_of_their_class() -> None:
     assert torch.allclose(F.normalize(criterion.proxies[:6], dim=1), expected, atol=1e-6)
     assert torch.allclose(criterion.proxies.norm(dim=1), drawn.norm(dim=1), rtol=1e-5)
     assert torch.equal(criterion.proxies[6:], drawn[6:])
+
+
+@pytest.mark.parametrize("kind", ["residual", "mlp"])
+def test_a_residual_head_starts_as_the_projection_and_decays_back_to_it(kind: HeadKind) -> None:
+    torch.manual_seed(0)
+    features, plain = torch.rand(50, 20), nn.Linear(20, 6)
+    start_embedding(plain, features)
+    head = Head(20, 6, kind=kind)
+    settings = EmbedderSettings(embedding_size=6, head=kind)
+    start_head(
+        head,
+        lambda: iter([features]),
+        torch.zeros(50, dtype=torch.int64),
+        Recipe(embedder=settings, embedding_start="features"),
+    )
+    expected = F.normalize(plain(features), dim=1)
+    assert torch.allclose(head(features), expected, atol=1e-6)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, weight_decay=1.0)
+    head(features).sum().backward()
+    optimizer.step()
+    assert not torch.allclose(head(features), expected, atol=1e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (0 * head(features).sum()).backward()
+        optimizer.step()
+    assert torch.allclose(head(features), expected, atol=1e-5)
+
+
+def test_a_residual_head_of_equal_sizes_starts_as_the_identity() -> None:
+    features = F.normalize(torch.randn(9, 20), dim=1)
+    assert torch.allclose(Head(20, 20, kind="residual")(features), features, atol=1e-6)
+
+
+def test_a_standard_norm_gives_each_feature_mean_0_and_variance_1_and_leaves_constants_alone() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(100, 7) * torch.arange(1, 8) + 5
+    features[:, 3] = 5.0
+    head = Head(7, 0, "standard")
+    recipe = Recipe(embedder=EmbedderSettings(embedding_size=0, feature_norm="standard"))
+    start_head(head, lambda: iter(features.split(30)), torch.zeros(100, dtype=torch.int64), recipe)
+    normed = head.norm(features)
+    others = [0, 1, 2, 4, 5, 6]
+    assert torch.allclose(normed[:, others].mean(dim=0), torch.zeros(6), atol=1e-5)
+    assert torch.allclose(normed[:, others].std(dim=0, correction=0), torch.ones(6), atol=1e-5)
+    assert not normed[:, 3].any()
+
+
+def test_discriminants_solve_the_generalised_eigenvalue_problem() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(300) % 5
+    features = (torch.randn(5, 12)[labels] + torch.randn(300, 12) @ torch.randn(12, 12)).double()
+    weight, bias = discriminants(Moments.of(features.split(64), labels), 7)
+    found = features @ weight.T + bias
+    means = torch.stack([features[labels == number].mean(dim=0) for number in range(5)])
+    centred = features - means[labels]
+    within, spread = centred.T @ centred / 300, means - features.mean(dim=0)
+    shrunk = (1 - SHRINKAGE) * within + SHRINKAGE * within.trace() / 12 * torch.eye(12)
+    _, directions = scipy.linalg.eigh(spread.T @ spread / 5, shrunk)
+    expected = (features - features.mean(dim=0)) @ torch.from_numpy(directions[:, ::-1][:, :4].copy())
+    assert torch.allclose(found.mean(dim=0), torch.zeros(7, dtype=torch.float64), atol=1e-9)
+    # The same directions, of any length and sign; and beyond them others, which are none of these.
+    cosines = F.normalize(found, dim=0).T @ F.normalize(expected, dim=0)
+    assert torch.allclose(cosines[:4].diagonal().abs(), torch.ones(4, dtype=torch.float64), atol=1e-9)
+    assert torch.linalg.matrix_rank(weight) == 7

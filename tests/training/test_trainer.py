@@ -153,7 +153,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(small_recipe: Recipe, tmp_path
     for recipe, message in (
         (still, "nothing of the network would learn"),
         (gem, "nothing of the network would learn"),
-        (few, "embedding_start features finds only 96 directions in 96 training images"),
+        (few, "only 96 directions are in 96 training images"),
     ):
         with pytest.raises(RecipeError, match=message):
             train(recipe, tmp_path / "run")

@@ -3,7 +3,7 @@
 Each file turns an unpacked official download, or your own images, into a catalog; prepare.py opens the images.
 """
 
-from proxygml.data.datasets import cars196, cub200, folder, glyphs, inshop, market1501, omniglot, sop, table
+from proxygml.data.datasets import cars196, cub200, folder, glyphs, inshop, market1501, omniglot, sop, table, vectors
 from proxygml.data.datasets.layout import Dataset
 from proxygml.errors import DatasetError, did_you_mean
 
@@ -16,6 +16,7 @@ DATASETS = (
     Dataset("omniglot", omniglot.read, omniglot.PUBLISHED, omniglot.ARCHIVES),
     Dataset("folder", folder.read, strays=folder.strays, hidden=folder.hidden),
     Dataset("table", table.read),
+    Dataset("vectors", vectors.read, has_vectors=True),
     Dataset("glyphs", glyphs.make, makes_images=True),
 )
 
@@ -30,7 +31,7 @@ def find_dataset(name: str) -> Dataset:
     if name.replace("-", "_") not in known:
         raise DatasetError(
             f"{name!r} is not a data set that can be prepared: {did_you_mean(name, known)}; for your own images take "
-            "'folder' or 'table'"
+            "'folder' or 'table', for vectors 'vectors'"
         )
     return known[name.replace("-", "_")]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.class_names import class_named
 from proxygml.data.columns import SPLITS, split_of
+from proxygml.data.datasets.layout import choose_test_classes
 from proxygml.data.image_files import Entry, Kind, LeftOut, entries, readable
 from proxygml.errors import DatasetError
 
@@ -50,7 +50,7 @@ def read(root: Path, *, test_classes: str | None = None) -> Catalog:
         raise DatasetError(
             f"{top} holds {len(classes)} classes: say which are for testing: --test_classes half, NUMBER or FILE"
         )
-    tested = _choose(list(classes), test_classes)
+    tested = choose_test_classes(list(classes), test_classes)
     return _catalog(top, [("test" if name in tested else "train", name, files) for name, files in classes.items()])
 
 
@@ -133,33 +133,6 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         deeper = f"folders such as {folders[0].name}, but no image directly in one" if folders else "no class folder"
         raise DatasetError(f"{folder} holds {deeper}: expected {folder}/class/image")
     return classes
-
-
-def _choose(classes: list[str], test_classes: str) -> set[str]:
-    """The classes for testing, chosen from all classes in sorted order."""
-    if test_classes == "half":
-        return set(classes[(len(classes) + 1) // 2 :])
-    if test_classes.isdecimal():
-        if not 0 < (number := int(test_classes)) < len(classes):
-            raise DatasetError(
-                f"--test_classes is {number}, but must be 1 to {len(classes) - 1} of the {len(classes)} classes"
-            )
-        return set(classes[-number:])
-    file = Path(test_classes).expanduser()
-    if not file.is_file():
-        raise DatasetError(
-            f"--test_classes is {test_classes!r}, but must be `half`, a number, or a file of class names"
-        )
-    try:
-        names = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file} is no text file: expected one class name per line") from error
-    chosen = {name: class_named(name, classes) for name in names}
-    if unknown := sorted(name for name, known in chosen.items() if known is None):
-        raise DatasetError(f"{file} names {len(unknown)} classes that have no folder, such as {unknown[0]!r}")
-    if not names:
-        raise DatasetError(f"{file} names no class: expected one class name per line")
-    return {known for known in chosen.values() if known is not None}
 
 
 def _catalog(top: Path, classes: Iterable[tuple[str, str, list[Path]]]) -> Catalog:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from proxygml.data.archives import ARCHIVE_SUFFIXES
-from proxygml.data.catalog import Catalog, Count
+from proxygml.data.catalog import Count
+from proxygml.data.class_names import class_named
 from proxygml.data.image_files import SYSTEM_FILES, LeftOut
 from proxygml.errors import DatasetError, did_you_mean
 
@@ -18,8 +20,8 @@ class Dataset:
 
     name: str
     """The name on the command line."""
-    read: Callable[..., Catalog]
-    """Turns an unpacked folder, its first argument, into a catalog; its other arguments are options with defaults."""
+    read: Callable[..., Any]
+    """Turns an unpacked folder, its first argument, into a Catalog; its other arguments are options with defaults."""
     published: Mapping[str, Count] | None = None
     """Images and classes of each split as published. A data set that has them is a benchmark: all its images
     are kept, duplicates too."""
@@ -29,6 +31,8 @@ class Dataset:
     """Lists the files that `read` leaves out: (path relative to the folder, why)."""
     hidden: Callable[[Path], LeftOut] | None = None
     """Names what is hidden from `read`, such as files that start with a dot."""
+    has_vectors: bool = False
+    """Whether the data are vectors and a table; then `read` gives a `vectors.VectorTable`, not a Catalog."""
     makes_images: bool = False
     """Whether `read` makes the images itself, in the folder that it is given."""
 
@@ -113,3 +117,34 @@ def read_number(text: str, path: Path) -> float:
         return float(text)
     except ValueError as error:
         raise DatasetError(f"{path} holds {text!r} where a number was expected: fetch it again") from error
+
+
+def choose_test_classes(classes: list[str], test_classes: str) -> set[str]:
+    """The classes for testing, chosen from all classes in sorted order: `half`, a number, or a file of their names.
+
+    Raises:
+        DatasetError: it is none of these, or names no class or an unknown one.
+    """
+    if test_classes == "half":
+        return set(classes[(len(classes) + 1) // 2 :])
+    if test_classes.isdecimal():
+        if not 0 < (number := int(test_classes)) < len(classes):
+            raise DatasetError(
+                f"--test_classes is {number}, but must be 1 to {len(classes) - 1} of the {len(classes)} classes"
+            )
+        return set(classes[-number:])
+    file = Path(test_classes).expanduser()
+    if not file.is_file():
+        raise DatasetError(
+            f"--test_classes is {test_classes!r}, but must be `half`, a number, or a file of class names"
+        )
+    try:
+        names = {line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file} is no text file: expected one class name per line") from error
+    chosen = {name: class_named(name, classes) for name in names}
+    if unknown := sorted(name for name, known in chosen.items() if known is None):
+        raise DatasetError(f"{file} names {len(unknown)} classes that are not there, such as {unknown[0]!r}")
+    if not names:
+        raise DatasetError(f"{file} names no class: expected one class name per line")
+    return {known for known in chosen.values() if known is not None}

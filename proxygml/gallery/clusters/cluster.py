@@ -1,14 +1,14 @@
-"""Clustering the images of a catalog or of folders: the function behind `proxygml cluster`."""
+"""Clustering the images of a catalog or of folders, or vectors: the function behind `proxygml cluster`."""
 
 from collections.abc import Sequence
 
 from proxygml.data.image_list import ImageList
 from proxygml.files import PathLike, local_path
-from proxygml.gallery.build import Model, Source
 from proxygml.gallery.clusters.clustering import Clusters
 from proxygml.gallery.clusters.folder import check_clusters_folder, write_clusters
 from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.gallery.embed import embed_source
+from proxygml.gallery.source import Model, Source
 from proxygml.models.embed_images import OnBad, discard
 
 
@@ -19,6 +19,7 @@ def cluster(
     *,
     catalog: PathLike | None = None,
     images: PathLike | Sequence[PathLike] = (),
+    vectors: PathLike | None = None,
     split: str = "all",
     layout: Layout = "links",
     on_bad: OnBad = "fail",
@@ -34,8 +35,9 @@ def cluster(
         run: the run folder of the model.
         out: the folder to make: clusters.csv, duplicates.csv, sheets/, and a folder for each cluster.
         settings: how images are grouped, such as ClusterSettings("hdbscan").
-        catalog: a table of images; give exactly one of `catalog` and `images`.
+        catalog: a table of images, or of vectors; give exactly one of `catalog`, `images` and `vectors`.
         images: an image file or a folder of them, or several.
+        vectors: a file that `embed` wrote; or, for a model of vectors, one of vectors to embed (.parquet or .npy).
         split: of the catalog: train, val, test, or all.
         layout: table: no folders of the clusters; links or copies: folders with links to the images, or with copies.
         on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
@@ -51,12 +53,16 @@ def cluster(
             images than clusters.
     """
     folder, place = local_path(out, "out"), local_path(run, "run")
-    source = Source.of(catalog, images, split=split)
+    source = Source.of(catalog, images, vectors, split)
     check_clusters_folder(folder, force)
     model = Model.of(place)
+    if source.vectors is not None or model.takes_vectors:
+        embeddings, items = source.vector_input(model).whole()
+        layout = layout if "path" in items else "table"  # without images there is nothing to sort or to show
+        return write_clusters(folder, ImageList(items), embeddings, settings, layout, force)
     work = folder.with_name(f".{folder.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
-    vectors, table = embedded.whole()
-    found = write_clusters(folder, ImageList(table), vectors, settings, layout, force)
+    embeddings, items = embedded.whole()
+    found = write_clusters(folder, ImageList(items), embeddings, settings, layout, force)
     discard(work)
     return found

@@ -60,6 +60,8 @@ def write_clusters(
             folder / "clusters.csv", index=False
         )
         without_formulas(_duplicates_table(images, vectors, duplicates)).to_csv(folder / "duplicates.csv", index=False)
+        if "path" not in images.table:
+            return Clusters(codes, duplicates)
         (folder / "sheets").mkdir()
         for code, rows in track(list(_members(codes, closeness)), "drawing contact sheets"):
             _draw_sheet(folder / "sheets" / f"{_name(code)}.png", code, rows, images, closeness)
@@ -90,13 +92,13 @@ def _name(code: int) -> str:
 
 
 def _duplicates_table(images: ImageList, vectors: Vectors, groups: list[Rows]) -> pd.DataFrame:
-    paths = images.paths
+    names = images.names
     rows = [
-        (number, paths[row], round(float(vectors[group[0]] @ vectors[row]), 4))
+        (number, names[row], round(float(vectors[group[0]] @ vectors[row]), 4))
         for number, group in enumerate(groups)
         for row in group
     ]
-    return pd.DataFrame(rows, columns=["group", "path", "cosine_to_first"])
+    return pd.DataFrame(rows, columns=["group", "path" if "path" in images.table else "item", "cosine_to_first"])
 
 
 def _draw_sheet(path: Path, code: int, rows: Rows, images: ImageList, closeness: Vectors) -> None:

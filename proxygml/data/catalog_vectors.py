@@ -1,0 +1,96 @@
+"""The vectors of a catalog: found in its file, written with it, and read for some of its rows."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
+from proxygml.data.vector_file import write_parts
+from proxygml.data.vector_source import ROWS_AT_A_TIME, Floats, VectorSource, is_vector_type
+from proxygml.errors import CatalogError
+
+if TYPE_CHECKING:
+    from proxygml.data.catalog import Catalog
+
+SAMPLED = 64
+"""Vectors that stand for all in a fingerprint."""
+
+
+def vectors_of(path: Path) -> VectorSource | None:
+    """The column of vectors of a catalog's file; None for a .csv file, or one without such a column."""
+    if path.suffix.lower() == ".csv" or not path.is_file():
+        return None
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid):
+        return None  # the table's reader says what is wrong
+    if EMBEDDING not in schema.names or not is_vector_type(schema.field(EMBEDDING).type):
+        return None
+    return VectorSource(path) if pq.read_metadata(path).num_rows else None
+
+
+def rows_of(catalog: "Catalog") -> npt.NDArray[np.int64]:
+    """The row of its vector, for each row of a catalog of vectors.
+
+    Raises:
+        CatalogError: the catalog has no vectors.
+    """
+    if catalog.vectors is None:
+        raise CatalogError(
+            f"the catalog in {catalog.folder} has no vectors, a column `embedding` of lists of floats, which this "
+            "model takes: make one with `proxygml prepare vectors`"
+        )
+    rows: npt.NDArray[np.int64] = catalog.table[EMBEDDING_ROW].to_numpy(dtype=np.int64)
+    return rows
+
+
+def blocks_of_rows(source: VectorSource, rows: npt.NDArray[np.int64]) -> Iterator[Floats]:
+    """The vectors of these rows, up to 16,384 at a time; read from the file in one pass where the rows rise."""
+    if len(rows) > 1 and (np.diff(rows) <= 0).any():
+        plain = source.mapped()
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            yield plain[rows[start : start + ROWS_AT_A_TIME]]
+        return
+    for block in source.blocks():
+        first, last = np.searchsorted(rows, [block.first, block.first + len(block.vectors)])
+        if last > first:
+            yield block.vectors[rows[first:last] - block.first]
+
+
+def write_with_vectors(table: pd.DataFrame, source: VectorSource, temporary: Path, path: Path) -> None:
+    """Write a catalog's table and the vectors of its rows as Parquet.
+
+    Args:
+        table: with `embedding_row`.
+        source: the vectors.
+        temporary: the file to write.
+        path: what it will be called.
+
+    Raises:
+        CatalogError: the name is that of a .csv file, which has no room for vectors.
+    """
+    if path.suffix.lower() == ".csv":
+        raise CatalogError(f"{path} is a .csv file, which cannot hold vectors: choose a name that ends with .parquet")
+    rows = table[EMBEDDING_ROW].to_numpy(dtype=np.int64)
+    whole = pa.Table.from_pandas(table.drop(columns=EMBEDDING_ROW), preserve_index=False)
+
+    def parts() -> Iterator[tuple[Floats, pa.Table]]:
+        start = 0
+        for vectors in blocks_of_rows(source, rows):
+            yield vectors, whole.slice(start, len(vectors))
+            start += len(vectors)
+
+    write_parts(temporary, parts(), {})
+
+
+def sample_of(source: VectorSource, rows: npt.NDArray[np.int64]) -> bytes:
+    """A hash of some of the vectors of these rows, evenly spaced."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)]
+    return hashlib.sha256(np.ascontiguousarray(source.mapped()[chosen], np.float32).tobytes()).digest()

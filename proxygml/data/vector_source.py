@@ -1,0 +1,239 @@
+"""Vectors in a column of a Parquet file or in a .npy file: every one checked, read a block at a time or mapped.
+
+catalog.py says which label and split a vector has. vector_file.py reads vectors together with all columns beside them.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from proxygml.data.columns import EMBEDDING
+from proxygml.errors import CatalogError, did_you_mean
+from proxygml.files import atomic_write, cache_folder, reserve_space
+
+ROWS_AT_A_TIME = 16_384
+
+LARGEST_VECTOR = 2**20
+"""Numbers; far above what any encoder gives."""
+
+Floats = npt.NDArray[Any]
+"""float16 or float32, usually (n, F)."""
+
+
+class CheckedBlock(NamedTuple):
+    """Consecutive vectors of a source."""
+
+    first: int
+    """The row of the first one."""
+    vectors: Floats
+    """float16 where the source has that, else float32 (m, F); zeros in the rows that have a problem."""
+    problems: Mapping[int, str]
+    """What is wrong with which row, counted from the start of the source."""
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """n vectors of F numbers in a file.
+
+    Raises:
+        CatalogError: the file is missing or cannot be read, or has no such column of vectors.
+    """
+
+    path: Path
+    column: str = EMBEDDING
+    """Of a Parquet file; a .npy file holds nothing but the vectors."""
+
+    def __post_init__(self) -> None:
+        _ = self.size  # raises where there is none
+
+    @property
+    def is_npy(self) -> bool:
+        return self.path.suffix.lower() == ".npy"
+
+    @cached_property
+    def rows(self) -> int:
+        """n."""
+        return len(self._npy) if self.is_npy else int(pq.read_metadata(self.path).num_rows)
+
+    @cached_property
+    def size(self) -> int:
+        """F. Where lists may be of any length, the length that most of the first vectors have."""
+        size = self._npy.shape[1] if self.is_npy else self._size_of_lists()
+        if not 1 <= size <= LARGEST_VECTOR:
+            raise CatalogError(f"{self.path} has vectors of {size:,} numbers, but 1 to {LARGEST_VECTOR:,} are possible")
+        return int(size)
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """float16 where the file has that, else float32."""
+        kind = self._npy.dtype if self.is_npy else self._kind().value_type.to_pandas_dtype()
+        return np.dtype(np.float16 if kind == np.float16 else np.float32)
+
+    def blocks(self) -> Iterator[CheckedBlock]:
+        """All vectors in their order, up to 16,384 at a time."""
+        first = 0
+        for vectors, problems in self._checked_parts():
+            yield CheckedBlock(first, vectors, {first + row: problem for row, problem in problems.items()})
+            first += len(vectors)
+
+    def mapped(self) -> Floats:
+        """All vectors (n, F), mapped into memory: read when they are used, shared by all processes.
+
+        A Parquet file is first written as one file of plain numbers into the cache folder, once.
+
+        Raises:
+            CatalogError: a vector is missing, of another size, not finite or all zeros.
+        """
+        if self.is_npy:
+            for block in self.blocks():
+                self._check(block)
+            return self._npy
+        status = self.path.stat()
+        facts = repr((str(self.path.resolve()), status.st_size, status.st_mtime_ns, self.column))
+        cached = cache_folder("vectors") / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
+        if not cached.exists():
+            self._write_plain(cached)
+        plain: Floats = np.load(cached, mmap_mode="r", allow_pickle=False)
+        return plain
+
+    def _write_plain(self, path: Path) -> None:
+        with atomic_write(path) as temporary:
+            plain = np.lib.format.open_memmap(temporary, "w+", self.dtype, (self.rows, self.size))
+            reserve_space(temporary)
+            for block in self.blocks():
+                self._check(block)
+                plain[block.first : block.first + len(block.vectors)] = block.vectors
+            plain.flush()
+
+    def _check(self, block: CheckedBlock) -> None:
+        for row, problem in block.problems.items():
+            raise CatalogError(
+                f"{self.path} has {problem} in row {row}{self.name_of(row)}: correct it or leave the row out, as "
+                "`proxygml prepare vectors --on_bad drop` does"
+            )
+
+    def name_of(self, row: int) -> str:
+        """How a message names a row beside its number: by its `id`, or its `path`, where the file has them."""
+        if self.is_npy:
+            return ""
+        names = pq.read_schema(self.path).names
+        key = next((name for name in ("id", "path") if name in names and name != self.column), None)
+        if key is None:
+            return ""
+        return f" ({key} {pq.read_table(self.path, columns=[key], partitioning=None)[key][row].as_py()})"
+
+    def _checked_parts(self) -> Iterator[tuple[Floats, dict[int, str]]]:
+        if self.is_npy:
+            for start in range(0, self.rows, ROWS_AT_A_TIME):
+                yield checked_matrix(np.asarray(self._npy[start : start + ROWS_AT_A_TIME]))
+            return
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[self.column]):
+                yield checked_lists(batch.column(0), self.size)
+
+    @cached_property
+    def _npy(self) -> Floats:
+        try:
+            vectors: Floats = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise CatalogError(f"there is no {self.path}") from None
+        except (OSError, ValueError) as error:
+            raise CatalogError(f"{self.path} cannot be read as .npy: {error}") from error
+        if vectors.ndim != 2 or vectors.dtype.kind != "f":
+            raise CatalogError(f"{self.path} holds {vectors.shape}, {vectors.dtype}: expected floats (n, F)")
+        return vectors
+
+    def _kind(self) -> Any:
+        try:
+            schema = pq.read_schema(self.path)
+        except FileNotFoundError:
+            raise CatalogError(f"there is no {self.path}") from None
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CatalogError(f"{self.path} cannot be read as Parquet: {error}") from error
+        if self.column not in schema.names:
+            lists = [field.name for field in schema if is_vector_type(field.type)]
+            hint = did_you_mean(self.column, lists) if lists else "none of its columns is a list of floats"
+            raise CatalogError(f"{self.path} has no column {self.column!r} of vectors: {hint}")
+        kind = schema.field(self.column).type
+        if not is_vector_type(kind):
+            raise CatalogError(
+                f"{self.path} has {kind} in its column {self.column!r}: expected lists of floats, one vector a row"
+            )
+        return kind
+
+    def _size_of_lists(self) -> int:
+        kind = self._kind()
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size)
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[self.column]):
+                lengths = pc.fill_null(pc.list_value_length(batch.column(0)), 0).to_numpy(zero_copy_only=False)
+                if lengths.any():
+                    counts = np.bincount(lengths[lengths > 0])
+                    first = next(int(length) for length in lengths if length > 0)
+                    return first if counts[first] == counts.max() else int(counts.argmax())
+        raise CatalogError(f"{self.path} has no vector in its column {self.column!r}: every cell is empty")
+
+
+def is_vector_type(kind: Any) -> bool:
+    """Whether cells of this Arrow type are lists of floats."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def checked_lists(lists: Any, size: int) -> tuple[Floats, dict[int, str]]:
+    """Lists of floats of Arrow as a matrix (m, size), and what is wrong with which of them; their rows are zeros."""
+    lengths = pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
+    fits = lengths == size
+    problems = {int(row): _length_problem(int(lengths[row]), size) for row in np.flatnonzero(~fits)}
+    kept = lists if not problems else lists.filter(pa.array(fits))
+    flat = kept.flatten()
+    missing = None
+    if flat.null_count:
+        missing = flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, size).any(axis=1)
+        flat = pc.fill_null(pc.cast(flat, pa.float32()), 0)
+    found, wrong = checked_matrix(flat.to_numpy(zero_copy_only=False).reshape(-1, size))
+    rows = np.flatnonzero(fits)
+    problems |= {int(rows[row]): problem for row, problem in wrong.items()}
+    if missing is not None:
+        found = np.where(missing[:, None], found.dtype.type(0), found)
+        problems |= {int(row): "a missing number" for row in rows[missing]}
+    if len(found) == len(fits):
+        return found, problems
+    vectors = np.zeros((len(fits), size), found.dtype)
+    vectors[fits] = found
+    return vectors, dict(sorted(problems.items()))
+
+
+def _length_problem(length: int, size: int) -> str:
+    return "no vector" if length < 0 else f"a vector of {length} numbers instead of {size}"
+
+
+def checked_matrix(given: Floats) -> tuple[Floats, dict[int, str]]:
+    """Vectors (m, F) as float16, if they are that, or float32; and what is wrong with which: its row becomes zeros."""
+    with np.errstate(over="ignore"):
+        vectors = given if given.dtype == np.float16 else np.asarray(given, np.float32)
+        wide = np.asarray(vectors, np.float32)
+        squares = np.einsum("ij,ij->i", wide, wide)
+    good = np.isfinite(squares) & (squares > 0)
+    if good.all():
+        return vectors, {}
+    problems = {}
+    for row in np.flatnonzero(~good):
+        numbers = given[row]
+        if np.isnan(numbers).any():
+            problems[int(row)] = "a NaN"
+        elif not np.isfinite(squares[row]):
+            problems[int(row)] = "an infinite or too large number"
+        else:
+            problems[int(row)] = "nothing but zeros"
+    return np.where(good[:, None], vectors, vectors.dtype.type(0)), problems

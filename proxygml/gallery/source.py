@@ -1,0 +1,143 @@
+"""Where the items of a gallery, a file or a clustering come from, and the model that embeds them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from proxygml.data.catalog import Catalog
+from proxygml.data.image_list import ImageList
+from proxygml.data.vector_file import VectorFile
+from proxygml.errors import GalleryError, UserError
+from proxygml.files import PathLike, local_path, local_paths
+from proxygml.gallery.base import Gallery
+from proxygml.gallery.vector_input import VectorInput, items_of, of_catalog, of_file
+from proxygml.models.embedder import Embedder
+from proxygml.models.model_files import fingerprint, read_description
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the items come from: exactly one of the three.
+
+    Raises:
+        UserError: none is given, or several.
+    """
+
+    catalog: Path | None = None
+    images: tuple[Path, ...] = ()
+    vectors: Path | None = None
+    split: str = "all"
+    """Of the catalog: train, val, test, or all."""
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.catalog, self.images, self.vectors))) != 1:
+            raise UserError("give exactly one of --catalog TABLE, --images FOLDER or --vectors FILE")
+        if self.split not in ("all", "train", "val", "test"):
+            raise UserError(f"--split is {self.split!r}, but must be all, train, val or test")
+
+    @classmethod
+    def of(
+        cls,
+        catalog: PathLike | None = None,
+        images: PathLike | Sequence[PathLike] = (),
+        vectors: PathLike | None = None,
+        split: str = "all",
+    ) -> "Source":
+        """The same from text or paths; `images` may be one folder or file, or several."""
+        table = None if catalog is None else local_path(catalog, "catalog")
+        file = None if vectors is None else local_path(vectors, "vectors")
+        return cls(table, local_paths(images, "images"), file, split)
+
+    def vector_input(self, model: "Model") -> VectorInput:
+        """The items of the catalog or the file with vectors of the model, embedded where that is needed.
+
+        Raises:
+            UserError: the model takes images, and the vectors are not its own; or it takes vectors, and these are
+                images; see checked_vectors too.
+        """
+        if self.vectors is not None and not model.takes_vectors:
+            file = checked_vectors(self.vectors, model)
+            return VectorInput(file.rows, items_of(file))
+        embedder = model.embedder()
+        if self.vectors is not None:
+            return of_file(self.vectors, model.fingerprint, embedder)
+        if self.catalog is None:
+            raise UserError(f"{model.run} takes vectors, not images: give --vectors FILE or --catalog TABLE")
+        catalog = Catalog.read(self.catalog)
+        return of_catalog(catalog if self.split == "all" else catalog.split(self.split), embedder)
+
+    def image_list(self) -> ImageList:
+        """The images of the catalog or the folders."""
+        if self.catalog is None:
+            return ImageList.from_files(self.images)
+        catalog = Catalog.read(self.catalog)
+        return ImageList.from_catalog(catalog if self.split == "all" else catalog.split(self.split))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A run's embedder, loaded when it is first needed, and its fingerprint."""
+
+    run: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, run: Path) -> "Model":
+        """The model of a run folder.
+
+        Raises:
+            RunError: there is none.
+        """
+        return cls(run.resolve(), fingerprint(run))
+
+    @classmethod
+    def of_gallery(cls, gallery: Gallery, run: Path | None) -> "Model":
+        """The gallery's own model, from where it was or from `run`.
+
+        Raises:
+            GalleryError: the run is another model's, or it is not known.
+        """
+        if run is None and not gallery.manifest.run:
+            raise GalleryError("the gallery does not say where its run folder is: give it with --run")
+        place = run or Path(gallery.manifest.run)
+        if not place.is_dir():
+            raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
+        model = cls.of(place)
+        if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
+            raise GalleryError(
+                f"{place} is another model (fingerprint {model.fingerprint[:12]}) than the one that the gallery was "
+                f"built with ({gallery.manifest.model[:12]}): embeddings of two models cannot be compared. Give that "
+                "model with --run, or build the gallery again"
+            )
+        return model
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether it embeds vectors of another model, not images."""
+        return "vectors" in read_description(self.run)
+
+    def embedder(self) -> Embedder:
+        """The embedder, on the GPU where there is one."""
+        return Embedder.load(self.run, default_device())
+
+
+def checked_vectors(path: Path, model: Model) -> VectorFile:
+    """A file of vectors of that model.
+
+    Raises:
+        GalleryError: it is another model's, or no such file.
+    """
+    file = VectorFile(path)
+    if file.model and file.model != model.fingerprint:
+        raise GalleryError(f"{path} was made by another model ({file.run}) than {model.run}: embed its images again")
+    size = read_description(model.run).get("embedder", {}).get("embedding_size")
+    if size and file.rows and file.dimension != size:
+        raise GalleryError(f"{path} has vectors of size {file.dimension}, but {model.run} makes them of {size}")
+    return file

@@ -1,0 +1,84 @@
+"""The vectors of a catalog for training: batches from a mapped file, blocks, and embeddings of all of them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_vectors import rows_of
+from proxygml.data.vector_source import ROWS_AT_A_TIME, Floats
+from proxygml.errors import CatalogError
+from proxygml.models.embedder import Embedder, checked_embeddings
+from proxygml.models.vector_embedder import unit
+
+Batch = tuple[Tensor, Tensor]
+"""float32 (M, F), of length 1; int64 (M,), which ones they are."""
+
+
+class VectorDataset(Dataset[Batch]):
+    """A catalog's vectors, scaled to length 1: a list of items at a time, as a batch; see `as_given`."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._rows = rows_of(catalog)
+        self._plain = _mapped(catalog)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: vectors are the same in every epoch."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these items; a DataLoader calls this in place of one item at a time."""
+        chosen = np.asarray(indices, np.int64)
+        return unit(torch.from_numpy(self._plain[self._rows[chosen]])), torch.from_numpy(chosen)
+
+
+def as_given(batch: Batch) -> Batch:
+    """The batch as `VectorDataset.__getitems__` gives it: there is nothing to collate."""
+    return batch
+
+
+def unit_blocks(catalog: Catalog) -> Iterator[Tensor]:
+    """All vectors of a catalog in their order, scaled to length 1, float32 (m, F) with m up to 16,384."""
+    rows, plain = rows_of(catalog), _mapped(catalog)
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        yield unit(torch.from_numpy(plain[rows[start : start + ROWS_AT_A_TIME]]))
+
+
+@torch.inference_mode()
+def embed_vectors(embedder: Embedder, catalog: Catalog) -> Tensor:
+    """The embeddings of a catalog's vectors, float32 (n, D) on the CPU.
+
+    Raises:
+        CatalogError: the catalog has no vectors, or of another size than the embedder takes.
+        WeightsError: an embedding is NaN.
+    """
+    check_size(catalog, embedder.num_features)
+    embeddings = torch.empty(len(catalog), embedder.embedding_size)
+    start, head = 0, embedder.head.eval()
+    for block in unit_blocks(catalog):
+        embeddings[start : start + len(block)] = head(block.to(embedder.device)).float().cpu()
+        start += len(block)
+    return checked_embeddings(embeddings)
+
+
+def check_size(catalog: Catalog, expected: int) -> None:
+    """Raise CatalogError where the catalog's vectors are not of the size that a model takes."""
+    rows_of(catalog)
+    if catalog.vectors is not None and catalog.vectors.size != expected:
+        raise CatalogError(
+            f"{catalog.vectors.path} has vectors of {catalog.vectors.size} numbers, but the model takes {expected}"
+        )
+
+
+def _mapped(catalog: Catalog) -> Floats:
+    rows_of(catalog)
+    assert catalog.vectors is not None  # rows_of checks it
+    return catalog.vectors.mapped()

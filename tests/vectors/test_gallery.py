@@ -1,0 +1,101 @@
+"""From vectors to answers: embed, index, search and cluster with a model of vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from proxygml import Embedder, Gallery, cluster, embed, index, search
+from proxygml.data.vector_file import VectorFile
+from proxygml.errors import GalleryError, UserError
+from proxygml.gallery.build import add_items
+from proxygml.gallery.clusters.settings import ClusterSettings
+from proxygml.gallery.source import Model, Source
+from proxygml.training.run_folder import RunFolder
+from tests.helpers.vector_files import SIZE, labelled_vectors, write_file
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(tmp_path_factory.mktemp("f") / "features.parquet", *labelled_vectors())
+
+
+def test_embedding_a_file_keeps_its_columns(run: RunFolder, features: Path, tmp_path: Path) -> None:
+    file = embed(run.path, tmp_path / "out.parquet", vectors=features)
+    ((found, table),) = file.blocks()
+    assert np.allclose(found, Embedder.load(run.path).embed(labelled_vectors()[0]), atol=1e-6)
+    assert table["id"].tolist() == [f"s{row}" for row in range(480)]
+    assert file.model == Model.of(run.path).fingerprint
+    np.save(tmp_path / "f.npy", labelled_vectors()[0])
+    other = embed(run.path, tmp_path / "other.parquet", vectors=tmp_path / "f.npy")
+    assert np.allclose(next(other.blocks())[0], found, atol=1e-6)
+
+
+def test_one_gallery_comes_of_vectors_before_and_after_the_model(
+    run: RunFolder, features: Path, tmp_path: Path
+) -> None:
+    embed(run.path, tmp_path / "embedded.parquet", vectors=features)
+    raw = index(run.path, tmp_path / "raw", vectors=features)
+    embedded = index(run.path, tmp_path / "done", vectors=tmp_path / "embedded.parquet")
+    ids = np.arange(480)
+    assert np.allclose(raw.vectors(ids), embedded.vectors(ids), atol=1e-6)
+    pd.testing.assert_frame_equal(raw.items, embedded.items)
+    assert raw.items["item_id"].tolist() == [f"s{row}" for row in range(480)]
+    answers = search(raw, vectors=features, k=3, leave_out_itself=True)
+    assert (answers.result.ids != ids[:, None]).all()
+    labels = np.array(labelled_vectors()[1])
+    assert (labels[answers.result.ids[:, 0]] == labels).mean() > 0.5
+    assert answers.queries.names[:2] == ["s0", "s1"]
+
+
+def test_a_catalog_of_vectors_is_indexed_by_its_split(run: RunFolder, catalog: Path, tmp_path: Path) -> None:
+    gallery = index(run.path, tmp_path / "g", catalog=catalog, split="test")
+    assert len(gallery) == 240
+    assert set(gallery.items["split"]) == {"test"}
+
+
+def test_items_are_added_once_and_replaced_where_they_changed(run: RunFolder, features: Path, tmp_path: Path) -> None:
+    vectors, labels = labelled_vectors()
+    gallery = index(run.path, tmp_path / "g", vectors=features)
+    vectors[3] *= -1
+    write_file(tmp_path / "changed.parquet", vectors, labels)
+    done = add_items(gallery, Model.of(run.path), Source.of(vectors=tmp_path / "changed.parquet"))
+    assert done == (0, 479, 1)
+    assert len(Gallery.load(tmp_path / "g")) == 480
+
+
+def test_vectors_are_clustered_into_a_table_alone(run: RunFolder, features: Path, tmp_path: Path) -> None:
+    found = cluster(run.path, tmp_path / "c", ClusterSettings(num_clusters=24), vectors=features)
+    table = pd.read_csv(tmp_path / "c" / "clusters.csv")
+    assert len(table) == len(found.codes) == 480
+    assert not (tmp_path / "c" / "sheets").exists()
+    assert table.groupby("cluster")["product"].nunique().median() <= 2
+
+
+def test_a_null_among_the_vectors_is_named_and_nothing_is_written(run: RunFolder, tmp_path: Path) -> None:
+    cells: list[object] = [[1.0] * SIZE] * 30_000
+    cells[20_001] = None
+    table = {"id": list(range(30_000)), "embedding": pa.array(cells, pa.list_(pa.float32()))}
+    pq.write_table(pa.table(table), tmp_path / "f.parquet")
+    for action in (
+        lambda: embed(run.path, tmp_path / "out.parquet", vectors=tmp_path / "f.parquet"),
+        lambda: index(run.path, tmp_path / "g", vectors=tmp_path / "f.parquet"),
+    ):
+        with pytest.raises(GalleryError, match=r"no vector in row 20001 \(id 20001\)"):
+            action()
+    assert not (tmp_path / "out.parquet").exists()
+    with pytest.raises(GalleryError):
+        Gallery.load(tmp_path / "g")
+
+
+def test_what_does_not_fit_the_model_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes vectors, not images"):
+        embed(run.path, tmp_path / "out.parquet", images=tmp_path)
+    vectors, labels = labelled_vectors()
+    write_file(tmp_path / "f.parquet", vectors[:, :5].copy(), labels)
+    with pytest.raises(GalleryError, match="size 5, but the model takes 12"):
+        embed(run.path, tmp_path / "out.parquet", vectors=tmp_path / "f.parquet")
+    assert VectorFile(tmp_path / "f.parquet").dimension == 5
