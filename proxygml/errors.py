@@ -4,11 +4,13 @@ Every message names the thing, what was found, what was expected and how to fix 
 traceback and exit with 2; anything else that escapes is a bug.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
+from operator import index
 from pathlib import Path
 
 MOST_NAMED = 30
@@ -16,6 +18,10 @@ MOST_NAMED = 30
 
 MOST_WORKERS = 256
 """Processes that decode images, for each process that computes: more would only wait for each other."""
+
+
+LARGEST_BATCH = 2**14
+"""Images embedded at a time."""
 
 
 class UserError(ValueError):
@@ -82,6 +88,19 @@ def check_setting(holds: bool, key: str, found: object, expected: str) -> None:
         raise RecipeError(f"{key} is {found!r}, but must be {expected}")
 
 
+def check_whole(name: str, value: object, least: int, most: int, kind: type[UserError] = UserError) -> int:
+    """An argument as a whole number, also one of NumPy's; an error of that kind where it is none from least to most."""
+    try:
+        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        shown = repr(value) if number is None or abs(number) < 10**30 else "a number of more than 30 digits"
+        limit = f"to {most:,}" if most < 2**48 else "or more"
+        raise kind(f"{name} is {shown}, but must be {least} {limit}, a whole number")
+    return number
+
+
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """The end of a message about an unknown name: the known names that are spelt most like it; or all, if they are few.
 
@@ -107,3 +126,17 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are: `a, b and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words: `1 item`, `2 items`, `3,000 queries`, `0 classes`.
+
+    Args:
+        number: how many.
+        thing: one of them.
+    """
+    if number == 1:
+        return f"1 {thing}"
+    ending = "es" if thing.endswith("ss") else "s"
+    plural = f"{thing[:-1]}ies" if re.search("[^aeiou]y$", thing) else f"{thing}{ending}"
+    return f"{number:,} {plural}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
@@ -26,6 +27,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_class_arguments(ClusterSettings, as_group=False)
     add_embedding(parser)
     options = parser.parse(arguments)
+    check_inputs(run=options.run, catalog=options.catalog, images=options.images)
     settings = ClusterSettings(**chosen(options, *(key.name for key in fields(ClusterSettings))))
     from proxygml.gallery.clusters.cluster import cluster
     from proxygml.gallery.clusters.folder import describe

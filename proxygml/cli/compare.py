@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import recipe_with
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
@@ -31,6 +32,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse(arguments, only_given=True)
     rows = options.get("from", [])
+    check_inputs(rows=rows)
     if "out" in options:
         _check_table_options(options)
         from proxygml.comparison.compare import tabulate
@@ -41,13 +43,15 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if not options.get("recipe") or "run" not in options:
         alone = "; or, for a table of rows alone, --from and --out" if rows else ""
         raise UserError(f"a comparison needs its recipe, --recipe, and its folder, --run{alone}")
-    from proxygml.comparison.compare import compare
     from proxygml.comparison.plan import Comparison
     from proxygml.training.recipe_files import find_recipe
 
     path = find_recipe(options.recipe, "compare")
     comparison = Comparison.read(path)
     shared = recipe_with(comparison.shared.content(), options, OWN, str(path))
+    check_inputs(catalog=shared.catalog)
+    from proxygml.comparison.compare import compare
+
     if compare(replace(comparison, shared=shared), options.run, part=options.get("part", "1/1"), rows=rows) is not None:
         say(f"cells:  {options.run / 'cells.csv'}")
         _print_table(options.run)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
+from proxygml.errors import counted
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -20,7 +22,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
     add_embedding(parser)
     options = parser.parse(arguments)
+    check_inputs(run=options.run, catalog=options.catalog, images=options.images)
     from proxygml.gallery.embed import embed
 
     file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", *EMBEDDING))
-    say(f"{file.rows:,} vectors of size {file.dimension}: {options.out}")
+    say(f"{counted(file.rows, 'vector')} of size {file.dimension}: {options.out}")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import Parser
 
@@ -21,6 +22,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "also evaluate the network as it was before training"
     parser.add_argument("--before", action="store_true", help=words)
     options = parser.parse(arguments)
+    check_inputs(run=options.run, catalog=options.catalog)
     from proxygml.training.evaluate_run import evaluate_run
     from proxygml.training.run_folder import RunFolder
 

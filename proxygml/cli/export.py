@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import add_force
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
@@ -15,6 +16,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--onnx", type=Path, required=True, help="the file to write, such as birds.onnx")
     add_force(parser)
     options = parser.parse(arguments)
+    check_inputs(run=options.run)
     from proxygml.models.onnx_export import export
 
     difference = export(options.run, options.onnx, force=options.force)

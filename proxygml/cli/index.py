@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import Namespace
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import EMBEDDING, GALLERY_HELP, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
-from proxygml.errors import UserError
+from proxygml.errors import UserError, counted
 
 if TYPE_CHECKING:
     from proxygml.gallery.folder.manifest import Threshold
@@ -30,7 +31,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
-    parser.add_argument("--remove", nargs="+", default=[], help=words)
+    parser.takes_conditions(parser.add_argument("--remove", nargs="+", default=[], help=words))
     words = "change where the items' paths begin, because their files were moved"
     parser.add_argument("--rebase", nargs=2, metavar=("OLD", "NEW"), default=None, help=words)
     words = "check that nothing of the gallery has changed since it was written, to the bit"
@@ -39,6 +40,14 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--false_accept_rate", type=float, default=0.01, help=words)
     add_embedding(parser)
     options = parser.parse(arguments)
+    old = options.rebase or options.verify or options.remove or options.add
+    check_inputs(
+        gallery=options.out if old else None,
+        run=options.run,
+        catalog=options.catalog,
+        images=options.images,
+        vectors=options.vectors,
+    )
     if options.rebase:
         _rebase(options)
     elif options.verify:
@@ -58,7 +67,7 @@ def _build(options: Namespace) -> None:
         raise UserError("no run folder is given: proxygml index RUN --out GALLERY ...")
     settings = chosen(options, *SOURCE, "vectors", "kind", "false_accept_rate", *EMBEDDING)
     gallery = index(options.run, options.out, **settings)
-    say(f"{len(gallery):,} items, {gallery.manifest.kind}: {options.out}")
+    say(f"{counted(len(gallery), 'item')}, {gallery.manifest.kind}: {options.out}")
     if gallery.manifest.recall is not None:
         say(f"recall@10 against exact search: {gallery.manifest.recall:.3f} (its own items as queries)")
     if gallery.manifest.threshold is not None:
@@ -66,9 +75,10 @@ def _build(options: Namespace) -> None:
 
 
 def _print_threshold(threshold: "Threshold") -> None:
+    images, classes = counted(threshold.queries, "image"), counted(threshold.classes, "validation class")
     known = "" if threshold.true_accept_rate is None else f", {threshold.true_accept_rate:.1%} when it is"
     say(
-        f"threshold {threshold.score:.3f}: of {threshold.queries:,} images of {threshold.classes:,} validation classes "
+        f"threshold {threshold.score:.3f}: of {images} of {classes} "
         f"{threshold.false_accept_rate:.1%} are accepted when their class is not in the gallery{known}"
     )
 
@@ -87,7 +97,7 @@ def _add(options: Namespace) -> None:
     )
     known = f" ({done.there:,} were in it already)" if done.there else ""
     changed = f", {done.updated:,} updated, which had changed" if done.updated else ""
-    say(f"{done.added:,} items added{known}{changed}, {len(gallery):,} now: {options.out}")
+    say(f"{counted(done.added, 'item')} added{known}{changed}, {len(gallery):,} now: {options.out}")
     if done.added and (threshold := gallery.manifest.threshold) is not None:
         say(
             f"the threshold for `none of these`, {threshold.score:.3f}, stays as it was chosen when the gallery was "
@@ -114,7 +124,7 @@ def _verify(options: Namespace) -> None:
         raise UserError("--verify changes nothing: give --out GALLERY alone")
     gallery = Gallery.load(options.out)
     gallery.verify()
-    say(f"{len(gallery):,} items, nothing has changed since it was written: {options.out}")
+    say(f"{counted(len(gallery), 'item')}, nothing has changed since it was written: {options.out}")
 
 
 def _remove(options: Namespace) -> None:
@@ -125,4 +135,4 @@ def _remove(options: Namespace) -> None:
         raise UserError("--remove takes no new items: call proxygml index once to remove and once to --add")
     gallery = Gallery.load(options.out)
     removed = remove_items(gallery, options.remove)
-    say(f"{removed:,} items removed, {len(gallery):,} now: {options.out}")
+    say(f"{counted(removed, 'item')} removed, {len(gallery):,} now: {options.out}")

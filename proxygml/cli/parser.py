@@ -76,6 +76,7 @@ class Parser(ArgumentParser):
             print_config=None,
         )
         self._galleries: set[str] = set()
+        self._conditions: set[str] = set()
         self._reading: tuple[Action, Sequence[str]] | None = None  # the option whose value is being converted
 
     def parse(self, arguments: Sequence[str], *, only_given: bool = False) -> Namespace:
@@ -83,7 +84,7 @@ class Parser(ArgumentParser):
         for option, action in list(self._option_string_actions.items()):
             self._option_string_actions.setdefault(option.replace("_", "-"), action)
         try:
-            options: Namespace = self.parse_args(arguments, defaults=not only_given)
+            options: Namespace = self.parse_args(self._positionals_first(arguments), defaults=not only_given)
         except OverflowError as error:  # a whole number beyond all floats
             self.error(str(error), error)
         for action in self._actions:
@@ -92,6 +93,33 @@ class Parser(ArgumentParser):
                 for value in _values(options[action.dest]):
                     check_local(value, name, gallery=action.dest in self._galleries)
         return options
+
+    def takes_conditions(self, action: Action) -> None:
+        """Let an option of many values end at the first word that is no condition, such as a query after `--where`."""
+        self._conditions.add(action.dest)
+
+    def _positionals_first(self, arguments: Sequence[str]) -> list[str]:
+        """The words of the command line with those that belong to no option in front, wherever they stood."""
+        positionals: list[str] = []
+        others: list[str] = []
+        left = list(arguments)
+        while left:
+            word = left.pop(0)
+            if word == "--":
+                return [*positionals, *others, word, *left]
+            if not word.startswith("-"):
+                positionals.append(word)
+                continue
+            others.append(word)
+            action = self._option_string_actions.get(word)
+            count = 1 if action is None or action.nargs in (None, "?") else action.nargs
+            most = 0 if "=" in word else count if isinstance(count, int) else len(left)
+            while most > 0 and left and not left[0].startswith("--"):
+                most -= 1
+                value = left.pop(0)
+                swallowed = action is not None and action.dest in self._conditions and not set("=<>") & set(value)
+                (positionals if swallowed else others).append(value)
+        return [*positionals, *others]
 
     def takes_gallery(self, action: Action) -> None:
         """Let the value of an option also be the address of a Milvus server; all others must be no URL."""

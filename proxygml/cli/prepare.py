@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Prepare the data set that is named first, or list all; or change the paths of a catalog."""
     from proxygml.data.datasets import find_dataset
+    from proxygml.data.datasets.layout import check_root
 
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_datasets(parser)
@@ -37,11 +38,14 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         words = "store smaller copies of the images, this many pixels on the shorter side"
         parser.add_argument("--resize", type=int | None, default=None, help=words)
     options = parser.parse(arguments[1:])
+    root = options.get("root")
+    if root is not None:
+        check_root(root, dataset.name)
     from proxygml.data.prepare import prepare
 
     prepare(
         dataset,
-        options.get("root"),
+        root,
         options.out,
         options=chosen(options, *(key for key in own if key != "root")),
         **chosen(options, "on_bad", "force", *(() if dataset.has_vectors else ("workers", "resize"))),

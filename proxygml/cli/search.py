@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import GALLERY_HELP, add_on_bad, add_run, add_vectors, add_workers, chosen
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import Parser
-from proxygml.errors import UserError
+from proxygml.errors import UserError, counted
 
 QUERIES_PRINTED = 5
 
@@ -22,7 +23,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "find only items that meet all conditions: label=sparrow (several of a column: one is enough), label!=sparrow, "
         "'price>=10', 'taken<2021-02' (also <= and >), label= (missing), tags=red (a list that holds it), id=4"
     )
-    parser.add_argument("--where", nargs="+", default=[], help=words)
+    parser.takes_conditions(parser.add_argument("--where", nargs="+", default=[], help=words))
     words = "draw the first 8 answers into this .png file"
     parser.add_argument("--show", type=Path | None, default=None, help=words)
     words = "write all answers to this .csv or .parquet file"
@@ -37,6 +38,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_on_bad(parser, "answer none")
     add_workers(parser)
     options = parser.parse(arguments)
+    check_inputs(gallery=options.gallery, images=options.queries, run=options.run)
     from proxygml.files import check_ending
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search, write_answers
 
@@ -57,7 +59,9 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     for query in range(min(count, QUERIES_PRINTED)):
         output.print(printed(answers, query))
     if count > QUERIES_PRINTED:
-        say(f"and {count - QUERIES_PRINTED:,} more queries" + ("" if options.out else "; --out writes them all"))
+        say(
+            f"and {counted(count - QUERIES_PRINTED, 'more query')}" + ("" if options.out else "; --out writes them all")
+        )
     if options.out is not None:
         write_answers(answers, options.out)
         say(f"answers: {options.out}")

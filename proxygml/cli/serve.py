@@ -4,15 +4,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import GALLERY_HELP, add_run, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
-from proxygml.errors import check_extra
+from proxygml.errors import check_extra, counted
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Serve a gallery over HTTP."""
-    check_extra("serve", "fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn")
     from proxygml.serving.limits import Limits
 
     parser.usage = "%(prog)s GALLERY [options]"
@@ -27,6 +27,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--allowed_host", action="append", default=None, metavar="NAME", help=words)
     parser.add_class_arguments(Limits, as_group=False)
     options = parser.parse(arguments)
+    check_extra("serve", "fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn")
+    check_inputs(gallery=options.gallery, run=options.run)
     from proxygml.gallery.base import Gallery
     from proxygml.gallery.source import Model
     from proxygml.serving.api import make_app
@@ -45,7 +47,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         app = add_page(app)
     with listen(options.host, options.port) as (socket, address):
         say(
-            f"{len(gallery):,} items: {address}",
+            f"{counted(len(gallery), 'item')}: {address}",
             f"interface: {address}/docs",
             "changes: with the token of PROXYGML_TOKEN" if token else "changes: none, as PROXYGML_TOKEN is not set",
         )

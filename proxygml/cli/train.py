@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxygml.cli.evaluate import print_evaluation
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import recipe_with
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
@@ -35,10 +36,12 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
     from proxygml.training.recipe_files import find_recipe, read_yaml
 
+    check_inputs(run=resumed)
     recipe = None
     if resumed is None:
         path = find_recipe(name) if name else None
         recipe = recipe_with({} if path is None else read_yaml(path), options, OWN, str(path or "the options"))
+        check_inputs(catalog=recipe.catalog)
     train_and_evaluate(recipe, folder or resumed)
 
 

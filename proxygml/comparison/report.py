@@ -4,6 +4,7 @@ from pathlib import Path
 
 from proxygml.comparison.settings import short_key
 from proxygml.comparison.tables import Summary, Sweep, metric_name
+from proxygml.errors import counted
 from proxygml.files import atomic_write
 from proxygml.reports import figures
 from proxygml.reports.html import Picture, Section, write_page
@@ -20,7 +21,7 @@ def write_comparison(folder: Path, title: str, summary: Summary) -> None:
     sections = [Section("Side by side", "", pictures)]
     sections += [Section(table.title, table.note, (), table.head, table.rows) for table in tables]
     count = sum(summary.mean(method, "map_at_r").count for method in summary.methods)
-    lead = f"{len(summary.methods)} methods, {count} trained networks"
+    lead = f"{counted(len(summary.methods), 'method')}, {counted(count, 'trained network')}"
     write_page(folder / "comparison.html", title, lead, sections)
 
 

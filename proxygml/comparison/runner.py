@@ -55,9 +55,9 @@ class Part:
         Raises:
             RecipeError: the text is no such part.
         """
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise RecipeError(f"the part is {text!r}, but must be like 2/8: the second of eight")
+            raise RecipeError(f"the part is {text[:30]!r}, but must be like 2/8: the second of eight")
         return cls(int(found[1]), int(found[2]))
 
     def of_all(self, jobs: Sequence[Job]) -> Sequence[Job]:

@@ -24,7 +24,7 @@ from proxygml.data.columns import (
     RULE_COLUMNS,
     SPLITS,
 )
-from proxygml.errors import CatalogError, UserError, first_few
+from proxygml.errors import CatalogError, UserError, counted, first_few
 from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
 from proxygml.files import atomic_write, check_local, check_overwrite
 
@@ -298,7 +298,8 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     is_query = rules.is_query
     if not is_query.any() or not rules.is_gallery.any():
         raise CatalogError(
-            f"the {name} split has {is_query.sum()} queries and {rules.is_gallery.sum()} gallery images, but needs both"
+            f"the {name} split has {counted(is_query.sum(), 'query')} and "
+            f"{counted(rules.is_gallery.sum(), 'gallery image')}, but needs both"
         )
     has_positive = rules.num_matches > 0
     if not has_positive[is_query].any():

@@ -21,14 +21,16 @@ from rich.table import Column, Table
 
 from proxygml.console import console, track
 from proxygml.data.archives import is_archive, unpacked
+from proxygml.data.bounds import MAX_PIXELS
 from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix
 from proxygml.data.class_names import check_class_names
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
+from proxygml.data.datasets.layout import check_root
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.image_folders import ImageFolders
 from proxygml.data.resize import Size, copy_smaller
-from proxygml.errors import DatasetError, ImageError
+from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole, counted
 from proxygml.files import PathLike, atomic_write, check_local, check_overwrite, local_path, remove_folder
 from proxygml.spreadsheet import without_formulas
 
@@ -188,8 +190,7 @@ def _remove(superseded: Sequence[Path], out: Path) -> None:
 
 
 def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
-    if resize < 1:
-        raise DatasetError(f"resize is {resize}, but must be the shorter side in pixels, 1 or more")
+    check_whole("resize", resize, 1, MAX_PIXELS, DatasetError)
     if images is not None and copies.resolve().is_relative_to(images.expanduser().resolve()):
         raise DatasetError(
             f"the copies would go to {copies}, among the images in {images}, where the next run would take them for "
@@ -202,9 +203,7 @@ def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool, made_a
         return _make(dataset, beside, made_anew)  # without a catalog, a command that was killed has left the images
     if root is None:
         raise DatasetError(f"{dataset.name} needs --root: where its images are")
-    root = root.expanduser()
-    if not root.exists():
-        raise DatasetError(f"there is no {root}: give --root the archive or folder of {dataset.name}")
+    root = check_root(root, dataset.name)
     if root.is_dir() or is_archive(root):
         root = unpacked(root, beside, dataset.archives, force)
     catalog: Catalog = dataset.read(root)
@@ -245,8 +244,8 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
 
 def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
     """Open every file once, however many rows name it, in processes that are stopped at their limits."""
-    if workers is not None and workers < 1:
-        raise DatasetError(f"workers is {workers}, but must be 1 or more")
+    if workers is not None:
+        check_whole("workers", workers, 1, MOST_WORKERS, DatasetError)
     unique = list(dict.fromkeys(paths))
     size = min(workers or os.cpu_count() or 1, max(1, len(unique)))
     with DecoderPool(size) as decoders:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from proxygml.errors import counted
 from proxygml.evaluation.retrieval import QueryScores
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Evaluation:
         """A table for the console, in per cent; the time of each part stands under it."""
         from rich.table import Table  # noqa: PLC0415
 
-        caption = f"{self.num_queries:,} queries, gallery of {self.num_gallery:,}, {self.num_classes:,} classes"
+        queries, classes = counted(self.num_queries, "query"), counted(self.num_classes, "class")
+        caption = f"{queries}, gallery of {self.num_gallery:,}, {classes}"
         if self.queries_without_positive:
             caption += f"\nqueries without a positive, left out: {self.queries_without_positive:,}"
         caption += "".join(f"\n{sentence}" for sentence in self.rule_sentences())

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, check_whole
 from proxygml.gallery.backend import Backend, Embeddings, Finish
 from proxygml.gallery.backends import backend_of, memory_backend
 from proxygml.gallery.filters.grammar import Where, describe, parse_where
@@ -154,8 +154,7 @@ class Gallery(Backend):
                 Milvus returns in one answer (16,384 rows, 32 MiB).
         """
         queries = self._normalized(embeddings)
-        if k < 1:
-            raise GalleryError(f"k is {k}, but must be 1 or more")
+        k = check_whole("k", k, 1, 2**62, GalleryError)
         own = _excluded_ids(exclude, len(queries))
         spare = 0 if exclude is None else 1
         wanted = (max(k, RERANKED) if rerank else k) + spare

@@ -14,7 +14,7 @@ import pandas as pd
 from torch import Tensor
 
 from proxygml.arrays import Vectors
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.folder.manifest import Threshold
 
@@ -134,11 +134,11 @@ def calibrate(
 def _check_useful(found: Threshold, false_accept_rate: float) -> None:
     """Raise GalleryError for a threshold that is chosen by chance, or that rejects most queries it should accept."""
     needed = math.ceil(1 / false_accept_rate) if false_accept_rate else 0
-    images = f"{found.queries:,} images of {found.classes:,} validation classes"
+    images = f"{counted(found.queries, 'image')} of {counted(found.classes, 'validation class')}"
     if found.queries < needed or found.classes < LEAST_CLASSES:
         raise GalleryError(
-            f"there are {images}, but a share of {false_accept_rate:.3g} needs at least {needed:,} images of "
-            f"{LEAST_CLASSES} classes: hold out more, or allow a larger share with --false_accept_rate"
+            f"there are {images}, but a share of {false_accept_rate:.3g} needs at least {counted(needed, 'image')} of "
+            f"{counted(LEAST_CLASSES, 'class')}: hold out more, or allow a larger share with --false_accept_rate"
         )
     if found.true_accept_rate is not None and found.true_accept_rate < LEAST_TRUE_ACCEPT_RATE:
         raise GalleryError(

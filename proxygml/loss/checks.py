@@ -6,6 +6,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
@@ -28,25 +29,40 @@ def check_count(name: str, value: int) -> int:
     return number
 
 
-def check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
-    """Raise ValueError where an argument is not a number, or not as expected."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and holds(value)):
+def check_number(name: str, value: float, expected: str, holds: Callable[[float], bool]) -> float:
+    """Return an argument as a number, also one of NumPy's; raise ValueError where it is none, or not as expected."""
+    number = _as_float(value)
+    if number is None or not math.isfinite(number) or not holds(number):
         raise ValueError(f"{name} is {value!r}, but must be a number {expected}")
+    return number
 
 
 def sample_size(proxy_sample: int | float | None, total: int) -> int:
     """How many of all proxies the regulariser looks at in a step."""
     if proxy_sample is None:
         return total
-    expected = "must be None, a whole number of at least 1 or a fraction in (0, 1)"
-    if isinstance(proxy_sample, bool) or not isinstance(proxy_sample, (int, float)):
-        raise ValueError(f"proxy_sample is {proxy_sample!r}, but {expected}")
-    if isinstance(proxy_sample, int) and proxy_sample >= 1:
-        return min(proxy_sample, total)
-    if 0 < proxy_sample < 1:
-        return max(1, round(proxy_sample * total))
-    raise ValueError(f"proxy_sample is {proxy_sample!r}, but {expected}")
+    number = _as_float(proxy_sample)
+    if number is not None and number >= 1 and _is_a(Integral, proxy_sample):
+        return min(int(proxy_sample), total)
+    if number is not None and 0 < number < 1:
+        return max(1, round(number * total))
+    raise ValueError(
+        f"proxy_sample is {proxy_sample!r}, but must be None, a whole number of at least 1 or a fraction in (0, 1)"
+    )
+
+
+def _as_float(value: object) -> float | None:
+    """A number of Python's or NumPy's in Python's precision, 0.05 and not 0.05000000074; None for anything else."""
+    if isinstance(value, bool) or not _is_a(Real, value):
+        return None
+    try:
+        return float(str(value))
+    except ValueError:  # a whole number of more digits than are read
+        return math.inf
+
+
+def _is_a(kind: type, value: object) -> bool:
+    return isinstance(value, kind)
 
 
 def check_sparse(sparse: bool, proxy_weight: float) -> None:

@@ -103,9 +103,9 @@ class ProxyGMLLoss(nn.Module):
         num_classes = check_count("num_classes", num_classes)
         embedding_size = check_count("embedding_size", embedding_size)
         proxies_per_class = check_count("proxies_per_class", proxies_per_class)
-        check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
-        check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
-        check_number("scale", scale, "more than 0", lambda factor: factor > 0)
+        neighbor_ratio = check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
+        proxy_weight = check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
+        scale = check_number("scale", scale, "more than 0", lambda factor: factor > 0)
         memory_limit = check_count("memory_limit", memory_limit)
         check_sparse(sparse, proxy_weight)
         self.num_classes = num_classes

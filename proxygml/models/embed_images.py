@@ -20,14 +20,11 @@ from proxygml.console import console, progress_bar
 from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_source import ROWS_AT_A_TIME
-from proxygml.errors import MOST_WORKERS, ImageError, UserError
+from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole
 from proxygml.files import atomic_write, exclusive_lock, remove_folder, reserve_space
 from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
-
-LARGEST_BATCH = 2**14
-"""Images embedded at a time."""
 
 SAVED_AT_A_TIME = 1024
 """So many images are embedded before their vectors are put on disk."""
@@ -106,8 +103,7 @@ def embed_images(
         ("batch_size", batch_size, 1, LARGEST_BATCH),
         ("workers", workers, 0, MOST_WORKERS),
     ):
-        if not least <= value <= most:
-            raise UserError(f"--{option} is {value}, but must be {least} to {most:,}")
+        check_whole(f"--{option}", value, least, most)
     if len(images) == 0:
         raise ImageError("there are no images to embed")
     with exclusive_lock(work / ".lock"):

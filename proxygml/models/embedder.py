@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from proxygml.console import track
 from proxygml.data.image_settings import ImageSettings
-from proxygml.errors import ImageError, RecipeError, WeightsError
+from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, RecipeError, WeightsError, check_whole
 from proxygml.models.backbones import Backbone, build_backbone
 from proxygml.models.dilation import FinerMap
 from proxygml.models.embedder_settings import EmbedderSettings
@@ -178,6 +178,7 @@ class Embedder(nn.Module):
         Raises:
             ImageError: an image that cannot be decoded, or something that is no image.
             WeightsError: an embedding is NaN.
+            UserError: a batch or a number of workers that no machine can have.
         """
         if isinstance(images, np.ndarray):
             raise ImageError("embed takes a list of images, but got one array: put arrays (H, W, 3) in a list")
@@ -185,6 +186,8 @@ class Embedder(nn.Module):
             raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
         if len(images) == 0:
             return torch.empty(0, self.embedding_size)
+        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        check_whole("workers", workers, 0, MOST_WORKERS)
         was_training = self.training
         self.eval()
         try:

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.data.columns import ROLE_COLUMNS
-from proxygml.errors import CatalogError, RecipeError
+from proxygml.errors import CatalogError, RecipeError, counted
 from proxygml.training.recipe import Recipe
 
 ClassNumbers = npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
     classes = catalog.split("train").classes
     if len(classes) < 4:
         raise CatalogError(
-            f"the train split has {len(classes)} classes: at least 4 are needed to hold 2 out and keep 2"
+            f"the train split has {counted(len(classes), 'class')}: at least 4 are needed to hold 2 out and keep 2"
         )
     held_count = min(max(round(fraction * len(classes)), 2), len(classes) - 2)
     held = np.random.default_rng(seed).choice(np.array(classes, dtype=object), held_count, replace=False)

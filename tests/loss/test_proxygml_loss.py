@@ -503,3 +503,21 @@ def test_the_state_of_other_classes_is_refused_though_it_has_as_many_proxies() -
     with pytest.raises(ValueError, match=r"10 proxies of each of the classes 0\.\.5 of 6"):
         loss.load_state_dict(make_loss(6, 4, 10, 0.5).state_dict())
     assert torch.equal(loss.proxies, before)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy_are_taken_as_what_they_show(kind: type[np.floating]) -> None:
+    """0.05 of 6,000 proxies are 300, in any precision."""
+    plain = ProxyGMLLoss(500, 4, 12, neighbor_ratio=0.05, proxy_weight=0.3, scale=2.0, proxy_sample=0.5)
+    other = ProxyGMLLoss(
+        500, 4, 12, neighbor_ratio=kind(0.05), proxy_weight=kind(0.3), scale=kind(2), proxy_sample=kind(0.5)
+    )
+    assert (other.neighbors, other._sample_size) == (plain.neighbors, plain._sample_size) == (300, 3000)
+    assert ProxyGMLLoss(500, 4, proxy_sample=np.int64(7))._sample_size == 7
+
+
+@pytest.mark.parametrize("name", ["neighbor_ratio", "scale", "proxy_weight", "proxy_sample"])
+@pytest.mark.parametrize("value", [True, np.bool_(True), np.float32("nan"), np.float64("inf"), "0.5", -1, np.int64(-1)])
+def test_what_is_no_number_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} is "):
+        ProxyGMLLoss(10, 4, **{name: value})

@@ -10,7 +10,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.columns import SPLITS, split_of
 from proxygml.data.datasets.layout import choose_test_classes
 from proxygml.data.image_files import Entry, Kind, LeftOut, entries, readable
-from proxygml.errors import DatasetError
+from proxygml.errors import DatasetError, counted
 
 AS_IMAGES = (Kind.FILE, Kind.DANGLING, Kind.SPECIAL)
 """What counts as an image where it lies in a class folder; whether it is one shows when it is opened."""
@@ -48,7 +48,8 @@ def read(root: Path, *, test_classes: str | None = None) -> Catalog:
     classes = _classes(top)
     if test_classes is None:
         raise DatasetError(
-            f"{top} holds {len(classes)} classes: say which are for testing: --test_classes half, NUMBER or FILE"
+            f"{top} holds {counted(len(classes), 'class')}: say which are for testing: --test_classes half, NUMBER or "
+            "FILE"
         )
     tested = choose_test_classes(list(classes), test_classes)
     return _catalog(top, [("test" if name in tested else "train", name, files) for name, files in classes.items()])

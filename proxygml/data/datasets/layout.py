@@ -148,3 +148,11 @@ def choose_test_classes(classes: list[str], test_classes: str) -> set[str]:
     if not names:
         raise DatasetError(f"{file} names no class: expected one class name per line")
     return {known for known in chosen.values() if known is not None}
+
+
+def check_root(root: Path, dataset: str) -> Path:
+    """Where a data set is, the user's home written out; DatasetError where there is nothing."""
+    root = root.expanduser()
+    if not root.exists():
+        raise DatasetError(f"there is no {root}: give --root the archive or folder of {dataset}")
+    return root

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from proxygml.arrays import Rows, Vectors
-from proxygml.errors import UserError
+from proxygml.errors import UserError, counted
 from proxygml.evaluation.kmeans import kmeans
 from proxygml.gallery.clusters.settings import ClusterSettings
 
@@ -32,7 +32,7 @@ def cluster_vectors(vectors: Vectors, settings: ClusterSettings) -> Rows:
     """
     count = len(vectors)
     if settings.num_clusters is not None and settings.num_clusters > count:
-        raise UserError(f"num_clusters is {settings.num_clusters}, but there are {count} images")
+        raise UserError(f"num_clusters is {settings.num_clusters}, but there are {counted(count, 'image')}")
     if settings.method == "agglomerative" and count > MOST_AGGLOMERATIVE:
         raise UserError(f"agglomerative takes at most {MOST_AGGLOMERATIVE:,} images, not {count:,}: choose kmeans")
     if count == 1:

@@ -11,7 +11,7 @@ from proxygml.arrays import Rows, Vectors
 from proxygml.console import track
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
-from proxygml.errors import OverwriteError
+from proxygml.errors import OverwriteError, counted
 from proxygml.files import atomic_folder, check_overwrite, remove_leftovers
 from proxygml.gallery.clusters.clustering import Clusters, cluster_vectors
 from proxygml.gallery.clusters.duplicates import near_duplicates
@@ -114,7 +114,7 @@ def _draw_sheet(path: Path, code: int, rows: Rows, images: ImageList, closeness:
     ]
     name = f"Cluster {code}" if code >= 0 else "In no cluster"
     some = "" if len(shown) == len(rows) else f"; {len(shown)} of them, from the most to the least typical"
-    path.write_bytes(figures.png(figures.contact_sheet(tiles, f"{name}: {len(rows):,} images{some}")))
+    path.write_bytes(figures.png(figures.contact_sheet(tiles, f"{name}: {counted(len(rows), 'image')}{some}")))
 
 
 def _sort_images(folder: Path, files: list[Path], layout: Layout) -> None:
@@ -140,10 +140,6 @@ def describe(found: Clusters) -> str:
     clusters = int(codes.max()) + 1
     alone = f", {int((codes < 0).sum()):,} in none" if (codes < 0).any() else ""
     return (
-        f"{_counted(len(codes), 'image')} in {_counted(clusters, 'cluster')}{alone}; "
-        f"{_counted(sum(map(len, duplicates)), 'image')} in {_counted(len(duplicates), 'group')} of near-duplicates"
+        f"{counted(len(codes), 'image')} in {counted(clusters, 'cluster')}{alone}; "
+        f"{counted(sum(map(len, duplicates)), 'image')} in {counted(len(duplicates), 'group')} of near-duplicates"
     )
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"

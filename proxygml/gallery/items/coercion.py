@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from proxygml.arrays import Rows
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 from proxygml.gallery.items.cells import converted
 from proxygml.gallery.items.column_types import Schema, type_of
 
@@ -17,9 +17,12 @@ RESERVED = ("id", "removed", "query", "rank", "score", "embedding")
 def check_items(items: Any, count: int) -> None:
     """Raise GalleryError where an item table does not fit `count` vectors, or its columns' names cannot be."""
     if not isinstance(items, pd.DataFrame):
-        raise GalleryError(f"items is a {type(items).__name__}: give a pandas DataFrame with one row for each vector")
+        raise GalleryError(
+            f"items is a {type(items).__name__}: give a pandas DataFrame with one row for each "
+            'vector, such as DataFrame({"label": labels})'
+        )
     if len(items) != count:
-        raise GalleryError(f"there are {len(items)} items, but {count} embeddings: give one row for each")
+        raise GalleryError(f"there are {counted(len(items), 'item')}, but {count} embeddings: give one row for each")
     names = [str(name) for name in items.columns]
     taken = [name for name in names if name in RESERVED]
     if taken:

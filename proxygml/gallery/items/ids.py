@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from proxygml.arrays import Rows
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 
 Ids: TypeAlias = Sequence[int] | Rows | pd.Series | pd.Index
 """Ids of items; or where a mask makes sense, one truth value for each item."""
@@ -35,7 +35,7 @@ def chosen_ids(given: Ids, all_ids: Callable[[], Rows]) -> Rows:
         return whole_ids(given, "ids")
     ids = all_ids()
     if array.shape != ids.shape:
-        raise GalleryError(f"the mask has the shape {array.shape}, but the gallery has {len(ids):,} items")
+        raise GalleryError(f"the mask has the shape {array.shape}, but the gallery has {counted(len(ids), 'item')}")
     masked: Rows = ids[array]
     return masked
 

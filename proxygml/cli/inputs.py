@@ -1,0 +1,42 @@
+"""Inputs that a command needs are looked for before anything slow is loaded: a missing one is named at once."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from proxygml.errors import CatalogError, GalleryError, ImageError, RunError, UserError
+from proxygml.gallery.milvus.address import is_milvus
+
+
+def check_inputs(
+    *,
+    run: Path | None = None,
+    catalog: str | Path | None = None,
+    images: Iterable[Path] = (),
+    vectors: Path | None = None,
+    gallery: str | None = None,
+    rows: Iterable[Path] = (),
+) -> None:
+    """Raise an error of the input's kind where one that was given does not exist.
+
+    Args:
+        run: a run folder.
+        catalog: a table of images.
+        images: files or folders.
+        vectors: a file that `proxygml embed` wrote.
+        gallery: a folder; one in Milvus is looked for when it is opened.
+        rows: files that a comparison wrote.
+    """
+    if run is not None and not run.exists():
+        raise RunError(f"{run} is no run folder: there is nothing of that name; `proxygml train` makes one")
+    if catalog and not Path(catalog).exists():
+        raise CatalogError(f"{catalog}: there is no such file; `proxygml prepare` makes a catalog")
+    for place in images:
+        if not place.exists():
+            raise ImageError(f"there is no {place}: give image files, or folders of them")
+    if vectors is not None and not vectors.exists():
+        raise GalleryError(f"there is no {vectors}; `proxygml embed` makes such files")
+    if gallery is not None and not is_milvus(gallery) and not Path(gallery).exists():
+        raise GalleryError(f"{gallery} is no gallery: there is nothing of that name; `proxygml index` makes one")
+    for file in rows:
+        if not file.exists():
+            raise UserError(f"there is no {file}: give the cells.csv that a comparison has written")

@@ -1,0 +1,94 @@
+"""Wrong input is named before anything slow is loaded, and words may stand in any order."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxygml.cli.main import COMMANDS
+from proxygml.cli.parser import Parser
+from tests.helpers.commands import refused
+
+MISSING = [
+    "prepare folder --root nope --out a.parquet",
+    "prepare cub200 --root nope --out a.parquet",
+    "prepare table --root nope.csv --out a.parquet",
+    "train --recipe photos --catalog nope.csv --run run",
+    "train --recipe nope --run run",
+    "train --resume nope",
+    "evaluate nope",
+    "evaluate . --catalog nope.csv",
+    "embed nope --images . --out a.parquet",
+    "embed . --images nope --out a.parquet",
+    "embed . --catalog nope.csv --out a.parquet",
+    "index nope --images . --out g",
+    "index . --images nope --out g",
+    "index . --vectors nope.parquet --out g",
+    "index --out nope --verify",
+    "index --out nope --remove id=4",
+    "index --out nope --rebase a b",
+    "index --out nope --add --images .",
+    "search nope .",
+    "search . nope.jpg",
+    "search . . --run nope",
+    "cluster nope --images . --out c --num_clusters 3",
+    "cluster . --images nope --out c --num_clusters 3",
+    "serve nope",
+    "export nope --onnx a.onnx",
+    "compare --recipe glyphs --catalog nope.csv --run run",
+    "compare --from nope.csv --out out",
+]
+
+
+def test_a_missing_input_is_named_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = """
+import sys
+from proxygml.cli.main import main
+for command in sys.argv[1:]:
+    try:
+        main(command.split())
+    except SystemExit as stopped:
+        print(command, stopped.code, "torch" in sys.modules, sep="|")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *MISSING], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == [f"{command}|2|False" for command in MISSING]
+    messages = done.stderr.splitlines()
+    assert len(messages) == len(MISSING)
+    assert all("nope" in message and message.startswith("proxygml: ") for message in messages)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_with_an_input_is_among_them() -> None:
+    assert {command.split()[0] for command in MISSING} == set(COMMANDS) - {"demo", "audit"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "G q.jpg r.jpg --where a=b c>=3 --k 5",
+        "G --where a=b c>=3 q.jpg r.jpg --k 5",
+        "--where a=b c>=3 G q.jpg r.jpg --k 5",
+        "--k 5 --where a=b c>=3 -- G q.jpg r.jpg",
+        "G q.jpg --k 5 r.jpg --where a=b c>=3",
+        "G --k=5 q.jpg --where a=b c>=3 r.jpg --rerank",
+        "--rerank G q.jpg r.jpg --where a=b c>=3 --k 5",
+    ],
+)
+def test_queries_and_conditions_may_stand_in_any_order(words: str) -> None:
+    parser = Parser("search", "")
+    parser.add_argument("gallery")
+    parser.add_argument("queries", nargs="+")
+    parser.takes_conditions(parser.add_argument("--where", nargs="+", default=[]))
+    parser.add_argument("--k", type=int)
+    parser.add_argument("--rerank", action="store_true")
+    options = parser.parse(words.split())
+    assert (options.gallery, options.queries, options.k) == ("G", ["q.jpg", "r.jpg"], 5)
+    assert options.where == ["a=b", "c>=3"]
+
+
+def test_search_takes_queries_behind_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "search", tmp_path, "--where", "label=a", tmp_path / "nope.jpg")
+    assert "nope.jpg: give image files" in message
