@@ -60,22 +60,27 @@ def parser_of(*command: str) -> Parser:
     return made[0]
 
 
+def parsers() -> dict[str, Parser]:
+    """The parser of each command, and of each data set that `prepare` knows."""
+    names = [name for name in COMMANDS if name != "prepare"] + [f"prepare {data.name}" for data in DATASETS]
+    return {name: parser_of(*name.split()) for name in names}
+
+
 def text_options() -> list[Any]:
     """Each option and argument of each command that takes text or a path: the command, its dest, words that give it."""
     found = []
-    for command in [[name] for name in COMMANDS if name != "prepare"] + [["prepare", data.name] for data in DATASETS]:
-        parser = parser_of(*command)
+    for command, parser in parsers().items():
         actions = sorted(parser._actions, key=lambda action: len(action.option_strings) > 0)  # in order, before options
         for action in actions:
             if action.dest == "help" or action.nargs == 0 or not {Path, str} & set(_kinds(action)):
                 continue
-            words = list(command)
+            words = command.split()
             for other in actions:
                 count = other.nargs if isinstance(other.nargs, int) else 1
                 if other is action or other.required or not other.option_strings:
                     value = URL if other is action else "there"
                     words += [*other.option_strings[:1], *["there"] * (count - 1), value]
-            found.append(pytest.param(words, id=f"{' '.join(command)} {action.dest}"))
+            found.append(pytest.param(words, id=f"{command} {action.dest}"))
     return found
 
 
