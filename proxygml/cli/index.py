@@ -31,7 +31,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
-    parser.takes_conditions(parser.add_argument("--remove", nargs="+", default=[], help=words))
+    parser.add_argument("--remove", nargs="+", default=[], help=words)
     words = "change where the items' paths begin, because their files were moved"
     parser.add_argument("--rebase", nargs=2, metavar=("OLD", "NEW"), default=None, help=words)
     words = "check that nothing of the gallery has changed since it was written, to the bit"

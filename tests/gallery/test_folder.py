@@ -230,7 +230,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (lambda: gallery.search(np.full((1, 16), np.nan, np.float32)), "NaN"),
         (lambda: gallery.search(np.zeros((1, 16), np.float32)), "all zeros"),
         (lambda: gallery.remove([11]), "no item 11"),
-        (lambda: gallery.add(clustered(2), items(1)), "1 items, but 2 embeddings"),
+        (lambda: gallery.add(clustered(2), items(1)), "1 item, but 2 embeddings"),
         (lambda: gallery.add(clustered(1), items(1).assign(score=1)), "column 'score'"),
         (gallery.save, "no folder yet"),
         (lambda: Gallery.load(tmp_path), "is no gallery"),

@@ -273,7 +273,7 @@ def test_an_image_that_changed_under_its_path_is_updated_and_counted(
     shutil.copy(small_catalog.parent / "12_0.png", paths[2])
     shutil.copy(small_catalog.parent / "13_0.png", photos / "new.png")
     command("index", "--add", "--images", photos, "--out", place, "--workers", 0)
-    assert "1 items added (5 were in it already), 1 updated, which had changed, 7 now" in capsys.readouterr().out
+    assert "1 item added (5 were in it already), 1 updated, which had changed, 7 now" in capsys.readouterr().out
     gallery = Gallery.load(place)
     expected = Embedder.load(run_folder).embed([*paths, str(photos / "new.png")]).numpy()
     ids = gallery.ids_of(pd.DataFrame({"path": [*paths, str(photos / "new.png")]}), ["path"])
@@ -314,7 +314,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["embed", "RUN", "--images", "nowhere", "--out", "v.parquet"], "there is no nowhere"),
         (["embed", "RUN", "--images", "PHOTOS", "--out", "v.csv"], "the name of a .parquet file"),
         (["embed", "RUN", "--out", "v.parquet"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
-        (["embed", "nowhere", "--images", "PHOTOS", "--out", "v.parquet"], "nowhere holds no model.json"),
+        (["embed", "nowhere", "--images", "PHOTOS", "--out", "v.parquet"], "nowhere is no run folder"),
         (["index", "RUN", "--out", "g"], "one of --catalog TABLE, --images FOLDER or --vectors FILE"),
         (["index", "--images", "PHOTOS", "--out", "g"], "no run folder is given"),
         (["index", "RUN", "--images", "PHOTOS", "--out", "g", "--kind", "flat"], "--kind"),
@@ -339,7 +339,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["search", "GALLERY", "QUERY", "--where", "label=x", "label=y"], "none has label=x or y"),
         (["cluster", "RUN", "--images", "PHOTOS", "--out", "PHOTOS", "--num-clusters", "3"], "no result of"),
         (["cluster", "RUN", "--images", "PHOTOS", "--out", "c"], "kmeans needs --num_clusters"),
-        (["cluster", "RUN", "--images", "QUERY", "--out", "c", "--num-clusters", "3"], "there are 1 images"),
+        (["cluster", "RUN", "--images", "QUERY", "--out", "c", "--num-clusters", "3"], "more than the 1 image"),
     ],
 )
 def test_mistakes_get_one_message(

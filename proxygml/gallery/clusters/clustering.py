@@ -32,7 +32,7 @@ def cluster_vectors(vectors: Vectors, settings: ClusterSettings) -> Rows:
     """
     count = len(vectors)
     if settings.num_clusters is not None and settings.num_clusters > count:
-        raise UserError(f"num_clusters is {settings.num_clusters}, but there are {counted(count, 'image')}")
+        raise UserError(f"num_clusters is {settings.num_clusters}, more than the {counted(count, 'image')}")
     if settings.method == "agglomerative" and count > MOST_AGGLOMERATIVE:
         raise UserError(f"agglomerative takes at most {MOST_AGGLOMERATIVE:,} images, not {count:,}: choose kmeans")
     if count == 1:

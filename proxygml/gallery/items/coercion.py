@@ -22,7 +22,9 @@ def check_items(items: Any, count: int) -> None:
             'vector, such as DataFrame({"label": labels})'
         )
     if len(items) != count:
-        raise GalleryError(f"there are {counted(len(items), 'item')}, but {count} embeddings: give one row for each")
+        raise GalleryError(
+            f"got {counted(len(items), 'item')}, but {counted(count, 'embedding')}: give one row for each"
+        )
     names = [str(name) for name in items.columns]
     taken = [name for name in names if name in RESERVED]
     if taken:
