@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import proxygml
+from proxygml.data.datasets import DATASETS
 from tests.test_urls import parsers
 
 PACKAGE = Path(proxygml.__file__).parent
@@ -31,7 +32,7 @@ def test_every_option_that_a_message_names_exists_and_is_spelt_as_the_help_spell
 def test_options_that_are_named_in_the_folders_of_a_command_are_its_own() -> None:
     """Folders whose messages come from few commands: at least one of those has the option."""
     commands = {
-        "data/datasets": ["prepare folder", "prepare table", "prepare cub200", "prepare inshop"],
+        "data/datasets": [f"prepare {data.name}" for data in DATASETS],
         "data/prepare.py": ["prepare folder"],
         "comparison": ["compare"],
         "training": ["train", "compare", "evaluate"],

@@ -30,7 +30,7 @@ from proxygml.data.datasets.layout import check_root
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.image_folders import ImageFolders
 from proxygml.data.resize import Size, copy_smaller
-from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole, counted
+from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole
 from proxygml.files import PathLike, atomic_write, check_local, check_overwrite, local_path, remove_folder
 from proxygml.spreadsheet import without_formulas
 

@@ -16,7 +16,7 @@ from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError
-from proxygml.files import PathLike, atomic_write, local_path, local_paths, temporary_folder
+from proxygml.files import PathLike, atomic_write, check_local, local_path, local_paths, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where
@@ -81,6 +81,7 @@ def search(
         UserError: the gallery, its run or a query is missing or cannot be read, or `where` names an unknown column.
     """
     files, folder = local_paths(images, "images"), None if run is None else local_path(run, "run")
+    check_local(vectors, "vectors")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
     model = Model.of_gallery(loaded, folder)
     if vectors is not None or model.takes_vectors:
