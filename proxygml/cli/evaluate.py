@@ -1,5 +1,6 @@
 """`proxygml evaluate`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,12 +28,24 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.training.run_folder import RunFolder
 
     evaluation = evaluate_run(options.run, options.catalog, before=options.before)
-    print_evaluation(RunFolder(options.run), evaluation, options.catalog)
+    print_evaluation(RunFolder(options.run), evaluation, options.catalog, before=options.before)
 
 
-def print_evaluation(folder: "RunFolder", evaluation: "Evaluation | None", catalog: Path | None = None) -> None:
-    """Print the figures and the paths of their files; only the main process has them, so the others print nothing."""
+def print_evaluation(
+    folder: "RunFolder", evaluation: "Evaluation | None", catalog: Path | None = None, before: bool = False
+) -> None:
+    """Print the figures and the paths of their files; only the main process has them, so the others print nothing.
+
+    Args:
+        folder: the run.
+        evaluation: the figures that were just written.
+        catalog: the catalog that they are of, where it is not the run's own.
+        before: whether the file also holds those of the network before training, to print beside them.
+    """
     if evaluation is not None:
-        output.print(evaluation.table())
+        from proxygml.evaluation.metrics import Evaluation
+
         place = folder.evaluation_on(catalog)
+        content = json.loads(place.figures.read_text(encoding="utf-8"))
+        output.print(evaluation.table(Evaluation.from_dict(content["before_training"]) if before else None))
         say(f"figures: {place.figures}", f"report:  {place.report}")

@@ -95,7 +95,7 @@ def _add(options: Namespace) -> None:
         Source.of(**chosen(options, *SOURCE, "vectors")),
         **chosen(options, "on_bad", "workers", "batch_size"),
     )
-    known = f" ({done.there:,} were in it already)" if done.there else ""
+    known = f" ({done.there:,} {'was' if done.there == 1 else 'were'} in it already)" if done.there else ""
     changed = f", {done.updated:,} updated, which had changed" if done.updated else ""
     say(f"{counted(done.added, 'item')} added{known}{changed}, {len(gallery):,} now: {options.out}")
     if done.added and (threshold := gallery.manifest.threshold) is not None:
@@ -114,7 +114,7 @@ def _rebase(options: Namespace) -> None:
     gallery = Gallery.load(options.out)
     changed = gallery.rebase(*options.rebase)
     gallery.save()
-    say(f"{changed:,} of {len(gallery):,} paths changed: {options.out}")
+    say(f"{changed:,} of {counted(len(gallery), 'path')} changed: {options.out}")
 
 
 def _verify(options: Namespace) -> None:

@@ -53,4 +53,4 @@ def train_and_evaluate(recipe: "Recipe | None", folder: Path, before: bool = Fal
 
     trained = train(recipe, folder)
     if "test" in Catalog.read(trained.read_recipe().catalog).counts:
-        print_evaluation(trained, evaluate_run(trained, before=before))
+        print_evaluation(trained, evaluate_run(trained, before=before), before=before)

@@ -104,7 +104,7 @@ class Evaluation:
             sentences.append(f"{counts['distractor_images']:,} distractors are searched, and are always wrong")
         return sentences
 
-    def table(self) -> Table:
+    def table(self, before: Evaluation | None = None) -> Table:
         """A table for the console, in per cent; the time of each part stands under it."""
         from rich.table import Table  # noqa: PLC0415
 
@@ -117,9 +117,11 @@ class Evaluation:
             caption += "".join(f"\n{part}: {seconds:.1f} s" for part, seconds in self.seconds.items())
         table = Table(caption=caption)
         table.add_column("")
-        table.add_column("per cent", justify="right")
-        table.add_column("95% interval", justify="right")
+        earlier = {} if before is None else before.figures()
+        for title in ("per cent", "95% interval", *(["before training"] if earlier else [])):
+            table.add_column(title, justify="right")
         for name, estimate in self.figures().items():
             interval = f"{100 * estimate.low:.1f} - {100 * estimate.high:.1f}"
-            table.add_row(name, f"{100 * estimate.value:.1f}", interval)
+            compared = [f"{100 * earlier[name].value:.1f}"] if name in earlier else []
+            table.add_row(name, f"{100 * estimate.value:.1f}", interval, *compared)
         return table

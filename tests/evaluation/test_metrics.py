@@ -3,18 +3,21 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 
 from proxygml.errors import UserError
 from proxygml.evaluation import bootstrap, inputs, lists, retrieval, rules, tiles
 from proxygml.evaluation import metrics as module
-from proxygml.evaluation.metrics import Evaluation, evaluate, nearest, score_queries
+from proxygml.evaluation.metrics import Estimate, Evaluation, evaluate, nearest, score_queries
 
 
 @dataclass
@@ -521,3 +524,21 @@ def test_memory_stays_within_the_limit():
         "print(peak() - before)"
     )
     assert int(grown) * 1024 < 48 * 2**20
+
+
+def test_table_counts_in_words_and_shows_the_figures_before() -> None:
+    one = evaluate(torch.eye(4), [0, 0, 0, 0], bootstrap=10)
+    text = printed(one.table())
+    assert "4 queries, gallery of 4, 1 class" in text
+    assert "classes" not in text
+    assert "before" not in text
+    earlier = replace(one, recall={k: Estimate(0.123, 0.1, 0.2) for k in one.recall}, nmi=None)
+    text = printed(one.table(earlier))
+    assert "before training" in text
+    assert text.count("12.3") == len(one.recall)
+
+
+def printed(table: Table) -> str:
+    console = Console(width=120, file=StringIO())
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
