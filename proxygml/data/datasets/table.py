@@ -3,6 +3,7 @@
 It only says where the images are; catalog.py reads and checks the table.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,20 @@ def read(
     for column, label in (("is_junk", junk_label), ("is_distractor", distractor_label)):
         if label is not None:
             catalog = Catalog(_marked(catalog.table, column, label), catalog.folder)
-    if images is None:
-        return catalog
-    if not images.is_dir():
+    if images is not None and not images.is_dir():
         raise DatasetError(f"--images {images} is no folder: expected the one that the paths in {root} are relative to")
-    return Catalog(catalog.table, images)
+    return _with_slashes(Catalog(catalog.table, images or catalog.folder))
+
+
+def _with_slashes(catalog: Catalog) -> Catalog:
+    """The catalog with `/` between folders where Windows has written backslashes, and no file has such a name."""
+    paths = catalog.table["path"]
+    written = paths.str.contains("\\", regex=False).to_numpy(dtype=bool)
+    if os.sep != "/" or not written.any():
+        return catalog
+    places = zip(paths, catalog.paths, written, strict=True)
+    shown = [path.replace("\\", "/") if odd and not place.exists() else path for path, place, odd in places]
+    return Catalog(catalog.table.assign(path=shown), catalog.folder)
 
 
 def _marked(table: "pd.DataFrame", column: str, label: str) -> "pd.DataFrame":

@@ -54,3 +54,14 @@ def test_what_is_unusual_about_a_table_is_named(tmp_path: Path, capsys: pytest.C
         path.write_bytes(text.encode(encoding))
         assert table.read(path).labels == ["7"]
         assert capsys.readouterr().err.replace("\n", "") == (f"{path}: {words}" if words else "")
+
+
+def test_backslashes_of_windows_separate_folders(tmp_path: Path) -> None:
+    """But not where a file has one in its name."""
+    path = tmp_path / "table.csv"
+    path.write_text("path,label,split\nphotos\\a\\1.jpg,7,train\nphotos/a/2.jpg,7,train\nodd\\name.jpg,8,train\n")
+    (tmp_path / "odd\\name.jpg").touch()
+    assert table.read(path).table["path"].tolist() == ["photos/a/1.jpg", "photos/a/2.jpg", "odd\\name.jpg"]
+    images = tmp_path / "images"
+    images.mkdir()
+    assert table.read(path, images=images).paths[2] == images / "odd" / "name.jpg"
