@@ -16,7 +16,7 @@ from proxygml.data.catalog_table import read_csv_as_text
 from proxygml.data.csv_form import CsvForm
 from proxygml.data.paths import rebased_paths
 from proxygml.errors import CatalogError
-from proxygml.files import PathLike, atomic_write
+from proxygml.files import PathLike, atomic_write, check_local, local_path
 
 
 class Rebased(NamedTuple):
@@ -38,12 +38,14 @@ def rebase_catalog(catalog: PathLike, old: str, new: str) -> Rebased:
     Args:
         catalog: the .parquet or .csv file; replaced in one step.
         old: the folder in which the images were: from the root, from the working folder, or as the catalog has it.
-        new: the folder in which they are, or a URL.
+        new: the folder in which they are.
 
     Raises:
         CatalogError: the file is missing, is no table or has no paths, or none lies below `old`.
+        UserError: a folder is an empty text, or `new` is a URL.
     """
-    path = Path(catalog)
+    check_local(new, "NEW of --rebase")
+    path = local_path(catalog, "the catalog")
     check_suffix(path, READ_SUFFIXES)
     if not path.is_file():
         raise CatalogError(f"there is no {path}: give --out the catalog whose images were moved")
@@ -54,8 +56,7 @@ def rebase_catalog(catalog: PathLike, old: str, new: str) -> Rebased:
     moved = _moved(written, path, old, new)
     changed = (moved != written) & written.notna()
     _write_paths(path, moved)
-    places = moved[changed & ~moved.str.contains("://", regex=False).fillna(False).astype(bool)]
-    missing = [place for place in places if not (path.parent / place).exists()]
+    missing = [place for place in moved[changed] if not (path.parent / place).exists()]
     return Rebased(len(written), int(changed.sum()), missing)
 
 
@@ -89,7 +90,7 @@ def _within(text: object, folder: str) -> object:
 
 def _as_written(before: str, after: str, folder: Path) -> str:
     """The new path: relative to the folder where the old one was relative and the new one lies below it."""
-    if "://" in before or "://" in after or Path(before).is_absolute() or not Path(after).is_relative_to(folder):
+    if "://" in before or Path(before).is_absolute() or not Path(after).is_relative_to(folder):
         return after
     return Path(after).relative_to(folder).as_posix()
 
@@ -97,30 +98,42 @@ def _as_written(before: str, after: str, folder: Path) -> str:
 def _read_paths(path: Path) -> pd.Series:
     """The column of paths, text or missing."""
     if path.suffix.lower() == ".parquet":
-        table = pq.read_table(path, partitioning=None)
-        return pd.Series(table.column(_column(table.column_names, path)).to_pylist(), dtype=object)
+        name = _column(pq.read_schema(path).names)
+        return pd.Series(pq.read_table(path, columns=[name], partitioning=None).column(name).to_pylist(), dtype=object)
     table = read_csv_as_text(path, CsvForm.of(path))
-    return table[_column(list(table.columns), path)].astype(object)
+    return table[_column(list(table.columns))].astype(object)
 
 
 def _write_paths(path: Path, moved: pd.Series) -> None:
-    if path.suffix.lower() == ".parquet":
-        table = pq.read_table(path, partitioning=None)
-        number = table.column_names.index(_column(table.column_names, path))
-        field = table.schema.field(number)
-        column = pa.array([text if isinstance(text, str) else None for text in moved], pa.string()).cast(field.type)
-        with atomic_write(path) as temporary:
-            pq.write_table(table.set_column(number, field, column), temporary)
-        return
-    form = CsvForm.of(path)
-    table = read_csv_as_text(path, form)
-    table[_column(list(table.columns), path)] = moved
-    encoding = "utf-8" if form.encoding == "utf-8-sig" else form.encoding
     with atomic_write(path) as temporary:
+        if path.suffix.lower() == ".parquet":
+            _write_parquet(path, temporary, [text if isinstance(text, str) else None for text in moved])
+            return
+        form = CsvForm.of(path)
+        table = read_csv_as_text(path, form)
+        table[_column(list(table.columns))] = moved
+        encoding = "utf-8" if form.encoding == "utf-8-sig" else form.encoding
         table.to_csv(temporary, index=False, sep=form.separator, encoding=encoding)
 
 
-def _column(names: list[str], path: Path) -> str:
+def _write_parquet(path: Path, target: Path, paths: list[str | None]) -> None:
+    """Copy a file of any size, a row group at a time, with other paths."""
+    with pq.ParquetFile(path) as file:
+        number = file.schema_arrow.names.index(_column(file.schema_arrow.names))
+        field = file.schema_arrow.field(number)
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        stored = [groups[0].column(column) for column in range(groups[0].num_columns)] if groups else []
+        compression = {column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE") for column in stored}
+        first = 0
+        with pq.ParquetWriter(target, file.schema_arrow, compression=compression or "snappy") as writer:
+            for group in range(file.num_row_groups):
+                part = file.read_row_group(group)
+                column = pa.array(paths[first : first + len(part)], pa.string()).cast(field.type)
+                writer.write_table(part.set_column(number, field, column), row_group_size=max(1, len(part)))
+                first += len(part)
+
+
+def _column(names: list[str]) -> str:
     """The name of the column of paths, which may have blanks around it."""
     found = next((name for name in names if name.strip() == "path"), None)
     if found is None:

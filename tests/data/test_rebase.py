@@ -63,7 +63,6 @@ def test_the_images_of_a_catalog_are_found_where_they_were_moved(tmp_path: Path,
         ("./photos/a.jpg", "photos/", "pictures/", "pictures/a.jpg"),
         ("photos/a.jpg", "{here}/photos", "/mnt/p", "/mnt/p/a.jpg"),
         ("{here}/photos/a.jpg", "{here}/photos", "{here}/pictures", "{here}/pictures/a.jpg"),
-        ("photos/a.jpg", "photos", "s3://bucket/p", "s3://bucket/p/a.jpg"),
         ("s3://bucket/p/a.jpg", "s3://bucket/p", "/mnt/p", "/mnt/p/a.jpg"),
         ("C:\\photos\\x\\a.jpg", "C:\\photos", "/mnt/p", "/mnt/p/x/a.jpg"),
         ("a.jpg", "{here}", "/mnt/p", "/mnt/p/a.jpg"),
@@ -117,6 +116,26 @@ def test_a_file_of_vectors_keeps_its_model_and_its_vectors(tmp_path: Path) -> No
     assert table["photo_id"].tolist() == [2**60 + 1, 2, 3]
 
 
+def test_a_file_of_many_row_groups_is_copied_as_it_is(tmp_path: Path) -> None:
+    columns = {
+        "path": [f"/old/{row}.jpg" for row in range(10)],
+        "n": range(10),
+        "v": [[float(row)] for row in range(10)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=4, compression="ZSTD")
+    before = pq.read_metadata(tmp_path / "t.parquet")
+    rebase_catalog(tmp_path / "t.parquet", "/old", "/new")
+    after = pq.read_metadata(tmp_path / "t.parquet")
+    for one in (before, after):
+        assert [one.row_group(group).num_rows for group in range(3)] == [4, 4, 2]
+        assert {one.row_group(0).column(column).compression for column in range(3)} == {"ZSTD"}
+    found = pq.read_table(tmp_path / "t.parquet").to_pydict()
+    assert found == columns | {"path": [f"/new/{row}.jpg" for row in range(10)], "n": list(range(10))}
+    pq.write_table(pa.table(columns).slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(CatalogError, match="they have no paths"):
+        rebase_catalog(tmp_path / "none.parquet", "/old", "/new")
+
+
 def test_other_types_of_text_stay(tmp_path: Path) -> None:
     for kind in (pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
         table = pa.table({"path": pa.array(["/old/a.jpg", "/b.jpg"]).cast(kind), "n": [1, None]})
@@ -135,6 +154,8 @@ def test_what_cannot_be_rebased_is_named_and_stays(tmp_path: Path, capsys: Captu
         rebase_catalog(catalog, "/none", "/new")
     with pytest.raises(UserError, match="takes two folders"):
         rebase_catalog(catalog, "", "/new")
+    with pytest.raises(UserError, match="NEW of --rebase is s3://bucket/p, but only paths on this machine"):
+        rebase_catalog(catalog, "/old", "s3://bucket/p")
     with pytest.raises(CatalogError, match=r"there is no .*none\.csv"):
         rebase_catalog(tmp_path / "none.csv", "/old", "/new")
     with pytest.raises(CatalogError, match="ends with"):
