@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, NoReturn
 
@@ -14,12 +14,19 @@ STEPS = ("link", "remove", "rename", "replace", "rmdir", "unlink")
 """The functions of `os` that change which names there are."""
 
 
-def survives_kills(action: Callable[[int], object], check: Callable[[int], object]) -> int:
-    """Kill a process before the first step of STEPS, another before the second, and so on, until one ends by itself.
+RENAMES = ("link", "rename", "replace")
+"""Those that make a name mean something else. Where many files are deleted one by one, these are enough."""
+
+
+def survives_kills(
+    action: Callable[[int], object], check: Callable[[int], object], steps: Sequence[str] = STEPS
+) -> int:
+    """Kill a process before its first step, another before its second, and so on, until one ends by itself.
 
     Args:
         action: run in a process of its own each time; gets the number of the step.
         check: called after each.
+        steps: the functions whose calls are counted.
 
     Returns:
         How many were killed.
@@ -27,7 +34,7 @@ def survives_kills(action: Callable[[int], object], check: Callable[[int], objec
     for step in count():
         child = os.fork()
         if not child:
-            _run(action, step)
+            _run(action, step, steps)
         _, status = os.waitpid(child, 0)
         check(step)
         if not os.WIFSIGNALED(status):
@@ -37,12 +44,12 @@ def survives_kills(action: Callable[[int], object], check: Callable[[int], objec
     raise AssertionError
 
 
-def _run(action: Callable[[int], object], step: int) -> NoReturn:
+def _run(action: Callable[[int], object], step: int, steps: Sequence[str]) -> NoReturn:
     status = 1
     try:
         torch.set_num_threads(1)  # threads of the parent's pool are not there after a fork
         left = [step]
-        for name in STEPS:
+        for name in steps:
             setattr(os, name, _dying(getattr(os, name), left))
         action(step)
         status = 0
