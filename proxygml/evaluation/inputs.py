@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proxygml.errors import UserError
 from proxygml.evaluation.retrieval import Array
-from proxygml.evaluation.rules import RuleColumns, Rules, group_codes, make_rules
+from proxygml.evaluation.rules import RuleColumns, Rules, make_rules, named_groups
 
 Labels = Tensor | Array | Sequence[int] | Sequence[str]
 Mask = Tensor | Array | Sequence[bool]
@@ -48,6 +48,12 @@ def _float_tensor(array: Array) -> Tensor:
 
 def label_codes(labels: Labels, count: int) -> Array:
     """(n,) int64: which class each image is of, 0..C-1."""
+    codes: Array = np.unique(label_values(labels, count), return_inverse=True)[1].astype(np.int64)
+    return codes
+
+
+def label_values(labels: Labels, count: int) -> Array:
+    """(n,) integers or strings."""
     array = as_array(labels)
     if array.shape != (count,):
         raise UserError(
@@ -60,8 +66,7 @@ def label_codes(labels: Labels, count: int) -> Array:
         array = array.astype(str)
     if array.dtype.kind not in "iubUS":
         raise UserError(f"labels is of {array.dtype}, but integers or strings were expected")
-    codes: Array = np.unique(array, return_inverse=True)[1].astype(np.int64)
-    return codes
+    return array
 
 
 def rules_of(codes: Array, columns: RuleColumns) -> Rules:
@@ -69,12 +74,12 @@ def rules_of(codes: Array, columns: RuleColumns) -> Rules:
     count = len(codes)
     rules = make_rules(
         codes,
-        is_query=_checked_mask(columns.get("is_query"), "is_query", count),
-        is_gallery=_checked_mask(columns.get("is_gallery"), "is_gallery", count),
-        sequence=_checked_groups(columns.get("sequence"), "sequence", count),
-        camera=_checked_groups(columns.get("camera"), "camera", count),
-        is_junk=_checked_mask(columns.get("is_junk"), "is_junk", count, all_false=True),
-        is_distractor=_checked_mask(columns.get("is_distractor"), "is_distractor", count, all_false=True),
+        is_query=checked_mask(columns.get("is_query"), "is_query", count),
+        is_gallery=checked_mask(columns.get("is_gallery"), "is_gallery", count),
+        sequence=_group_numbers(columns.get("sequence"), "sequence", count),
+        camera=_group_numbers(columns.get("camera"), "camera", count),
+        is_junk=checked_mask(columns.get("is_junk"), "is_junk", count, all_false=True),
+        is_distractor=checked_mask(columns.get("is_distractor"), "is_distractor", count, all_false=True),
     )
     for name, mask in (("queries", rules.is_query), ("gallery images", rules.is_gallery)):
         if not mask.any():
@@ -82,16 +87,20 @@ def rules_of(codes: Array, columns: RuleColumns) -> Rules:
     return rules
 
 
-def _checked_groups(groups: Groups | None, name: str, count: int) -> Array | None:
-    if groups is None:
-        return None
+def _group_numbers(groups: Groups | None, name: str, count: int) -> Array | None:
+    return None if groups is None else checked_groups(groups, name, count)[1]
+
+
+def checked_groups(groups: Groups, name: str, count: int) -> tuple[list[int | str], Array]:
+    """The sequences or cameras that occur, and which each of n images is of, as `named_groups` gives them."""
     values = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else groups
     if len(values) != count:
         raise UserError(f"{name} has {len(values)} values, but there are {count} embeddings: give one for each")
-    return group_codes(values, name)
+    return named_groups(values, name)
 
 
-def _checked_mask(mask: Mask | None, name: str, count: int, all_false: bool = False) -> Array | None:
+def checked_mask(mask: Mask | None, name: str, count: int, all_false: bool = False) -> Array | None:
+    """(n,) booleans, at least one of them True but for `all_false`; None for None."""
     if mask is None:
         return None
     array = as_array(mask)

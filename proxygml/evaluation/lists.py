@@ -8,8 +8,8 @@ from torch import Tensor
 
 from proxygml.evaluation.retrieval import SMALLEST_PRODUCT, Array, QueryScores, Retrieval, padded_rows, tracked
 
-_CHUNK = 128  # columns that are searched as one when the largest of a row are sought
-_LIST_BYTES = 96  # taken by one entry of a list of nearest images: values, columns, hits, and their sorted copies
+CHUNK = 128  # columns that are searched as one when the largest of a row are sought
+LIST_BYTES = 96  # taken by one entry of a list of nearest images: values, columns, hits, and their sorted copies
 
 
 class Rows:
@@ -19,7 +19,7 @@ class Rows:
         self.task = task
         self.gallery_unit = padded_rows(task.gallery_unit, max(SMALLEST_PRODUCT, task.num_gallery))
         # Whole chunks of columns, so that `largest_entries` can look at the maximum of each. Beyond the gallery: -inf.
-        self.width = -(-task.num_gallery // _CHUNK) * _CHUNK
+        self.width = -(-task.num_gallery // CHUNK) * CHUNK
         self._buffer = task.unit.new_empty(0)
 
     @property
@@ -71,7 +71,7 @@ def score_by_lists(
         found = classes.codes[columns.clamp(max=task.num_gallery - 1)]
         hits = (found == codes[:, None]) & (values > -torch.inf)
         first_positive[block] = _first_positive(similarity, hits, codes, classes)
-        precisions[:, block] = torch.stack(_precisions(hits, relevant))
+        precisions[:, block] = torch.stack(list_precisions(hits, relevant))
         if whole_ranking:
             full[block] = _full_average_precision(similarity, codes, classes)
     back = np.argsort(order)
@@ -115,7 +115,7 @@ def _count_ahead(similarity: Tensor, columns: Tensor, own: Tensor) -> Tensor:
     return torch.where(before, similarity >= best, similarity > best).sum(dim=1)
 
 
-def _precisions(hits: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+def list_precisions(hits: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
     """Average precision at R and R-precision of lists (b, k) of hits and misses; R is `relevant`, (b,)."""
     rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     hits = hits & (rank <= relevant[:, None])
@@ -164,20 +164,20 @@ def _first_of_equals(similarity: Tensor, last: Tensor, k: int) -> Tensor:
 
 def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """torch.topk, several times faster for small k: a row's k largest lie in its k chunks of largest maximum."""
-    chunks = similarity.view(len(similarity), -1, _CHUNK)
+    chunks = similarity.view(len(similarity), -1, CHUNK)
     if 4 * k > chunks.shape[1]:
         return similarity.topk(k, dim=1)
     best = chunks.amax(dim=2).topk(k, dim=1, sorted=False).indices
-    candidates = chunks.gather(1, best[:, :, None].expand(-1, -1, _CHUNK)).flatten(1)
+    candidates = chunks.gather(1, best[:, :, None].expand(-1, -1, CHUNK)).flatten(1)
     values, place = candidates.topk(k, dim=1)
-    return values, best.gather(1, place // _CHUNK) * _CHUNK + place % _CHUNK
+    return values, best.gather(1, place // CHUNK) * CHUNK + place % CHUNK
 
 
 def row_blocks(lengths: Array, row_bytes: int, memory_limit: int) -> list[slice]:
     """Slices of the queries, whose lists have these falling lengths, that fit in the memory or are one row."""
     blocks, start = [], 0
     while start < len(lengths):
-        rows = max(1, memory_limit // (row_bytes + int(lengths[start]) * _LIST_BYTES))
+        rows = max(1, memory_limit // (row_bytes + int(lengths[start]) * LIST_BYTES))
         blocks.append(slice(start, min(start + rows, len(lengths))))
         start += rows
     return blocks

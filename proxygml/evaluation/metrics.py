@@ -14,6 +14,7 @@ from typing import Unpack, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from proxygml.errors import UserError
 from proxygml.evaluation import ranking
@@ -33,6 +34,7 @@ from proxygml.evaluation.inputs import (
 from proxygml.evaluation.kmeans import kmeans
 from proxygml.evaluation.retrieval import Array, Precision, QueryScores, Retrieval
 from proxygml.evaluation.rules import RuleColumns
+from proxygml.evaluation.sharded import gathered, sharded_retrieval
 
 __all__ = ["Estimate", "Evaluation", "QueryScores", "evaluate", "nearest", "score_queries"]
 
@@ -58,6 +60,7 @@ def evaluate(
     memory_limit: int | None = None,
     progress: bool = False,
     precision: Precision = "float32",
+    process_group: ProcessGroup | None = None,
 ) -> Evaluation:
     """Measure how well every query finds its class in the gallery by cosine similarity.
 
@@ -92,6 +95,10 @@ def evaluate(
             normalised copies of the embeddings. None: 256 MiB; on a GPU 8 GiB, or a quarter of what is free if less.
         progress: show a progress bar on standard error.
         precision: of the products of float32 embeddings; "tf32" (on GPUs) keeps 11 bits of each factor, "bfloat16" 8.
+        process_group: processes that share the work, each of which calls this with its own part of all arrays, in the
+            order of the processes; parts may differ in size or be empty. All get the figures that one process would
+            find with all parts put together. No process holds all embeddings, except for NMI: the first process
+            gathers them for k-means, up to 16 GiB.
 
     Raises:
         UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive.
@@ -108,7 +115,11 @@ def evaluate(
         is_distractor=is_distractor,
     )
     with _timed("retrieval", seconds):
-        task = _retrieval(embeddings, labels, columns, precision)
+        if process_group is None:
+            task = _retrieval(embeddings, labels, columns, precision)
+        else:
+            _check_precision(precision)
+            task = sharded_retrieval(embeddings, labels, columns, precision, process_group)
         scores = _scores(task, memory_limit, progress, mean_average_precision)
     with _timed("bootstrap", seconds):
         codes = task.codes[scores.index]
@@ -193,11 +204,15 @@ def _retrieval(
     embeddings: Tensor | Array, labels: Labels | None, columns: RuleColumns, precision: Precision
 ) -> Retrieval:
     """Checked input; without labels all images are of one class."""
-    if precision not in get_args(Precision):
-        raise UserError(f"precision is {precision!r}, but one of {', '.join(get_args(Precision))} was expected")
+    _check_precision(precision)
     unit = normalised(embeddings)
     codes = np.zeros(len(unit), dtype=np.int64) if labels is None else label_codes(labels, len(unit))
     return Retrieval(unit, rules_of(codes, columns), precision)
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}, but one of {', '.join(get_args(Precision))} was expected")
 
 
 def _scores(task: Retrieval, memory_limit: int | None, progress: bool, whole_ranking: bool = False) -> QueryScores:
@@ -208,7 +223,9 @@ def _scores(task: Retrieval, memory_limit: int | None, progress: bool, whole_ran
             f"none of the {rules.is_query.sum()} queries has another image of its class{counted} in the gallery of "
             f"{task.num_gallery}: retrieval needs classes with at least two images"
         )
-    return ranking.score(task, memory_limit or _memory_limit(task.unit.device), progress, whole_ranking)
+    # The same on all processes, whose tiles must be of one shape.
+    limit = min(task.ring.gather(memory_limit or _memory_limit(task.unit.device)))
+    return ranking.score(task, limit, progress, whole_ranking)
 
 
 def _memory_limit(device: torch.device) -> int:
@@ -220,11 +237,23 @@ def _memory_limit(device: torch.device) -> int:
 
 def _clustering_nmi(task: Retrieval, bootstrap: int, seed: int, progress: bool, seconds: dict[str, float]) -> Estimate:
     """NMI of the classes and of k-means clusters; the interval holds the clustering fixed."""
+    clustered = np.flatnonzero(task.rules.in_a_class)
+    if task.ring.size == 1:
+        vectors = task.unit_of(clustered, np.array([0, len(clustered)])).cpu().numpy()
+        return _nmi(vectors, task.codes[clustered], bootstrap, seed, progress, seconds)
+    gathered_vectors = gathered(task, clustered)
+    found = None
+    if gathered_vectors is not None:
+        found = _nmi(gathered_vectors, task.codes[clustered], bootstrap, seed, progress, seconds)
+    return task.ring.broadcast(found)
+
+
+def _nmi(
+    vectors: Array, codes: Array, bootstrap: int, seed: int, progress: bool, seconds: dict[str, float]
+) -> Estimate:
     from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
 
-    clustered = task.rules.in_a_class
-    classes = np.unique(task.codes[clustered], return_inverse=True)[1]
-    vectors = (task.unit if clustered.all() else task.unit[task.tensor(clustered)]).cpu().numpy()
+    classes = np.unique(codes, return_inverse=True)[1]
     with _timed("k-means", seconds):
         clusters = kmeans(vectors, int(classes.max()) + 1, seed, progress=progress)
     with _timed("NMI", seconds):

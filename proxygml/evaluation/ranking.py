@@ -3,7 +3,7 @@
 Similarities are the entries of a matrix product. A query ranks the gallery as a stable descending sort of its row
 would, but no row is sorted and the matrix is never in memory as a whole. With small classes, it is computed a tile at a
 time (tiles.py), and only half of it where every image queries all others. With large classes, it is computed in blocks
-of whole rows (lists.py).
+of whole rows (lists.py), or, over several processes, of parts of rows (ring_lists.py).
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from proxygml.evaluation.lists import Rows, largest_entries, row_blocks, score_by_lists
 from proxygml.evaluation.retrieval import NOT_FOUND, Array, QueryScores, Retrieval, tracked
+from proxygml.evaluation.ring_lists import score_by_ring_lists
 from proxygml.evaluation.tiles import score_by_tiles, tile_size
 
 _PAIR_BYTES = 80  # taken by a query and an image of its class: value, column, count, and their sorted copies
@@ -28,9 +29,12 @@ def score(task: Retrieval, memory_limit: int, progress: bool, whole_ranking: boo
     num_pairs = int((positives + 1).sum()) + _num_pairs_of_groups(task, rows)
     in_gallery = np.bincount(task.codes[task.gallery], minlength=task.codes.max() + 1)
     largest = max(np.bincount(task.codes[rows]).max(), in_gallery[task.codes[rows]].max())
-    small = largest <= min(_LARGEST_CLASS, *shape) and num_pairs * _PAIR_BYTES <= memory_limit // 2
+    held = num_pairs * _PAIR_BYTES // task.ring.size  # by each process
+    small = largest <= min(_LARGEST_CLASS, *shape) and held <= memory_limit // 2
     if small and not whole_ranking:
-        found = score_by_tiles(task, rows, rows is task.gallery, shape, queries, positives, progress)
+        found = score_by_tiles(task, rows, rows is task.gallery, shape, queries, progress)
+    elif task.ring.size > 1:
+        found = score_by_ring_lists(task, queries, memory_limit, progress, whole_ranking)
     else:
         found = score_by_lists(task, queries, rules.num_matches, memory_limit, progress, whole_ranking)
     return with_unanswerable(found, np.flatnonzero(rules.scored & (rules.num_matches == 0)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from proxygml.evaluation.ring import Ring
 from proxygml.evaluation.rules import Rules
 
 Array = np.ndarray[Any, Any]
@@ -43,12 +45,21 @@ class Retrieval:
     """Queries, gallery and classes; an image's column is its place in the gallery.
 
     Args:
-        unit: (n, D) float32 or float64 of length 1 (or 0).
-        rules: the class of each image, and which images may answer for which.
+        unit: (n, D) float32 or float64 of length 1 (or 0); with a ring of several, this process's part of them.
+        rules: the class of each image, of all parts, and which images may answer for which.
         precision: of the similarities of float32 embeddings.
+        ring: the processes that share the work.
+        first: which image this process's part begins with.
     """
 
-    def __init__(self, unit: Tensor, rules: Rules, precision: Precision = "float32") -> None:
+    def __init__(
+        self,
+        unit: Tensor,
+        rules: Rules,
+        precision: Precision = "float32",
+        ring: Ring | None = None,
+        first: int = 0,
+    ) -> None:
         # Rounded here, so that bfloat16 means the same on devices whose products know only tf32.
         self.unit = unit.bfloat16().float() if precision == "bfloat16" and unit.dtype == torch.float32 else unit
         self.rules = rules
@@ -57,7 +68,25 @@ class Retrieval:
         self.num_gallery = len(self.gallery)
         self.column = np.where(rules.is_gallery, np.cumsum(rules.is_gallery) - 1, -1)
         self.precision = precision
-        self.gallery_unit = self.unit if rules.is_gallery.all() else self.unit[self.tensor(self.gallery)]
+        self.ring = ring or Ring(None, unit.device)
+        self.first = first
+
+    @cached_property
+    def gallery_unit(self) -> Tensor:
+        """(g, D): the gallery; of one process only."""
+        return self.unit_of(self.gallery, np.array([0, self.num_gallery]))
+
+    def unit_of(self, images: Array, bounds: Array) -> Tensor:
+        """This process's share of the vectors of these images; the other processes call this at the same time.
+
+        Args:
+            images: (m,) int64, rising, the same on all processes.
+            bounds: (size + 1,) int64: where each process's share of the images begins.
+        """
+        begin, end = np.searchsorted(images, [self.first, self.first + len(self.unit)])
+        mine = images[begin:end] - self.first
+        rows = self.unit if len(mine) == len(self.unit) else self.unit[self.tensor(mine)]
+        return self.ring.exchange(rows, np.diff(bounds.clip(begin, end)).tolist())
 
     def tensor(self, array: Array) -> Tensor:
         """The array as a tensor on the device of the embeddings."""
@@ -70,9 +99,8 @@ class Retrieval:
 
     def exclude(self, similarity: Tensor, rows: Array, columns: Array) -> None:
         """Set -inf, in place, where an image of `columns` may not answer for one of `rows`, both int64 of images."""
-        for group in [np.arange(len(self.codes)), *self.rules.groups]:
-            same = self.tensor(group[rows])[:, None] == self.tensor(group[columns])
-            similarity.masked_fill_(same, -torch.inf)
+        for left, right in [(rows, columns), *((group[rows], group[columns]) for group in self.rules.groups)]:
+            similarity.masked_fill_(self.tensor(left)[:, None] == self.tensor(right), -torch.inf)
 
 
 @contextmanager

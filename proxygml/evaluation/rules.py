@@ -138,12 +138,17 @@ def group_codes(values: Array | Sequence[int | str | None], name: str) -> Array:
     Raises:
         UserError: values of another kind.
     """
-    numbers: dict[object, int] = {}
+    return named_groups(values, name)[1]
+
+
+def named_groups(values: Array | Sequence[int | str | None], name: str) -> tuple[list[int | str], Array]:
+    """The values that occur, and for each of n which it is, (n,) int64; errors and -1 as in `group_codes`."""
+    numbers: dict[Any, int] = {}
     codes = [-1 if _is_missing(value) else numbers.setdefault(value, len(numbers)) for value in _listed(values)]
     for value in numbers:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise UserError(f"{name} holds {value!r}, but integers, strings or None (for none) were expected")
-    return np.array(codes, dtype=np.int64)
+    return list(numbers), np.array(codes, dtype=np.int64)
 
 
 def _listed(values: Array | Sequence[int | str | None]) -> list[object]:

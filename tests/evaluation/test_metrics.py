@@ -190,9 +190,7 @@ def test_counting_in_tiles_and_listing_the_nearest_say_the_same(seed, count, til
         return
     listed = lists.score_by_lists(task, queries, positives, module.CPU_MEMORY_LIMIT, progress=False)
     rows = task.gallery if kind == "self" else queries
-    counted = tiles.score_by_tiles(
-        task, rows, kind == "self", (tile, tile), queries, positives[queries], progress=False
-    )
+    counted = tiles.score_by_tiles(task, rows, kind == "self", (tile, tile), queries, progress=False)
     assert counted.index.tolist() == listed.index.tolist() == queries.tolist()
     assert counted.first_positive.tolist() == listed.first_positive.tolist()
     assert counted.average_precision == pytest.approx(listed.average_precision, abs=1e-6)
@@ -204,7 +202,7 @@ def test_the_size_of_a_block_changes_nothing(rows):
     generator = np.random.default_rng(3)
     embeddings, labels = signs(generator, 40, 4), generator.integers(8, size=40)
     row_bytes = lists.Rows(module._retrieval(embeddings, labels, {}, "float32")).row_bytes
-    longest = int(np.bincount(labels).max()) * lists._LIST_BYTES
+    longest = int(np.bincount(labels).max()) * lists.LIST_BYTES
     agrees(embeddings, labels, memory_limit=rows * (row_bytes + longest))
 
 

@@ -1,0 +1,138 @@
+"""Embeddings that several processes hold a part of each: checked, numbered and put together, but for the vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from proxygml.errors import UserError
+from proxygml.evaluation.inputs import Labels, as_array, checked_groups, checked_mask, label_values, normalised
+from proxygml.evaluation.retrieval import Array, Precision, Retrieval
+from proxygml.evaluation.ring import Ring
+from proxygml.evaluation.rules import RuleColumns, make_rules
+
+if TYPE_CHECKING:
+    from proxygml.evaluation.rules import Rules
+
+NMI_LIMIT = 16 * 2**30
+"""Bytes of embeddings that the first process gathers for NMI, at most."""
+
+
+def sharded_retrieval(
+    embeddings: Tensor | Array,
+    labels: Labels,
+    columns: RuleColumns,
+    precision: Precision,
+    group: dist.ProcessGroup,
+) -> Retrieval:
+    """The task of all processes, of which each gives its part; all raise what one of them finds wrong."""
+    device = torch.device("cuda") if dist.get_backend(group) == "nccl" else torch.device("cpu")
+    ring = Ring(group, device)
+    unit = ring.agreed(lambda: _unit(embeddings, device))
+    kinds = {kind for part in ring.gather([(unit.shape[1], str(unit.dtype))] if len(unit) else []) for kind in part}
+    if len(kinds) > 1:
+        raise UserError(f"the processes give embeddings of different widths or types: {sorted(map(str, kinds))}")
+    if not kinds:
+        raise UserError("no process has an embedding: give at least one")
+    if not len(unit):
+        ((width, name),) = kinds
+        unit = unit.new_empty((0, width), dtype=torch.float64 if name == "torch.float64" else torch.float32)
+    counts = ring.gather(len(unit))
+    codes, local = ring.agreed(lambda: _local_labels(labels, len(unit)))
+    rules = _rules(ring, _numbers(ring, codes, local), columns, len(unit))
+    return Retrieval(unit, rules, precision, ring, sum(counts[: ring.rank]))
+
+
+def gathered(task: Retrieval, images: Array) -> Array | None:
+    """The vectors of these images, rising, on the first process; None on the others.
+
+    Raises:
+        UserError: they take more than `NMI_LIMIT`.
+    """
+    needed = len(images) * task.unit.shape[1] * 4
+    if needed > NMI_LIMIT:
+        raise UserError(
+            f"NMI clusters all embeddings in one process: these take {needed / 2**30:.0f} GiB, but at most "
+            f"{NMI_LIMIT / 2**30:.0f} are gathered: give nmi=False"
+        )
+    bounds = np.array([0, *[len(images)] * task.ring.size])
+    vectors = task.unit_of(images, bounds)
+    return vectors.cpu().numpy() if task.ring.rank == 0 else None
+
+
+def _unit(embeddings: Tensor | Array, device: torch.device) -> Tensor:
+    """Unit vectors on the device on which processes exchange; none at all is no error here."""
+    if len(embeddings) == 0:
+        given = embeddings if isinstance(embeddings, Tensor) else torch.from_numpy(np.asarray(embeddings, np.float32))
+        return torch.empty(
+            (0, 0), dtype=torch.float64 if given.dtype == torch.float64 else torch.float32, device=device
+        )
+    unit = normalised(embeddings)
+    return unit if unit.device.type == device.type else unit.to(device)
+
+
+def _local_labels(labels: Labels, count: int) -> tuple[list[int] | list[str], Array]:
+    """The labels that occur in this part, sorted, and the place of each image's among them."""
+    if count == 0 and len(as_array(labels)) == 0:
+        return [], np.zeros(0, np.int64)
+    values, codes = np.unique(label_values(labels, count), return_inverse=True)
+    return values.tolist(), codes.astype(np.int64)
+
+
+def _numbers(ring: Ring, values: list[Any], codes: Array) -> Array:
+    """The class of each image of all parts, 0.., in the sorted order of the labels."""
+    everywhere = ring.gather(values)
+    kinds = {"text" if isinstance(value, str) else "numbers" for part in everywhere for value in part[:1]}
+    if len(kinds) > 1:
+        raise UserError("labels are numbers on some processes and text on others: give one kind")
+    union = sorted({value for part in everywhere for value in part})
+    number = {value: place for place, value in enumerate(union)}
+    mapping = np.array([number[value] for value in values], dtype=np.int64)
+    return ring.share(mapping[codes])
+
+
+def _rules(ring: Ring, codes: Array, columns: RuleColumns, count: int) -> Rules:
+    masks = {
+        name: _mask(ring, columns.get(name), name, count)
+        for name in ("is_query", "is_gallery", "is_junk", "is_distractor")
+    }
+    groups = {name: _group(ring, columns.get(name), name, count) for name in ("sequence", "camera")}
+    rules = make_rules(codes, **masks, **groups)
+    if not rules.is_query.any() or not rules.is_gallery.any():
+        raise UserError("there is no query or no gallery image on any process: mark at least one of each")
+    return rules
+
+
+def _mask(ring: Ring, mask: Any, name: str, count: int) -> Array | None:
+    if not _given(ring, mask, name):
+        return None
+    part = ring.agreed(
+        lambda: np.zeros(0, dtype=bool) if count == 0 else checked_mask(mask, name, count, all_false=True)
+    )
+    return ring.share(np.asarray(part, dtype=bool))
+
+
+def _group(ring: Ring, values: Any, name: str, count: int) -> Array | None:
+    """Numbers that hold over all parts; -1 for none."""
+    if not _given(ring, values, name):
+        return None
+    names, codes = ring.agreed(lambda: checked_groups(values, name, count))
+    number: dict[int | str, int] = {}
+    for part in ring.gather(names):
+        for value in part:
+            number.setdefault(value, len(number))
+    mapping = np.array([*(number[value] for value in names), -1], dtype=np.int64)
+    return ring.share(mapping[codes])
+
+
+def _given(ring: Ring, values: object, name: str) -> bool:
+    """Whether the argument is given; on all processes, or on none."""
+    given: Sequence[bool] = ring.gather(values is not None)
+    if any(given) and not all(given):
+        raise UserError(f"{name} is given on some processes and not on others: give it on all, or on none")
+    return all(given)

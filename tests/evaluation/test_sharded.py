@@ -1,0 +1,110 @@
+"""Evaluation over real processes: every figure, ties and rules included, is that of one process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from proxygml.errors import UserError
+from proxygml.evaluation import ranking
+from proxygml.evaluation.metrics import CPU_MEMORY_LIMIT, Evaluation, evaluate
+from tests.helpers.processes import in_processes
+
+PARTS = ("is_query", "is_gallery", "sequence", "camera", "is_junk", "is_distractor")
+
+
+def drawn(seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Embeddings and arguments of an evaluation of a random kind and size."""
+    generator = np.random.default_rng(seed)
+    count, size = int(generator.integers(6, 260)), int(generator.integers(1, 40))
+    classes = int(generator.integers(1, count // 2))
+    labels = generator.integers(classes, size=count)
+    kind = generator.integers(3)
+    if kind == 0:  # most similarities are tied
+        embeddings = generator.choice([-1.0, 1.0], size=(count, size))
+    elif kind == 1:  # copies under any label
+        embeddings = generator.standard_normal((count, size))[generator.integers(count // 2, size=count)]
+    else:
+        embeddings = generator.standard_normal((count, size)) + np.eye(size)[labels % size]
+    arguments: dict[str, Any] = {"labels": labels if seed % 3 else labels.astype(str)}
+    if generator.random() < 0.5:
+        arguments["is_query"], arguments["is_gallery"] = generator.random((2, count)) < 0.7
+    if generator.random() < 0.4:
+        arguments["sequence"] = [None if s == 0 else int(s) for s in generator.integers(count // 3 + 1, size=count)]
+    if generator.random() < 0.4:
+        arguments["camera"] = generator.integers(3, size=count).astype(str)
+    if generator.random() < 0.3:
+        arguments["is_junk"], arguments["is_distractor"] = generator.random((2, count)) < 0.15
+    arguments["memory_limit"] = int(generator.choice([1, 40_000, 400_000, CPU_MEMORY_LIMIT]))
+    arguments["mean_average_precision"] = bool(generator.random() < 0.3)
+    dtype = np.float64 if kind == 2 and generator.random() < 0.2 else np.float32  # float64 may tell copies apart
+    return embeddings.astype(dtype), arguments
+
+
+def part_of(values: Any, begin: int, end: int) -> Any:
+    return values[begin:end]
+
+
+def bounds_of(seed: int, count: int, processes: int) -> list[int]:
+    """Where each process's part begins: uneven, and empty for some."""
+    cuts = np.sort(np.random.default_rng(seed + 1).integers(0, count + 1, size=processes - 1))
+    return [0, *cuts.tolist(), count]
+
+
+def shared_evaluation(seed: int, nmi: bool = False) -> Evaluation:
+    """The figures of this process's group, each of which gives its part."""
+    embeddings, arguments = drawn(seed)
+    bounds = bounds_of(seed, len(embeddings), dist.get_world_size())
+    own = slice(bounds[dist.get_rank()], bounds[dist.get_rank() + 1])
+    given = {name: value[own] if name in (*PARTS, "labels") else value for name, value in arguments.items()}
+    labels = given.pop("labels")
+    return evaluate(
+        embeddings[own], labels, (1, 2, 5, 1000), nmi, bootstrap=20, process_group=dist.group.WORLD, **given
+    )
+
+
+def same_as_one_process(seeds: list[int], largest_class: int, nmi: bool) -> list[str]:
+    """What differs from one process; its numbers are compared to the bit."""
+    ranking._LARGEST_CLASS = largest_class
+    wrong = []
+    for seed in seeds:
+        embeddings, arguments = drawn(seed)
+        labels = arguments.pop("labels")
+        try:
+            expected = evaluate(embeddings, labels, (1, 2, 5, 1000), nmi, bootstrap=20, **arguments)
+        except UserError as error:
+            with pytest.raises(UserError, match="none of the|no query|all queries|all gallery"):
+                shared_evaluation(seed, nmi)
+            assert "none of the" in str(error) or "all " in str(error)
+            continue
+        found = shared_evaluation(seed, nmi)
+        wrong += [f"seed {seed}: {name}" for name in differences(found, expected)]
+    return wrong
+
+
+def differences(found: Evaluation, expected: Evaluation) -> list[str]:
+    """The names of the fields that differ: to the bit, but for precisions that lists compute in float32."""
+    assert found.scores is not None
+    assert expected.scores is not None
+    counts = ("recall", "nmi", "num_queries", "num_gallery", "num_classes", "queries_without_positive", "rules")
+    wrong = [name for name in counts if getattr(found, name) != getattr(expected, name)]
+    scores = [(name, getattr(found.scores, name), getattr(expected.scores, name)) for name in vars(found.scores)]
+    wrong += [name for name, one, other in scores if (one is None) != (other is None)]
+    wrong += [name for name, one, other in scores if one is not None and not np.allclose(one, other, rtol=0, atol=1e-6)]
+    ends = [abs(getattr(found.map_at_r, end) - getattr(expected.map_at_r, end)) for end in ("value", "low", "high")]
+    return wrong if max(ends) < 1e-6 else [*wrong, "map_at_r"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("largest_class", [50, 0])  # in tiles where they fit, and in lists always
+def test_figures_are_those_of_one_process(tmp_path: Path, processes: int, largest_class: int) -> None:
+    seeds = list(range(1000 * largest_class, 1000 * largest_class + 30))
+    for wrong in in_processes(processes, same_as_one_process, tmp_path, seeds, largest_class, False):
+        assert wrong == []
+
+
+def test_nmi_is_that_of_one_process(tmp_path: Path) -> None:
+    for wrong in in_processes(3, same_as_one_process, tmp_path, list(range(6)), 50, True):
+        assert wrong == []
