@@ -1,18 +1,22 @@
 """What the exact evaluation costs, beside the one similarity product that it is made of.
 
 `python -m benchmarks.evaluation` takes some eight minutes on two cores; `--quick` under one, at small sizes.
+`--processes 2` compares two processes of one thread each with one instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.measure import (
@@ -26,6 +30,7 @@ from benchmarks.measure import (
     side_by_side,
     table,
 )
+from benchmarks.process_group import ProcessGroup
 from proxygml.evaluation.metrics import Evaluation, evaluate
 from proxygml.evaluation.retrieval import Precision
 
@@ -220,11 +225,46 @@ def show_clustering(count: int) -> None:
     console.print(result)
 
 
+def prepared_part(count: int) -> Work:
+    """Work on this process's part of the images, for a process of a group."""
+    inputs = make_inputs(sop_labels(count))
+    part = slice(*(count * (dist.get_rank() + end) // dist.get_world_size() for end in (0, 1)))
+    embeddings, labels = inputs.embeddings[part].clone(), inputs.labels[part]
+    return partial(evaluate, embeddings, labels, RECALL_AT, nmi=False, process_group=dist.group.WORLD)
+
+
+def show_processes(count: int, most: int, seconds: float) -> None:
+    """Time and memory over the number of processes of one thread each, the images divided evenly."""
+    columns = ["processes", "time", "times faster", "peak memory of a process, beside its embeddings"]
+    result = table(f"Recall@1..1000 and MAP@R over processes of one thread each, {count:,} x {SIZE}", columns)
+    numbers = [number for number in (1, 2, 3, 4, 8) if number <= most]
+    with tempfile.TemporaryDirectory() as folder:
+        groups = {}
+        for number in numbers:
+            place = Path(folder) / str(number)
+            place.mkdir()
+            groups[str(number)] = ProcessGroup(number, prepared_part, place, count)
+        taken = side_by_side({name: group.work for name, group in groups.items()}, seconds, rounds=3)
+        for name, group in groups.items():
+            faster = f"{taken['1'] / taken[name]:.2f}"
+            result.add_row(name, milliseconds(taken[name]), faster, mebibytes(group.memory()))
+            group.stop()
+    console.print(result)
+
+
 def main() -> None:
     """Print every table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes only")
-    quick = parser.parse_args().quick
+    parser.add_argument("--processes", type=int, help="only compare up to so many processes of one thread each")
+    parser.add_argument("--images", type=int, help=f"with --processes: how many, instead of {SOP_IMAGES}")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    if arguments.processes:
+        torch.set_num_threads(1)
+        console.print(machine(torch.device("cpu")))
+        show_processes(arguments.images or (10_000 if quick else SOP_IMAGES), arguments.processes, seconds=0)
+        return
     console.print(machine(default_device()))
     show_sizes(SIZES[:1] if quick else SIZES)
     show_agreement(5_000)
