@@ -31,6 +31,14 @@ class RuleColumns(TypedDict, total=False):
     is_distractor: Tensor | Array | Sequence[bool] | None
 
 
+def part_of(columns: RuleColumns, part: slice) -> RuleColumns:
+    """The rules of some of the images."""
+    found = RuleColumns()
+    for name, values in columns.items():
+        found[name] = None if values is None else values[part]  # type: ignore[literal-required, index]
+    return found
+
+
 @dataclass(frozen=True)
 class Rules:
     """The rules of an evaluation of n images; all arrays are (n,).

@@ -1,4 +1,4 @@
-"""Evaluation of a run: embed its test split once, over all processes, and write figures, protocol and report.
+"""Evaluation of a run: embed and rank its test split over all processes, and write figures, protocol and report.
 
 evaluation/ computes the figures and reports/ draws the page; this file puts them into the run folder.
 """
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.evaluation.metrics import Evaluation, evaluate
+from proxygml.evaluation.rules import part_of
 from proxygml.files import PathLike, atomic_write, check_local, local_path
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
@@ -33,7 +35,9 @@ def evaluate_run(
 ) -> Evaluation | None:
     """Evaluate a run on the test split of its catalog, or of another; write evaluation.json and report.html.
 
-    They go into the run folder; those of another catalog into a place of their own (RunFolder.evaluation_on).
+    All processes that were launched together embed and rank; the main one writes, once. The figures are those of one
+    process. The files go into the run folder; those of another catalog into a place of their own
+    (RunFolder.evaluation_on).
 
     Args:
         run: the folder of a run whose training has finished.
@@ -63,17 +67,17 @@ def evaluate_run(
     untrained = None
     if before:
         untrained = _before(recipe, embedder, test, accelerator)
-    if not accelerator.is_main_process:
-        return None
     seen = sorted(set(test.classes) & set(embedder.classes))
     if seen:
         warnings.append(f"{len(seen)} test classes were trained on, such as {seen[0]!r}: this tests no unseen classes")
     if len(test.classes) == 1:
         warnings.append("the test split has one class only, so that every answer is right: the figures say nothing")
-    for warning in warnings:
+    for warning in warnings if accelerator.is_main_process else ():
         console.print(warning, style="yellow", markup=False)
-    evaluation = _evaluate(embeddings, test, recipe)
-    earlier = None if untrained is None else _evaluate(untrained, test, recipe)
+    evaluation = _evaluate(embeddings, test, recipe, accelerator)
+    earlier = None if untrained is None else _evaluate(untrained, test, recipe, accelerator)
+    if not accelerator.is_main_process:
+        return None
     protocol = _describe(run, recipe, table, test, len(seen), embedder.num_features, accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
     if rules := evaluation.rule_sentences():
@@ -96,15 +100,19 @@ def _before(recipe: Recipe, embedder: Embedder, test: Catalog, accelerator: Acce
     return _embed(initial_embedder(recipe, embedder.classes, accelerator), test, recipe, accelerator)
 
 
-def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe) -> Evaluation:
+def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Evaluation:
+    """The figures, on every process; each ranks its part of the images."""
+    rank, size = accelerator.process_index, accelerator.num_processes
+    part = slice(len(test) * rank // size, len(test) * (rank + 1) // size)
     return evaluate(
-        embeddings,
-        test.labels,
+        embeddings[part],
+        test.labels[part],
         recipe.recall_at,
         mean_average_precision="camera" in test.table,  # the figure that re-identification reports
         seed=recipe.seed,
         progress=True,
-        **test.rules,
+        process_group=dist.group.WORLD if size > 1 else None,
+        **part_of(test.rules, part),
     )
 
 

@@ -1,6 +1,9 @@
 """Evaluating runs: each catalog's figures have a place of their own."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +79,22 @@ def test_the_rules_of_a_table_hold_in_validation_and_evaluation(ruled_recipe: Re
     }  # fmt: skip
     assert "180 matches do not count" in content["protocol"]["rules"]
     assert "180 matches do not count" in run.report.read_text()
+
+
+def test_two_processes_evaluate_like_one(ruled_recipe: Recipe, tmp_path: Path) -> None:
+    """Every figure, and NMI, to the digit; the main process writes and prints, once."""
+    run = train(ruled_recipe, tmp_path / "run")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    arguments = ["-m", "proxygml", "evaluate", str(run.path), "--before"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    judged = []
+    for command in (arguments, [*launch, *arguments]):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("figures:") == 1
+        assert done.stderr.count("has no other image that counts") == 1
+        judged.append(json.loads(run.evaluation.read_text()))
+    assert [content["protocol"].pop("processes") for content in judged] == [1, 2]
+    assert judged[0] == judged[1]
