@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxygml.errors import UserError
 from proxygml.evaluation import ranking
@@ -100,7 +102,7 @@ def differences(found: Evaluation, expected: Evaluation) -> list[str]:
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("largest_class", [50, 0])  # in tiles where they fit, and in lists always
 def test_figures_are_those_of_one_process(tmp_path: Path, processes: int, largest_class: int) -> None:
-    seeds = list(range(1000 * largest_class, 1000 * largest_class + 30))
+    seeds = list(range(1000 * largest_class, 1000 * largest_class + 12))
     for wrong in in_processes(processes, same_as_one_process, tmp_path, seeds, largest_class, False):
         assert wrong == []
 
@@ -108,3 +110,69 @@ def test_figures_are_those_of_one_process(tmp_path: Path, processes: int, larges
 def test_nmi_is_that_of_one_process(tmp_path: Path) -> None:
     for wrong in in_processes(3, same_as_one_process, tmp_path, list(range(6)), 50, True):
         assert wrong == []
+
+
+def refused() -> list[str]:
+    """The message of each wrong call, none of which may leave a process waiting."""
+    rank, messages = dist.get_rank(), []
+    good, labels = np.eye(4, dtype=np.float32), [0, 0, 1, 1]
+    broken = np.full((4, 4), np.nan, dtype=np.float32)
+    calls: list[tuple[Any, Any, dict[str, Any]]] = [
+        (broken if rank else good, labels, {}),
+        (good, labels[:3] if rank else labels, {}),
+        (np.eye(4, 3 + rank, dtype=np.float32), labels, {}),
+        (good, ["a", "a", "b", "b"] if rank else labels, {}),
+        (good, labels, {"camera": [1, 1, 2, 2]} if rank else {}),
+        (good, labels, {"camera": [1, 1, 2, 0.5] if rank else [1, 1, 2, 2]}),
+        (good[:0], [], {}),
+        (good, [rank * 4 + number for number in range(4)], {}),
+    ]
+    for embeddings, given, rules in calls:
+        with pytest.raises(UserError) as caught:
+            evaluate(embeddings, given, nmi=False, process_group=dist.group.WORLD, **rules)
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_what_is_wrong_on_one_process_is_raised_on_all(tmp_path: Path) -> None:
+    one, other = in_processes(2, refused, tmp_path)
+    assert one == other
+    for message, expected in zip(
+        one,
+        [
+            "process 1: embeddings[0] holds a NaN",
+            "process 1: labels has the shape (3,), but there are 4",
+            "the processes give embeddings of different widths",
+            "labels are numbers on some processes and text on others",
+            "camera is given on some processes and not on others",
+            "process 1: camera holds 0.5",
+            "no process has an embedding",
+            "none of the 8 queries has another image",
+        ],
+        strict=True,
+    ):
+        assert message.startswith(expected)
+
+
+def largest_tensor(count: int, size: int) -> int:
+    """The most rows of that size that any tensor held while an evaluation ran."""
+    rows = [0]
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            found = function(*arguments, **(options or {}))
+            if isinstance(found, torch.Tensor) and found.ndim == 2 and found.shape[1] == size:
+                rows[0] = max(rows[0], len(found))
+            return found
+
+    generator = np.random.default_rng(dist.get_rank())
+    embeddings = generator.standard_normal((count, size)).astype(np.float32)
+    labels = generator.integers(count, size=count)
+    with Watching():
+        evaluate(embeddings, labels, nmi=False, memory_limit=100_000, process_group=dist.group.WORLD)
+    return rows[0]
+
+
+def test_no_process_holds_more_vectors_than_a_share(tmp_path: Path) -> None:
+    for rows in in_processes(4, largest_tensor, tmp_path, 500, 97):
+        assert rows <= 600  # of 2,000
