@@ -235,7 +235,7 @@ def prepared_part(count: int) -> Work:
 
 def show_processes(count: int, most: int, seconds: float) -> None:
     """Time and memory over the number of processes of one thread each, the images divided evenly."""
-    columns = ["processes", "time", "times faster", "peak memory of a process, beside its embeddings"]
+    columns = ["processes", "time", "times faster", "CPU time of a process", "times less", "peak memory of a process"]
     result = table(f"Recall@1..1000 and MAP@R over processes of one thread each, {count:,} x {SIZE}", columns)
     numbers = [number for number in (1, 2, 3, 4, 8) if number <= most]
     with tempfile.TemporaryDirectory() as folder:
@@ -245,10 +245,11 @@ def show_processes(count: int, most: int, seconds: float) -> None:
             place.mkdir()
             groups[str(number)] = ProcessGroup(number, prepared_part, place, count)
         taken = side_by_side({name: group.work for name, group in groups.items()}, seconds, rounds=3)
-        for name, group in groups.items():
-            faster = f"{taken['1'] / taken[name]:.2f}"
-            result.add_row(name, milliseconds(taken[name]), faster, mebibytes(group.memory()))
-            group.stop()
+        costs = {name: group.costs() for name, group in groups.items()}
+        for name, (memory, busy) in costs.items():
+            faster, less = f"{taken['1'] / taken[name]:.2f}", f"{costs['1'][1] / busy:.2f}"
+            result.add_row(name, milliseconds(taken[name]), faster, milliseconds(busy), less, mebibytes(memory))
+            groups[name].stop()
     console.print(result)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,10 +43,14 @@ class ProcessGroup:
         self._send("work")
         self._receive()
 
-    def memory(self) -> int:
-        """Bytes of memory that the work took in the process that took most, beyond what its inputs hold."""
-        self._send("memory")
-        return max(self._receive())
+    def costs(self) -> tuple[int, float]:
+        """What the work took in the process that took most: bytes of memory beyond its inputs, seconds of a CPU.
+
+        The seconds are of the quickest of all times. On a machine that does other work too, they say more than a clock.
+        """
+        self._send("costs")
+        costs = self._receive()
+        return max(memory for memory, _ in costs), max(seconds for _, seconds in costs)
 
     def stop(self) -> None:
         """End the processes."""
@@ -56,7 +62,7 @@ class ProcessGroup:
         for end in self._ends:
             end.send(request)
 
-    def _receive(self) -> list[int]:
+    def _receive(self) -> list[tuple[int, float]]:
         return [end.recv() for end in self._ends]
 
 
@@ -69,9 +75,12 @@ def _serve(
     torch.ones(64, 64) @ torch.ones(64, 64)  # thread pools and their buffers are nobody's cost
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = resident("VmRSS")
-    end.send(0)
+    end.send((0, 0.0))
+    least = math.inf
     while (request := end.recv()) != "stop":
         if request == "work":
+            start = time.process_time()
             work()
-        end.send(max(0, resident("VmHWM") - before))
+            least = min(least, time.process_time() - start)
+        end.send((max(0, resident("VmHWM") - before), least))
     dist.destroy_process_group()
