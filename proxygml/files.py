@@ -46,6 +46,9 @@ _EXCHANGE = 2
 _HERE = -100
 """What renameat2 takes for paths that are relative to the working folder (AT_FDCWD)."""
 
+_LONGEST_HOLDER = 1000
+"""Bytes of what the holder of a lock writes about itself."""
+
 ADVICE = {
     errno.ENOSPC: "make room on the disk, or choose another folder, and repeat the command",
     errno.EDQUOT: "make room within your quota, or choose another folder, and repeat the command",
@@ -236,6 +239,17 @@ def _opened(path: Path, held: ExitStack) -> int:
     return descriptor
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let errors of the operating system that name no file, such as that of a full disk, name this one."""
@@ -365,18 +379,26 @@ def exclusive_lock(lock: Path) -> Iterator[None]:
     try:
         held = FileLock(lock, timeout=0).acquire()
     except Timeout as error:
-        found = holder.read_text(encoding="utf-8") if holder.exists() else "which has just started"
         raise OverwriteError(
-            f"another process is writing {lock.parent} ({found}): wait until it has finished, or stop it"
+            f"another process is writing {lock.parent} ({_holder(holder)}): wait until it has finished, or stop it"
         ) from error
     with held:
-        holder.write_text(
-            f"{os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8"
-        )
+        with atomic_write(holder, tidy=False) as temporary:  # never through a link that is there under its name
+            temporary.write_text(
+                f"{os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8"
+            )
         try:
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> str:
+    """What a lock's holder has written about itself; it may not have done so yet, or just have removed it."""
+    with suppress(OSError, UnicodeDecodeError):
+        if path.is_file() and path.stat().st_size <= _LONGEST_HOLDER:
+            return path.read_text(encoding="utf-8")
+    return "which has just started, or is about to end"
 
 
 def cache_folder(purpose: str) -> Path:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from proxygml import files
 from proxygml.errors import OverwriteError
-from proxygml.files import atomic_folder, atomic_write, remove_leftovers, temporary_folder
+from proxygml.files import atomic_folder, atomic_write, exclusive_lock, remove_leftovers, temporary_folder
 from tests.helpers.commands import run
 from tests.helpers.kills import survives_kills
 from tests.helpers.models import untrained
@@ -199,3 +199,26 @@ def test_a_command_removes_the_folder_that_a_killed_one_left_where_it_writes(
     else:
         run("prepare", "folder", "--root", images, "--test_classes", "half", "--out", tmp_path / "catalog.csv")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_who_holds_a_lock_is_written_through_no_link(tmp_path: Path) -> None:
+    """A gallery or a run folder may come from a stranger, and with it a link under the name of that file."""
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock-holder").symlink_to(secret)
+    with exclusive_lock(folder / ".lock"):
+        assert (folder / ".lock-holder").read_text().startswith(f"{os.getpid()} on")
+    assert secret.read_text() == "mine"
+
+
+@pytest.mark.parametrize("left", [None, b"\xff\xfe", b"x" * 10_000])
+def test_a_held_lock_is_named_whatever_its_holder_has_written(left: bytes | None, tmp_path: Path) -> None:
+    """It writes its name after it has the lock, and removes it before it gives the lock back."""
+    with exclusive_lock(tmp_path / ".lock"):
+        (tmp_path / ".lock-holder").unlink()
+        if left is not None:
+            (tmp_path / ".lock-holder").write_bytes(left)
+        with pytest.raises(OverwriteError, match="another process .*just started"), exclusive_lock(tmp_path / ".lock"):
+            pass
