@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,9 +36,20 @@ def write_model(folder: Path, description: Mapping[str, Any], tensors: Mapping[s
     text = json.dumps({"format": FORMAT} | dict(description), indent=2, ensure_ascii=False) + "\n"
     with atomic_write(described) as last, atomic_write(folder / TENSORS) as first:
         last.write_text(text, encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, first)
+        save_file(_apart(tensors), first)
         if described.is_file() and described.read_bytes() != text.encode():
             described.unlink()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory, which the format cannot express: of tied weights, each name gets its copy."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone(memory_format=torch.contiguous_format) if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return apart
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from proxygml.errors import ImageError, RecipeError, RunError, UserError, Weight
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
+from proxygml.models.model_files import read_tensors, write_model
 from tests.helpers.kills import survives_kills
 from tests.helpers.shared import shared_file
 
@@ -204,6 +205,17 @@ def test_embed_leaves_the_mode_as_it_was() -> None:
 def test_embed_names_what_is_no_image(images: object, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         build().embed(images)  # type: ignore[arg-type]
+
+
+def test_tied_weights_are_saved_under_each_of_their_names(tmp_path: Path) -> None:
+    """Some networks of timm share tensors, which safetensors refuses to write."""
+    linear = torch.nn.Linear(4, 4)
+    network = torch.nn.ModuleDict({"encoder": linear, "decoder": linear})
+    network.register_buffer("row", linear.weight.detach()[1])
+    write_model(tmp_path, {}, network.state_dict())
+    found = read_tensors(tmp_path, network.state_dict())
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+    network.load_state_dict(found)
 
 
 def test_saved_and_loaded_embedder_is_the_same(tmp_path: Path) -> None:
