@@ -1,7 +1,8 @@
 """`python -m benchmarks.sharded`: the loss with its classes divided over processes of one thread each.
 
-Beside it the same batch on one process, and the replicated way: every process computes the whole loss and the proxies'
-gradients are averaged. Each group of processes does a step in turn, so that a slow moment strikes all alike.
+Beside it the same batch on one process, and the replicated way of data parallelism: every process computes the whole
+loss of the gathered batch, and the gradients of samples and proxies are averaged. Each group of processes does a step
+in turn, so that a slow moment strikes all alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from benchmarks.loss import Case
+from benchmarks.loss import CUB, SOP, SOP_REGULARISED, Case
 from benchmarks.measure import console, machine, mebibytes, milliseconds, resident, side_by_side, table
 from benchmarks.scaling import MILLION
 from proxygml import ProxyGMLLoss
@@ -105,7 +106,8 @@ def _make_step(rank: int, processes: int, case: Case, replicated: bool) -> Calla
         everything = samples.new_empty(case.M, case.D)
         dist.all_gather_into_tensor(everything, samples.detach())
         loss(everything.requires_grad_(), labels).backward()
-        assert loss.proxies.grad is not None
+        assert everything.grad is not None and loss.proxies.grad is not None
+        dist.all_reduce(everything.grad)
         dist.all_reduce(loss.proxies.grad)
 
     return step
@@ -156,9 +158,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharded", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="10,000 and 100,000 classes on one and two processes")
     parser.add_argument("--classes", type=int, nargs="+", help="numbers of classes, instead of 10,000 to 1,000,000")
+    parser.add_argument("--small", action="store_true", help="the shapes of CUB-200-2011 and Stanford Online Products")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console.print(machine(torch.device("cpu")))
+    if arguments.small:
+        for case in (CUB, SOP, SOP_REGULARISED):
+            show(case, (1, 2), (2,), seconds=10)
+        return
     classes = arguments.classes or ((10_000, 100_000) if arguments.quick else (10_000, 100_000, 1_000_000))
     for count in classes:
         numbers = (1, 2) if arguments.quick else (1, 2, 4)
