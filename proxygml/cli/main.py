@@ -27,7 +27,7 @@ COMMANDS = {
     "search": "Find the images of a gallery that are most similar to yours.",
     "cluster": "Sort images into clusters, and list near-duplicates.",
     "serve": "Answer searches over HTTP, with a page to search on.",
-    "export": "Write an embedder as an ONNX file, with its preprocessing as JSON.",
+    "export": "Write an embedder as an ONNX file, with its preprocessing as JSON; or the proxies of its loss.",
 }
 """Each is the file of its name beside this one, with a function `run(parser, arguments)`."""
 

@@ -23,6 +23,7 @@ from proxygml.comparison.row import METRICS, MOST_SHARE, Cost, Key
 from proxygml.console import console
 from proxygml.errors import DivergedError, RunError
 from proxygml.files import atomic_write, check_size
+from proxygml.training.checkpoint import loss_parameters
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.history import read_history
 from proxygml.training.recipe import Recipe
@@ -139,7 +140,7 @@ def remove_leftovers(cell: Cell) -> None:
 
     Those of hundreds of cells would fill a disk.
     """
-    shutil.rmtree(cell.run.checkpoint.parent, ignore_errors=True)
+    shutil.rmtree(cell.run.checkpoints, ignore_errors=True)
     if cell.is_trial:
         cell.run.model.unlink(missing_ok=True)
 
@@ -168,16 +169,13 @@ def _train(cell: Cell, recipe: Recipe) -> bool:
 def _cost(cell: Cell) -> Cost:
     on_gpu = torch.cuda.is_available()
     history = cell.history()
-    learned: dict[str, torch.Tensor] = {}
-    if cell.run.checkpoint.exists():
-        learned = torch.load(cell.run.checkpoint, map_location="cpu", weights_only=True, mmap=True)["criterion"]
+    checkpoint = cell.run.checkpoint
     return Cost(
         seconds_per_epoch=round(median(history["seconds"] if len(history) else [0.0]), 3),
         peak_memory_mib=_peak_memory(),
         gpu_memory_mib=round(torch.cuda.max_memory_allocated() / MIB, 1) if on_gpu else None,
         device=torch.cuda.get_device_name() if on_gpu else "CPU",
-        # Not what a loss keeps beside its parameters, such as the numbers that a checkpoint must agree with.
-        loss_parameters=sum(tensor.numel() for name, tensor in learned.items() if not name.endswith("_extra_state")),
+        loss_parameters=0 if checkpoint is None else loss_parameters(checkpoint),
     )
 
 

@@ -130,6 +130,11 @@ class ProxyGMLLoss(nn.Module):
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(check_loaded)  # type: ignore[no-untyped-call]
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The processes that the classes are divided over; None where this one owns them all."""
+        return None if self._shard is None else self._shard.group
+
     def reset_parameters(self) -> None:
         """Draw the proxies anew, as published: Kaiming uniform with a = sqrt(5).
 

@@ -21,7 +21,7 @@ from proxygml.models.bn_inception import BNInception
 from proxygml.models.model_files import check_finite_tensors
 
 TABLES = ("state_dict", "model", "model_state_dict", "embedder", "backbone", "network", "net")
-"""Where the checkpoints of training loops, ours among them, keep the tensors of the network."""
+"""Where the checkpoints of training loops keep the tensors of the network."""
 
 LARGEST_SHARE = 16
 """A checkpoint may be so many times as large as the backbone: with a classifier, an optimiser and averaged weights."""

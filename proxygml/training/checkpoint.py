@@ -1,26 +1,43 @@
-"""Checkpoints: everything that training needs to go on after its last finished epoch, and how it is read back."""
+"""Checkpoints: everything that training needs to go on after its last finished epoch, and how it is read back.
+
+How the files are written and read is in checkpoint_storage.py.
+"""
 
 import hashlib
-import pickle
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
 from proxygml.errors import RunError
-from proxygml.files import atomic_write, check_size
+from proxygml.files import atomic_write, check_ending, check_overwrite, remove_folder
+from proxygml.loss.lazy_adam import LazyAdam
+from proxygml.loss.proxygml_loss import ProxyGMLLoss
+from proxygml.training.checkpoint_storage import (
+    Index,
+    Rows,
+    Stored,
+    load,
+    read_index,
+    read_rows,
+    save,
+)
+from proxygml.training.run_folder import RunFolder
+from proxygml.training.tensor_file import Source, row_blocks, write_tensor_file
 
-LARGEST_SHARE = 8
-"""A checkpoint may be so many times as large as network and loss: optimisers keep two numbers for each of theirs."""
+PROXIES = "criterion.proxies"
+"""The name of ProxyGMLLoss's proxies in a checkpoint."""
 
-ROOM = 256 * 2**20
-"""Bytes that a checkpoint may have beside that."""
+ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
+LAZY_ADAM_STATE = ADAM_STATE | {"decay", "decayed"}
+"""What the optimisers keep of a parameter that they have updated."""
 
 EpochMetrics = dict[str, float]
 """A row of metrics.csv: what one epoch gave."""
@@ -58,18 +75,21 @@ def training_data_fingerprint(images: Catalog) -> str:
 
 
 @dataclass(frozen=True)
-class CheckpointFile:
-    """The checkpoint of a run, and what is saved to it and restored from it.
+class Checkpoints:
+    """The checkpoints of a run: what is saved to them and restored from them.
+
+    Each process holds, saves and restores its own classes' proxies and their moments; all else is the same on each. So
+    any number of processes can go on from what any other number saved.
 
     Args:
-        path: the file.
+        folder: the folder of all checkpoints of the run.
         accelerator: whose loss scaler is kept too.
         embedder, criterion, optimizers: what learns; restored in place.
         catalog: the table of the training images, for messages.
         data: the fingerprint of the training images.
     """
 
-    path: Path
+    folder: Path
     accelerator: Accelerator
     embedder: nn.Module
     criterion: nn.Module
@@ -78,66 +98,196 @@ class CheckpointFile:
     data: str
 
     def save(self, progress: Progress) -> None:
-        """Write the checkpoint, whole or not at all."""
-        scaler = self.accelerator.scaler
-        with atomic_write(self.path) as temporary:
-            torch.save(
-                {
-                    "progress": asdict(progress),
-                    "data": self.data,
-                    "embedder": self.embedder.state_dict(),
-                    "criterion": self.criterion.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                    "scaler": None if scaler is None else scaler.state_dict(),
-                },
-                temporary,
-            )
+        """Write a checkpoint, whole or not at all, then remove those before it. All processes call this together."""
+        scaler, folder = self.accelerator.scaler, self.folder / f"epoch-{progress.epoch:04d}"
+        values = {
+            "progress": asdict(progress),
+            "data": self.data,
+            "classes": self._classes(),
+            "optimizers": {name: value for name, value in self._optimizer_state() if not isinstance(value, Tensor)},
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        tensors = self._model()
+        for name, value in self._optimizer_state():
+            if isinstance(value, Tensor):
+                tensors[name] = self._rows(_parameter_of(self.optimizers, name), value)
+        save(folder, tensors, values)
+        if self.accelerator.is_main_process:
+            for path in [*self.folder.glob("epoch-*"), *self.folder.glob(".epoch-*.tmp")]:
+                if path != folder:
+                    remove_folder(path)
 
-    def restore(self) -> Progress:
-        """Go back to the last finished epoch.
+    def restore(self, folder: Path) -> Progress:
+        """Go back to where a checkpoint was saved. All processes call this together.
 
         Raises:
             RunError: the checkpoint cannot be read, or the training images are not those that it was made with.
         """
-        check_size(self.path, LARGEST_SHARE * self._bytes() + ROOM, RunError)
+        index = read_index(folder)
+        self._check_data(folder, index.values.get("data"))
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            return self._restore(state)
-        except RunError:
-            raise
-        except (
-            AttributeError,
-            EOFError,
-            IndexError,
-            KeyError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-        ) as error:
+            return self._restore(folder, index)
+        except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
-                f"{self.path} cannot be read, or is not of the recipe beside it ({error}): put the recipe back, or "
+                f"{folder} cannot be read, or is not of the recipe beside it ({error}): put the recipe back, or "
                 "start another run"
             ) from error
 
-    def _restore(self, state: dict[str, Any]) -> Progress:
-        if state["data"] != self.data:
+    def _check_data(self, folder: Path, data: object) -> None:
+        """Raise RunError where the checkpoint is of other training images."""
+        if data != self.data:
             raise RunError(
-                f"{self.catalog} has {self.data}, but {self.path} comes from training on {state['data']}: "
+                f"{self.catalog} has {self.data}, but {folder} comes from training on {data}: "
                 "put the old catalog back, or start another run"
             )
-        self.embedder.load_state_dict(state["embedder"])
-        self.criterion.load_state_dict(state["criterion"])
-        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer_state)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        progress = Progress(**state["progress"])
+
+    def _restore(self, folder: Path, index: Index) -> Progress:
+        progress = Progress(**index.values["progress"])
         progress.check()
+        if index.values["classes"] != self._classes():
+            raise ValueError(f"it has [classes, proxies of each] {index.values['classes']}, not {self._classes()}")
+        tensors, states = self._model(), _states(index, self.optimizers)
+        for name, stored in index.tensors.items():
+            if name.startswith("optimizers."):
+                number, place, key = _split(name)
+                parameter = _parameter_of(self.optimizers, name)
+                blank = torch.zeros(_local_shape(stored, parameter), dtype=stored.dtype, device=parameter.device)
+                tensors[name] = self._rows(parameter, blank)
+                states[number][place][key] = blank
+        _check_names(index.tensors, tensors)
+        load(folder, index, tensors)
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            _check_state(optimizer, state)
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(index.values["scaler"])
         return progress
 
-    def _bytes(self) -> int:
-        """What network and loss take."""
-        tensors = [*self.embedder.state_dict().values(), *self.criterion.state_dict().values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
+    def _model(self) -> dict[str, Rows]:
+        """The tensors of network and loss, which share memory with them."""
+        tensors = {f"embedder.{name}": Rows(tensor) for name, tensor in self.embedder.state_dict().items()}
+        if isinstance(self.criterion, ProxyGMLLoss):
+            return tensors | {PROXIES: self._rows(self.criterion.proxies, self.criterion.proxies.detach())}
+        return tensors | {f"criterion.{name}": Rows(tensor) for name, tensor in self.criterion.state_dict().items()}
+
+    def _classes(self) -> list[int] | None:
+        """What the rows of the proxies stand for: how many classes, and how many proxies of each."""
+        loss = self.criterion
+        return [loss.num_classes, loss.proxies_per_class] if isinstance(loss, ProxyGMLLoss) else None
+
+    def _rows(self, parameter: Tensor, tensor: Tensor) -> Rows:
+        """What this process holds of a tensor that has the rows of a parameter, or no dimension."""
+        loss = self.criterion
+        if isinstance(loss, ProxyGMLLoss) and parameter is loss.proxies and tensor.dim():
+            per_class = loss.proxies_per_class
+            return Rows(tensor, loss.owned_classes.start * per_class, loss.num_classes * per_class)
+        return Rows(tensor)
+
+    def _optimizer_state(self) -> Iterator[tuple[str, Tensor | float]]:
+        """All that the optimisers keep, by name: number of the optimiser, number of the parameter, key."""
+        for number, optimizer in enumerate(self.optimizers):
+            for place, parameter in enumerate(_parameters(optimizer)):
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    yield f"optimizers.{number}.{place}.{key}", value
+
+
+def export_proxies(run_folder: Path, path: Path, force: bool = False) -> tuple[int, int]:
+    """Write all proxies of a run's last checkpoint to one `.safetensors` file, a piece at a time: in little memory.
+
+    Args:
+        run_folder: of a run with ProxyGMLLoss; trained by one process or by several.
+        path: the file to write, ending in .safetensors. It holds one tensor, `proxies`, (C*N, D), class-major.
+        force: replace a file that is there.
+
+    Returns:
+        Its shape.
+
+    Raises:
+        OverwriteError: the file is there already, and `force` is False.
+        RunError: the folder has no checkpoint, or that one no proxies.
+        UserError: the path does not end in .safetensors.
+    """
+    check_ending(path, ".safetensors")
+    check_overwrite(path, force)
+    folder = RunFolder(run_folder).checkpoint
+    if folder is None:
+        raise RunError(f"{run_folder} has no checkpoint, which the proxies would be read from: train it for an epoch")
+    index = read_index(folder)
+    if PROXIES not in index.tensors:
+        raise RunError(f"{folder} holds no proxies: its loss is not ProxyGMLLoss")
+    stored = index.tensors[PROXIES]
+    pieces = (
+        read_rows(folder, PROXIES, stored, part, rows)
+        for part in stored.parts
+        for rows in row_blocks(stored.chunk(part).sizes, stored.dtype)
+    )
+    with atomic_write(path) as temporary:
+        write_tensor_file(temporary, {"proxies": Source(stored.dtype, tuple(stored.shape), pieces)})
+    count, size = stored.shape
+    return count, size
+
+
+def loss_parameters(folder: Path) -> int:
+    """How many numbers the loss of a checkpoint holds."""
+    tensors = read_index(folder).tensors
+    # Not what a loss keeps beside its parameters, such as the numbers that a state must agree with.
+    learned = [name for name in tensors if name.startswith("criterion.") and not name.endswith("_extra_state")]
+    return sum(tensors[name].shape.numel() for name in learned)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _split(name: str) -> tuple[int, int, str]:
+    """The number of an optimiser, that of its parameter, and the key of what it keeps."""
+    _, number, place, key = name.split(".")
+    return int(number), int(place), key
+
+
+def _parameter_of(optimizers: Sequence[torch.optim.Optimizer], name: str) -> Tensor:
+    number, place, _ = _split(name)
+    return _parameters(optimizers[number])[place]
+
+
+def _states(index: Index, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[int, dict[str, Any]]]:
+    """For each optimiser, for each parameter of which a checkpoint holds something, the values that are no tensors."""
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+    for name in index.tensors:
+        if name.startswith("optimizers."):
+            number, place, _ = _split(name)
+            states[number].setdefault(place, {})
+    for name, value in index.values["optimizers"].items():
+        number, place, key = _split(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise TypeError(f"{name} is {value!r}, but must be a number")
+        states[number][place][key] = value
+    return states
+
+
+def _local_shape(stored: Stored, parameter: Tensor) -> torch.Size:
+    """The shape of what this process holds of a tensor with the rows of a parameter, or with no dimension."""
+    if not stored.shape:
+        return stored.shape
+    if stored.shape[1:] not in (parameter.shape[1:], torch.Size(())):
+        raise ValueError(f"an optimiser's rows are {tuple(stored.shape[1:])}, not {tuple(parameter.shape[1:])}")
+    return torch.Size((*parameter.shape[:1], *stored.shape[1:]))
+
+
+def _check_names(stored: dict[str, Stored], expected: dict[str, Rows]) -> None:
+    """Raise ValueError where a checkpoint has other tensors than expected, or one of another shape or type."""
+    for name in stored.keys() ^ expected.keys():
+        raise ValueError(f"{name} is {'not expected' if name in stored else 'missing'}")
+    for name, rows in expected.items():
+        found, wanted = stored[name], (rows.shape, rows.tensor.dtype)
+        if (found.shape, found.dtype) != wanted:
+            raise ValueError(f"{name} is {found.dtype} of shape {tuple(found.shape)}, not {wanted[1]}, {wanted[0]}")
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+    """Raise ValueError where an optimiser could not go on from a state."""
+    lazy = isinstance(getattr(optimizer, "optimizer", optimizer), LazyAdam)
+    expected = LAZY_ADAM_STATE if lazy else ADAM_STATE
+    for place, kept in state.items():
+        if kept.keys() != expected:
+            raise ValueError(f"of parameter {place} an optimiser kept {sorted(kept)}, not {sorted(expected)}")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import psutil
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from proxygml.console import console
@@ -52,22 +54,23 @@ class MinedLoss(nn.Module):
         return loss
 
 
-def make_criterion(settings: LossSettings, num_classes: int, embedding_size: int) -> nn.Module:
+def make_criterion(
+    settings: LossSettings, num_classes: int, embedding_size: int, process_group: dist.ProcessGroup | None = None
+) -> nn.Module:
     """The loss of a recipe: called with embeddings (M, embedding_size) and labels (M,) in 0..num_classes - 1.
+
+    Args:
+        settings: which loss, and its arguments.
+        num_classes: C.
+        embedding_size: D.
+        process_group: the processes that train together. ProxyGMLLoss divides its classes over them, unless
+            `loss.sharded` is false.
 
     Raises:
         RecipeError: there is no loss or miner of that name, or it has no such argument.
     """
     if settings.is_ours:
-        arguments = settings.of_ours()
-        dtype = getattr(torch, arguments.pop("proxy_dtype"))
-        _check_memory(num_classes * settings.proxies_per_class * embedding_size * dtype.itemsize, settings)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            criterion = ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype)
-        for warning in caught:  # without the line of source that Python's own form shows
-            console.print(f"loss: {warning.message}", style="yellow", markup=False, soft_wrap=True)
-        return criterion
+        return _ours(settings, num_classes, embedding_size, process_group if settings.sharded else None)
     # Slow to import, and only other losses than ours need it.
     from pytorch_metric_learning import losses, miners  # noqa: PLC0415
     from pytorch_metric_learning.losses import BaseMetricLossFunction  # noqa: PLC0415
@@ -84,6 +87,24 @@ def make_criterion(settings: LossSettings, num_classes: int, embedding_size: int
     return MinedLoss(loss, _build(kind, settings.miner_arguments, {}, "loss.miner_arguments"))
 
 
+def _ours(
+    settings: LossSettings, num_classes: int, embedding_size: int, process_group: dist.ProcessGroup | None
+) -> ProxyGMLLoss:
+    arguments = settings.of_ours()
+    del arguments["sharded"]
+    dtype = getattr(torch, arguments.pop("proxy_dtype"))
+    processes = 1 if process_group is None else dist.get_world_size(process_group)
+    size = num_classes * settings.proxies_per_class * embedding_size * dtype.itemsize
+    _check_memory(size // processes, settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        criterion = ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype, process_group=process_group)
+    if PartialState().is_main_process:
+        for warning in caught:  # without the line of source that Python's own form shows
+            console.print(f"loss: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+    return criterion
+
+
 def _classes(module: Mapping[str, object], base: type) -> dict[str, type[nn.Module]]:
     return {
         name: kind
@@ -93,12 +114,13 @@ def _classes(module: Mapping[str, object], base: type) -> dict[str, type[nn.Modu
 
 
 def _check_memory(size: int, settings: LossSettings) -> None:
-    """Raise RecipeError where the proxies alone, of so many bytes, are more than this machine's memory."""
+    """Raise RecipeError where a process's proxies alone, of so many bytes, are more than this machine's memory."""
     memory = psutil.virtual_memory().total
     if size > memory:
         raise RecipeError(
             f"loss.proxies_per_class is {settings.proxies_per_class}, which makes proxies of {size / 2**30:,.0f} GiB, "
-            f"but this machine has {memory / 2**30:,.0f} GiB: take fewer, or a smaller embedder.embedding_size"
+            f"but this machine has {memory / 2**30:,.0f} GiB: take fewer, "
+            "a smaller embedder.embedding_size, or more machines"
         )
 
 

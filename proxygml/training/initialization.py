@@ -108,6 +108,9 @@ def start_head(head: Head, blocks: Callable[[], Iterator[Tensor]], labels: Tenso
         blocks: gives the features (m, F) anew at each call.
         labels: int64 (n,), the class of each.
         recipe: how the layer starts.
+
+    Raises:
+        RecipeError: the layer is to start from features that are all 0.
     """
     if isinstance(head.norm, Standardized):
         measured = Moments.of(blocks())
@@ -118,6 +121,11 @@ def start_head(head: Head, blocks: Callable[[], Iterator[Tensor]], labels: Tenso
     normed = (head.norm(block.to(next(head.parameters()).device)).cpu() for block in blocks())
     by_class = recipe.embedding_start == "lda"
     moments = Moments.of(normed, labels if by_class else None)
+    if not moments.products.any():
+        raise RecipeError(
+            f"embedding_start is {recipe.embedding_start}, but all features of the {len(labels):,} training images are "
+            "0: take other weights of the backbone, or embedding_start random"
+        )
     size = recipe.embedder.embedding_size
     if by_class:
         weight, bias = discriminants(moments, size, recipe.whitening)
@@ -141,23 +149,25 @@ def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -
     """Turn each proxy to the mean of a part of its class's embeddings: ours. Lengths stay as they were drawn.
 
     Image i of a class goes to its proxy i modulo N; a class with fewer than N images starts several proxies alike, and
-    one that label noise has left without any stays as drawn.
+    one that label noise has left without any stays as drawn. So does a proxy whose mean is 0, which has no direction.
 
     Args:
-        criterion: with C*N proxies.
+        criterion: the loss. Where its classes are divided over processes, each starts the proxies that it holds.
         embeddings: (n, D), L2-normalised.
         labels: (n,) int64 in 0..C-1.
     """
-    per_class, total = criterion.proxies_per_class, len(criterion.proxies)
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels, minlength=criterion.num_classes)
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]  # of an image within its class
-    sums = embeddings.new_zeros(total, embeddings.shape[1])
-    sums.index_add_(0, labels[order] * per_class + place % per_class, embeddings[order])
-    rows = torch.arange(total)
+    owned, per_class = criterion.owned_classes, criterion.proxies_per_class
+    mine = ((labels >= owned.start) & (labels < owned.stop)).nonzero().squeeze(1)
+    order = mine[torch.argsort(labels[mine], stable=True)]
+    classes = labels[order] - owned.start
+    counts = torch.bincount(classes, minlength=len(owned))
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[classes]  # of an image within its class
+    sums = embeddings.new_zeros(len(criterion.proxies), embeddings.shape[1])
+    sums.index_add_(0, classes * per_class + place % per_class, embeddings[order])
+    rows = torch.arange(len(sums))
     owner = rows // per_class
     shared = owner * per_class + rows % per_class % counts[owner].clamp(1, per_class)
     proxies = criterion.proxies
     directions = F.normalize(sums[shared], dim=1).to(proxies.device, proxies.dtype)
     turned = directions * torch.linalg.vector_norm(proxies, dim=1, keepdim=True)
-    proxies.copy_(torch.where(counts[owner, None].to(proxies.device) > 0, turned, proxies))
+    proxies.copy_(torch.where(directions.any(dim=1, keepdim=True), turned, proxies))

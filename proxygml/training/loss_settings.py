@@ -73,6 +73,10 @@ class LossSettings:
     memory_limit: int = 32 * 2**20
     """Bytes that the regulariser's logits may take at a time."""
 
+    sharded: bool = True
+    """With several processes: divide the classes over them, so that each holds and updates its own proxies alone.
+    false: each process holds all proxies and computes the whole loss. The results are the same."""
+
     def __post_init__(self) -> None:
         for key, holds, expected in (
             ("proxies_per_class", 1 <= self.proxies_per_class <= MOST_PROXIES, f"1 to {MOST_PROXIES:,}"),
@@ -88,6 +92,11 @@ class LossSettings:
             raise RecipeError(
                 f"loss.sparse is true and loss.proxy_weight is {self.proxy_weight}, but the regulariser moves every "
                 "proxy: set proxy_weight to 0, or leave sparse out"
+            )
+        if self.sparse and not self.sharded:
+            raise RecipeError(
+                "loss.sparse is true and loss.sharded false, but several processes cannot average sparse gradients: "
+                "leave sharded out"
             )
         if self.proxy_sample is not None and not self.proxy_weight:
             raise RecipeError(
@@ -106,7 +115,7 @@ class LossSettings:
         return self.name == OURS
 
     def of_ours(self) -> dict[str, Any]:
-        """The arguments of ProxyGMLLoss."""
+        """The arguments of ProxyGMLLoss, and how its proxies are kept: proxy_dtype, sharded."""
         others = ("name", *OF_OTHERS)
         return {key.name: getattr(self, key.name) for key in fields(self) if key.name not in others}
 

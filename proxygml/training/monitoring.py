@@ -3,10 +3,12 @@
 import csv
 import math
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -14,7 +16,9 @@ from proxygml.console import console
 from proxygml.errors import DivergedError
 from proxygml.files import atomic_write
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
+from proxygml.loss.sharded import classes_of
 from proxygml.training.checkpoint import EpochMetrics, Progress
+from proxygml.training.processes import any_process, parts_of_processes
 from proxygml.training.recipe import Recipe
 
 LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
@@ -23,10 +27,19 @@ COLLAPSED = 0.9  # mean cosine of a batch above which the embeddings hardly diff
 UNSPREAD_EPOCHS = 5  # after the warm-up, in which a network that starts in a narrow cone may still spread
 
 
-def mean_cosine(embeddings: Tensor) -> Tensor:
-    """Mean cosine between two different rows of L2-normalised (M, D): near 1 when all point the same way."""
-    count = len(embeddings)
-    return (embeddings.sum(dim=0).square().sum() - count) / max(count * (count - 1), 1)
+@torch.no_grad()
+def mean_cosine(embeddings: Tensor, size: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Mean cosine between two different embeddings of a global batch: near 1 when all point the same way.
+
+    Args:
+        embeddings: L2-normalised (m, D): the batch, or this process's part of it.
+        size: M, how many embeddings the batch holds.
+        group: the processes that hold the parts; each sends D numbers. None: this one holds them all.
+    """
+    total = embeddings.sum(dim=0)
+    if group is not None:
+        dist.all_reduce(total, group=group)
+    return (total.square().sum() - size) / max(size * (size - 1), 1)
 
 
 class CollapseWatch:
@@ -89,12 +102,12 @@ class Meter:
         self.cosine = torch.zeros((), dtype=torch.float64)
         self.note = ""
 
-    def add(self, loss: Tensor, embeddings: Tensor) -> None:
-        """Count a step."""
+    def add(self, loss: Tensor, cosine: Tensor, size: int) -> None:
+        """Count a step on a global batch of `size` images: its loss, and their mean cosine."""
         self.last_loss = loss.detach()
         self.loss = self.loss.to(loss.device) + self.last_loss
-        self.cosine = self.cosine.to(loss.device) + mean_cosine(embeddings.detach())
-        self.images += len(embeddings)
+        self.cosine = self.cosine.to(loss.device) + cosine
+        self.images += size
         self.steps += 1
 
     def describe(self, loss: float, cosine: float) -> None:
@@ -127,21 +140,21 @@ class Monitor:
     """Looks at the batches of a run: logs them, warns of a collapse once, and stops a run that diverges."""
 
     recipe: Recipe
-    checkpoint: Path
+    checkpoints: Path
     accelerator: Accelerator
     progress: Progress
     collapse: CollapseWatch = field(default_factory=CollapseWatch)
 
-    def look(self, meter: Meter, embeddings: Tensor, epoch: int, step: int) -> None:
-        """Look at a batch before its loss is computed: on CPUs at each, on a GPU at every 20th.
+    def look(self, meter: Meter, mean: Tensor, epoch: int, step: int) -> None:
+        """Look at a batch, by its mean cosine, before its loss is computed: on CPUs at each, on a GPU at every 20th.
 
         Raises:
             DivergedError: the last loss or the embeddings are not finite.
         """
         now = self.progress.steps % LOG_EVERY == 0
-        if embeddings.device.type != "cpu" and not now:
+        if mean.device.type != "cpu" and not now:
             return
-        cosine = float(mean_cosine(embeddings.detach()))
+        cosine = float(mean)
         self.check_finite_loss(meter.last_loss, epoch, step)
         if not math.isfinite(cosine):
             self._raise_diverged("the embeddings hold NaN or infinite values", epoch, step)
@@ -172,13 +185,16 @@ class Monitor:
 
     @torch.no_grad()
     def check_finite_network(self, network: nn.Module, inputs: Tensor, epoch: int, step: int) -> None:
-        """Raise DivergedError where the network that the last step left gives NaN: that step has no loss yet."""
-        if not torch.isfinite(network.eval()(inputs)).all():
+        """Raise DivergedError where the network that the last step left gives NaN: that step has no loss yet.
+
+        Where one process finds NaN in its part of the batch, all of them raise it.
+        """
+        if any_process(not torch.isfinite(network.eval()(inputs)).all(), self.accelerator):
             self._raise_diverged("the network gives NaN or infinite embeddings", epoch, step)
 
     def _raise_diverged(self, what: str, epoch: int, step: int) -> None:
         kept = (
-            f"the last good state, after epoch {self.progress.epoch}, is kept in {self.checkpoint}"
+            f"the last good state, after epoch {self.progress.epoch}, is kept in {self.checkpoints}"
             if self.progress.epoch
             else "no epoch had finished"
         )
@@ -190,7 +206,10 @@ class Monitor:
 
 
 class ProxyCounter:
-    """Counts how often each proxy is kept in the sub-graph of a sample of another class."""
+    """Counts how often each proxy is kept in the sub-graph of a sample of another class.
+
+    Where the classes are divided over processes, each counts for the proxies that it holds.
+    """
 
     def __init__(self, criterion: ProxyGMLLoss) -> None:
         self.criterion = criterion
@@ -200,11 +219,22 @@ class ProxyCounter:
         """Count the sub-graphs of a batch."""
         self.counts += self.criterion.kept_by_others(embeddings.detach(), labels)
 
-    def write(self, path: Path, classes: tuple[str, ...]) -> None:
-        """Write one row per proxy: its class, its number within the class, how often it was kept."""
-        per_class = self.criterion.proxies_per_class
+    def write(self, path: Path, classes: tuple[str, ...], is_main_process: bool) -> None:
+        """Write one row per proxy: its class, its number within the class, how often it was kept.
+
+        All processes call this. The main one writes; of the others it holds the counts of one at a time.
+        """
+        loss, per_class = self.criterion, self.criterion.proxies_per_class
+        parts = iter([self.counts])
+        if loss.process_group is not None:
+            number = dist.get_world_size(loss.process_group)
+            sizes = [len(classes_of(loss.num_classes, process, number)) * per_class for process in range(number)]
+            parts = parts_of_processes(self.counts, sizes, loss.process_group)
+        if not is_main_process:
+            deque(parts, maxlen=0)  # sends this process's counts
+            return
         with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["label", "proxy", "kept"])
-            for row, count in enumerate(self.counts.tolist()):
+            for row, count in enumerate(count for part in parts for count in part.tolist()):
                 writer.writerow([classes[row // per_class], row % per_class, count])

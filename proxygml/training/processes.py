@@ -1,6 +1,7 @@
 """The processes that train together: Accelerate, data parallelism, the global batch, shared statistics."""
 
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -119,15 +120,54 @@ def data_parallel(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     return prepared
 
 
-def replicated(criterion: nn.Module) -> nn.Module:
-    """Make a criterion with sparse gradients, which data parallelism cannot exchange on every device, alike everywhere.
+def process_group(accelerator: Accelerator) -> dist.ProcessGroup | None:
+    """The processes that train together; None where there is only one."""
+    return dist.group.WORLD if accelerator.num_processes > 1 else None
 
-    Each process computes the gradients of the whole batch and takes the same step. Rounding on a GPU may still move the
-    processes apart, so the main process's parameters are sent to all.
+
+def own_part(embeddings: Tensor, labels: Tensor, size: int, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """This process's part of a global batch of `size` images, without the image that fills it up (see Batches)."""
+    count = len(range(accelerator.process_index, size, accelerator.num_processes))
+    return embeddings[:count], labels[:count]
+
+
+@torch.no_grad()
+def share_overflow(gradient: Tensor, parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:
+    """Let the loss scaling of fp16 see the overflow of a gradient that is divided over processes on all of them.
+
+    Else those without it would take the step that the others skip, and scale differently from then on. Source: ours;
+    torch's ShardedGradScaler cannot be used with a fused Adam.
+
+    Args:
+        gradient: this process's part.
+        parameters: all that the optimiser updates. Where a part has overflowed, one number of their gradients becomes
+            NaN, on every process.
+        group: the processes.
     """
-    for parameter in criterion.parameters():
-        broadcast(parameter.data)
-    return criterion
+    overflow = (~gradient.isfinite()).any().float()
+    dist.all_reduce(overflow, dist.ReduceOp.MAX, group=group)
+    seen = next(each.grad for each in parameters if each.grad is not None and each.grad.numel())
+    seen[(0,) * seen.dim()] += torch.where(overflow > 0, torch.nan, 0.0)
+
+
+def parts_of_processes(part: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Iterator[Tensor]:
+    """The parts (sizes[process], ...) of all processes in turn, on the first one; no other part is in memory then.
+
+    All processes must go through to the end. On the others, which send theirs, there is nothing to see.
+    """
+    if dist.get_rank(group) > 0:
+        dist.send(part, dist.get_global_rank(group, 0), group=group)
+        return
+    yield part
+    for process, size in enumerate(sizes[1:], start=1):
+        other = part.new_empty(size, *part.shape[1:])
+        dist.recv(other, dist.get_global_rank(group, process), group=group)
+        yield other
+
+
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether it holds on any process, the same on each."""
+    return bool(accelerator.reduce(torch.tensor(int(flag), device=accelerator.device)))
 
 
 def gather_batch(embeddings: Tensor, labels: Tensor, size: int, accelerator: Accelerator) -> tuple[Tensor, Tensor]:

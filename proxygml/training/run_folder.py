@@ -1,6 +1,7 @@
 """The run folder: the place of every file of a run."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,13 +52,23 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
-    def checkpoint(self) -> Path:
-        """All that training needs to go on after its last finished epoch."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, and of the best model so far."""
+        return self.path / "checkpoints"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder of all that training needs to go on after its last finished epoch; None before the first ends."""
+        found = {
+            int(name[1]): path
+            for path in (self.checkpoints.iterdir() if self.checkpoints.is_dir() else ())
+            if (name := re.fullmatch(r"epoch-(\d{4,18})", path.name))
+        }
+        return found[max(found)] if found else None
 
     def best(self, epoch: int) -> Path:
         """The folder of the model of an epoch that was the best so far on the validation classes."""
-        return self.path / "checkpoints" / f"best-{epoch:04d}"
+        return self.checkpoints / f"best-{epoch:04d}"
 
     @property
     def model(self) -> Path:
@@ -121,7 +132,7 @@ class RunFolder:
             raise OverwriteError(
                 f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --run"
             )
-        if self.checkpoint.exists():
+        if self.checkpoint is not None:
             raise OverwriteError(
                 f"{self.path} holds the checkpoint of a run whose recipe.yaml is gone: put that back and continue the "
                 "run, or choose another --run"

@@ -22,23 +22,20 @@ from proxygml.evaluation.metrics import score_queries
 from proxygml.files import atomic_write, remove_leftovers
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
-from proxygml.training.checkpoint import (
-    CheckpointFile,
-    EpochMetrics,
-    Progress,
-    training_data_fingerprint,
-)
+from proxygml.training.checkpoint import Checkpoints, EpochMetrics, Progress, training_data_fingerprint
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import FeatureDataset, cached_features, embed_catalog, embed_features
 from proxygml.training.initialization import initial_embedder, start_embeddings, start_proxies
-from proxygml.training.monitoring import Meter, Monitor, ProxyCounter, kept_message, validation_message
+from proxygml.training.monitoring import Meter, Monitor, ProxyCounter, kept_message, mean_cosine, validation_message
 from proxygml.training.optimization import check_learning_rates, freeze, make_optimizers, set_learning_rates
 from proxygml.training.processes import (
     data_parallel,
     gather_batch,
     make_accelerator,
-    replicated,
+    own_part,
+    process_group,
     share_batch_statistics,
+    share_overflow,
     start_tracking,
 )
 from proxygml.training.recipe import Recipe
@@ -81,7 +78,7 @@ def resume(run: RunFolder) -> None:
     accelerator = make_accelerator(recipe, run.path)
     with _locked(run, accelerator):
         if accelerator.is_main_process:
-            remove_leftovers(run.checkpoint.parent)
+            remove_leftovers(run.checkpoints)
         training = Training(recipe, run, accelerator)
         start_tracking(accelerator, recipe)
         training.run_to_end()
@@ -93,7 +90,7 @@ def _locked(run: RunFolder, accelerator: Accelerator) -> AbstractContextManager[
 
 
 class Training:
-    """One run: the network, the loss, the optimisers and the data, the same on every process.
+    """One run: network, loss, optimisers and data; alike on all processes, but for the proxies of their classes.
 
     They are as the recipe starts them; or, where the run folder has a checkpoint, as that one left them.
     """
@@ -109,19 +106,22 @@ class Training:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.batches = Batches(labels, recipe.batch_size, recipe.images_per_class, recipe.seed, rank, world_size)
 
-        restored = run.checkpoint.exists()
+        restored = run.checkpoint
+        is_new = restored is None
         self.embedder = initial_embedder(
-            recipe, classes, self.accelerator, (self.train_images, self.labels), restored=restored
+            recipe, classes, self.accelerator, (self.train_images, self.labels), restored=not is_new
         )
         share_batch_statistics(self.embedder, recipe, self.accelerator)
-        self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size)
+        group = process_group(self.accelerator)
+        self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size, group)
         self.criterion.to(self.accelerator.device)
-        if recipe.proxy_start == "features" and not restored:
+        self.shard_group = self.criterion.process_group if isinstance(self.criterion, ProxyGMLLoss) else None
+        if recipe.proxy_start == "features" and is_new:
             self._start_proxies()
         optimizers = make_optimizers(recipe, self.embedder, self.criterion)
         self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
-        self.checkpoint = CheckpointFile(
-            run.checkpoint,
+        self.checkpoints = Checkpoints(
+            run.checkpoints,
             self.accelerator,
             self.embedder,
             self.criterion,
@@ -129,8 +129,8 @@ class Training:
             recipe.catalog,
             training_data_fingerprint(self.train_images),
         )
-        self.progress = self.checkpoint.restore() if restored else Progress()
-        self.monitor = Monitor(recipe, run.checkpoint, self.accelerator, self.progress)
+        self.progress = Progress() if restored is None else self.checkpoints.restore(restored)
+        self.monitor = Monitor(recipe, run.checkpoints, self.accelerator, self.progress)
         self.validation_features: Tensor | None = None
 
     def _start_proxies(self) -> None:
@@ -166,34 +166,45 @@ class Training:
         freeze(self.embedder, self.recipe, epoch)
         trained = self.embedder.head if self.recipe.cache_features else self.embedder
         network = data_parallel(trained, self.accelerator)
-        sparse = self.recipe.loss.sparse
-        criterion = replicated(self.criterion) if sparse else data_parallel(self.criterion, self.accelerator)
+        # Proxies of different classes on each process are not to be averaged.
+        criterion = self.criterion if self.shard_group else data_parallel(self.criterion, self.accelerator)
         meter, counter = Meter(), self._proxy_counter(epoch)
         for step, (inputs, own_labels, size) in enumerate(self._steps(epoch, loader, meter), start=1):
             rates = set_learning_rates(self.optimizers, self.recipe, epoch - 1 + (step - 0.5) / len(loader))
-            embeddings, labels = gather_batch(network(inputs), own_labels, size, self.accelerator)
-            self.monitor.look(meter, embeddings, epoch, step)
+            # A loss that is divided by class takes each process's part of the batch, any other one the whole of it.
+            part = own_part if self.shard_group else gather_batch
+            embeddings, labels = part(network(inputs), own_labels, size, self.accelerator)
+            cosine = mean_cosine(embeddings.detach(), size, self.shard_group)
+            self.monitor.look(meter, cosine, epoch, step)
             loss = criterion(embeddings, labels)
             self.accelerator.backward(loss)
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            self._take_step()
             self.progress.steps += 1
-            meter.add(loss, embeddings)
+            meter.add(loss, cosine, size)
             if counter is not None:
-                counter.add(embeddings, labels)
+                counter.add(embeddings.detach(), labels)
         # What follows, validation first, sees the network as it will be saved: without mixed precision around it.
         self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         self.monitor.check_finite_loss(meter.last_loss, epoch, step)
         self.monitor.check_finite_network(trained, inputs, epoch, step)
-        if counter is not None and self.accelerator.is_main_process:
-            counter.write(self.run.proxies, self.embedder.classes)
+        if counter is not None:
+            counter.write(self.run.proxies, self.embedder.classes, self.accelerator.is_main_process)
         return {"epoch": epoch, **meter.means(), **rates}
 
+    def _take_step(self) -> None:
+        loss = self.criterion
+        if self.accelerator.scaler is not None and isinstance(loss, ProxyGMLLoss) and loss.process_group is not None:
+            assert loss.proxies.grad is not None
+            share_overflow(loss.proxies.grad, [*self.embedder.parameters(), loss.proxies], loss.process_group)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
     def _proxy_counter(self, epoch: int) -> ProxyCounter | None:
-        """For the last epoch of a loss that has sub-graphs."""
-        is_last = epoch == self.recipe.epochs
-        return ProxyCounter(self.criterion) if is_last and isinstance(self.criterion, ProxyGMLLoss) else None
+        """For the last epoch of a loss that has sub-graphs; where each process has all proxies, on the main one."""
+        if epoch < self.recipe.epochs or not isinstance(self.criterion, ProxyGMLLoss):
+            return None
+        return ProxyCounter(self.criterion) if self.shard_group or self.accelerator.is_main_process else None
 
     def _validate(self) -> EpochMetrics:
         assert self.validation_images is not None
@@ -211,19 +222,20 @@ class Training:
         progress.epoch = epoch
         progress.history.append(metrics)
         self.accelerator.log({f"epoch/{name}": value for name, value in metrics.items()}, step=progress.steps)
-        if not self.accelerator.is_main_process:
-            return
         self.monitor.warn_if_unspread(metrics)
         is_best = metrics.get("val_map_at_r", -1.0) > best_before
         if is_best:
             progress.best_epoch = epoch
-            self.embedder.save(self.run.best(epoch))
-        if self.validation_images is not None:
-            console.print(f"epoch {epoch}: {validation_message(metrics)}{', the best so far' if is_best else ''}")
-        self._write_metrics()
+        is_main_process = self.accelerator.is_main_process
+        if is_main_process:
+            if is_best:
+                self.embedder.save(self.run.best(epoch))
+            if self.validation_images is not None:
+                console.print(f"epoch {epoch}: {validation_message(metrics)}{', the best so far' if is_best else ''}")
+            self._write_metrics()
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
-        self.checkpoint.save(progress)
-        for folder in self.run.checkpoint.parent.glob("best-*"):
+        self.checkpoints.save(progress)
+        for folder in self.run.checkpoints.glob("best-*") if is_main_process else ():
             if folder != self.run.best(progress.best_epoch):
                 shutil.rmtree(folder)
 

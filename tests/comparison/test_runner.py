@@ -213,8 +213,7 @@ def test_what_a_finished_cell_does_without_is_removed_after_a_kill_too(
     trial, cell = tmp_path / "run" / "Proxy-Anchor" / "tune" / "01", tmp_path / "run" / "ProxyGML" / "seed-0"
     assert not (trial / "model.safetensors").exists()
     (trial / "model.safetensors").write_bytes(b"left")
-    (cell / "checkpoints").mkdir()
-    (cell / "checkpoints" / "last.ckpt").write_bytes(b"left")
+    (cell / "checkpoints" / "epoch-0001").mkdir(parents=True)
     compare(write(content, tmp_path / "mine.yaml"), tmp_path / "run")
     assert not (trial / "model.safetensors").exists()
     assert not (cell / "checkpoints").exists()

@@ -23,6 +23,11 @@ def train(recipe: Recipe, folder: Path) -> RunFolder:
     return run
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file within a folder, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     pd.testing.assert_frame_equal(metrics(one), metrics(other), check_exact=True)
     expected = load_file(other.model)

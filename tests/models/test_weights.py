@@ -41,7 +41,7 @@ def test_prefixes_are_removed_and_named(
     assert f"removed '{prefix}' from the names" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/epoch-0003/part-00000-of-00001.safetensors"])
 def test_runs_of_ours_are_weights(small_recipe: Recipe, tmp_path: Path, file: str) -> None:
     run = train(small_recipe, tmp_path / "run")
     loaded = build(run.path / file).backbone.state_dict()

@@ -1,8 +1,11 @@
 """Embedding layer and proxies that start from the features of the training images."""
 
+from pathlib import Path
+
 import pytest
 import scipy.linalg
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +16,7 @@ from proxygml.models.head import Head
 from proxygml.training.initialization import check_directions, start_head, start_proxies
 from proxygml.training.projections import SHRINKAGE, Moments, discriminants
 from proxygml.training.recipe import Recipe
+from tests.helpers.processes import in_processes
 
 
 def start_embedding(linear: nn.Linear, features: Tensor, whitening: float = 0.0) -> None:
@@ -68,6 +72,11 @@ def test_the_embedding_starts_the_same_whatever_the_order_of_the_images() -> Non
 def test_an_embedding_larger_than_what_the_images_span_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(RecipeError, match="embedding_size is 6, but only 5 directions"):
         check_directions(6, *shape)
+
+
+def test_features_of_nothing_but_zeros_are_named() -> None:
+    with pytest.raises(RecipeError, match="all features of the 50 training images are 0"):
+        start_embedding(nn.Linear(20, 6), torch.zeros(50, 20))
 
 
 def test_proxies_start_at_means_of_parts_of_their_class() -> None:
@@ -146,3 +155,28 @@ def test_discriminants_solve_the_generalised_eigenvalue_problem() -> None:
     cosines = F.normalize(found, dim=0).T @ F.normalize(expected, dim=0)
     assert torch.allclose(cosines[:4].diagonal().abs(), torch.ones(4, dtype=torch.float64), atol=1e-9)
     assert torch.linalg.matrix_rank(weight) == 7
+
+
+def test_a_proxy_without_direction_stays_as_drawn() -> None:
+    """Of length 0 it would never move: the loss depends on its direction alone."""
+    criterion = ProxyGMLLoss(2, 3, proxies_per_class=1, neighbor_ratio=1.0)
+    drawn = criterion.proxies.detach().clone()
+    opposite = F.normalize(torch.tensor([[1.0, 2, 3], [-1, -2, -3], [1, 0, 0]]), dim=1)
+    start_proxies(criterion, opposite, torch.tensor([0, 0, 1]))
+    assert torch.equal(criterion.proxies[0], drawn[0])
+    assert torch.equal(F.normalize(criterion.proxies[1], dim=0), opposite[2])
+
+
+def started() -> torch.Tensor:
+    """This process's proxies, started from embeddings."""
+    torch.manual_seed(0)
+    labels = torch.tensor([1, 0, 1, 4, 1, 0, 1, 2])
+    embeddings = F.normalize(torch.randn(8, 6), dim=1)
+    group = dist.group.WORLD if dist.is_initialized() else None
+    criterion = ProxyGMLLoss(5, 6, proxies_per_class=2, neighbor_ratio=1.0, process_group=group)
+    start_proxies(criterion, embeddings, labels)
+    return criterion.proxies.detach()
+
+
+def test_processes_start_their_own_proxies_as_one_process_does(tmp_path: Path) -> None:
+    assert torch.equal(torch.cat(in_processes(2, started, tmp_path)), started())

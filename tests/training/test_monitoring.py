@@ -11,16 +11,16 @@ from proxygml.training.monitoring import CollapseWatch, mean_cosine
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
-from tests.helpers.runs import metrics, train
+from tests.helpers.runs import contents, metrics, train
 
 
 def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(small_recipe: Recipe, tmp_path: Path) -> None:
     run = train(replace(small_recipe, epochs=1), tmp_path / "run")
-    good = run.checkpoint.read_bytes()
+    good = contents(run.checkpoints)
     replace(small_recipe, epochs=3, backbone_lr=1e30, embedding_lr=1e30, warmup_epochs=0).write(run.recipe)
     with pytest.raises(DivergedError, match=r"in epoch 2, step \d+; the last good state, after epoch 1.*backbone_lr"):
         resume(run)
-    assert run.checkpoint.read_bytes() == good
+    assert contents(run.checkpoints) == good
 
 
 def test_unspread_network_is_named_once(
@@ -45,7 +45,7 @@ def test_collapse_is_noticed_when_it_starts() -> None:
 def test_mean_cosine_is_that_of_all_pairs() -> None:
     vectors = torch.nn.functional.normalize(torch.randn(9, 5), dim=1)
     pairs = (vectors @ vectors.T)[~torch.eye(9, dtype=torch.bool)]
-    assert float(mean_cosine(vectors)) == pytest.approx(float(pairs.mean()), abs=1e-6)
+    assert float(mean_cosine(vectors, len(vectors))) == pytest.approx(float(pairs.mean()), abs=1e-6)
 
 
 def test_a_last_step_that_ruins_the_network_is_noticed(small_recipe: Recipe, tmp_path: Path) -> None:

@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from proxygml.errors import RecipeError
 from proxygml.models.backbones import build_backbone
+from proxygml.training.processes import share_overflow
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
+from tests.helpers.processes import in_processes
 from tests.helpers.runs import metrics, train
 
 
@@ -81,16 +84,36 @@ def test_synchronised_batch_norm_keeps_the_network() -> None:
     assert torch.allclose(convert_sync_batchnorm(backbone).forward_features(images), expected)
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, sparse: bool) -> None:
+def stepped() -> tuple[torch.Tensor, float]:
+    """A parameter and the loss scale after two steps; in the first, only the first process's gradient overflows."""
+    network, proxies = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 3))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer = torch.optim.Adam([network, proxies], fused=True)
+    for gradient in (math.inf if dist.get_rank() == 0 else 8.0, 8.0):
+        scaler.scale(network.sum() + proxies.sum()).backward()
+        proxies.grad = torch.full((2, 3), gradient)
+        share_overflow(proxies.grad, [network, proxies], dist.group.WORLD)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return network.detach(), scaler.get_scale()
+
+
+def test_an_overflow_on_one_process_is_skipped_by_all(tmp_path: Path) -> None:
+    """Else the processes, each of which holds other proxies, would go on at different steps and scales."""
+    for parameter, scale in in_processes(2, stepped, tmp_path):
+        assert scale == 4.0
+        assert torch.allclose(parameter, torch.full((3,), 0.999), atol=1e-5)  # one step of Adam, not two
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, sharded: bool) -> None:
     """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15.
 
     What is printed, an adaptation to few classes among it, comes from one of them.
     """
     recipe = replace(small_recipe, epochs=3, batch_size=15, batch_norm="frozen", validation_classes=0.25, eps=0.01)
-    recipe = replace(recipe, loss=replace(recipe.loss, neighbor_ratio=0.1))
-    if sparse:
-        recipe = replace(recipe, loss=replace(recipe.loss, sparse=True, proxy_weight=0.0, neighbor_ratio=0.3))
+    recipe = replace(recipe, loss=replace(recipe.loss, neighbor_ratio=0.1, sharded=sharded))
     recipe.write(tmp_path / "recipe.yaml")
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
     arguments = ["-m", "proxygml", "train", "--recipe", str(tmp_path / "recipe.yaml"), "--run"]
@@ -101,7 +124,7 @@ def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, spar
             [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("few images to train on") == (not sparse)
+        assert done.stderr.count("few images to train on") == 1
         assert "Warning" not in done.stderr
     expected, found = metrics(one), metrics(two)
     assert math.isfinite(expected["loss"].iloc[-1])

@@ -81,6 +81,7 @@ def test_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("loss: {proxy_dtype: bfloat16}", "loss.proxy_dtype is bfloat16.*loss.sparse"),
         ("loss: {memory_limit: 0}", "loss.memory_limit is 0"),
         ("loss: {sparse: true}", "loss.sparse is true and loss.proxy_weight is 0.3"),
+        ("loss: {sparse: true, proxy_weight: 0, sharded: false}", "loss.sparse is true and loss.sharded false"),
         ("loss: {proxy_sample: 5, proxy_weight: 0}", "loss.proxy_sample is 5, but loss.proxy_weight is 0"),
         ("loss: {proxy_sample: true}", "loss.proxy_sample"),
         ("{proxy_lr: 10, weight_decay: 0.1, loss: {sparse: true, proxy_weight: 0}}", "proxy_lr 10.0 times"),

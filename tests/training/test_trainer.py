@@ -36,7 +36,8 @@ def test_training_learns_and_leaves_a_whole_run_folder(small_recipe: Recipe, tmp
     assert history["epoch"].tolist() == list(range(1, 9))
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert history["mean_cosine"].between(-1, 1).all()
-    for path in (run.recipe, run.checkpoint, run.model, run.report, run.proxies, run.path / "model.json"):
+    assert [path.name for path in run.checkpoints.iterdir()] == ["epoch-0008"]
+    for path in (run.recipe, run.model, run.report, run.proxies, run.path / "model.json"):
         assert path.stat().st_size > 0
     assert len(pd.read_csv(run.proxies)) == 12 * 2
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
