@@ -22,7 +22,7 @@ from proxygml.loss.lazy_adam import LazyAdam
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.training.checkpoint_storage import (
     Index,
-    Rows,
+    LocalRows,
     Stored,
     load,
     read_index,
@@ -163,25 +163,27 @@ class Checkpoints:
             self.accelerator.scaler.load_state_dict(index.values["scaler"])
         return progress
 
-    def _model(self) -> dict[str, Rows]:
+    def _model(self) -> dict[str, LocalRows]:
         """The tensors of network and loss, which share memory with them."""
-        tensors = {f"embedder.{name}": Rows(tensor) for name, tensor in self.embedder.state_dict().items()}
+        tensors = {f"embedder.{name}": LocalRows(tensor) for name, tensor in self.embedder.state_dict().items()}
         if isinstance(self.criterion, ProxyGMLLoss):
             return tensors | {PROXIES: self._rows(self.criterion.proxies, self.criterion.proxies.detach())}
-        return tensors | {f"criterion.{name}": Rows(tensor) for name, tensor in self.criterion.state_dict().items()}
+        return tensors | {
+            f"criterion.{name}": LocalRows(tensor) for name, tensor in self.criterion.state_dict().items()
+        }
 
     def _classes(self) -> list[int] | None:
         """What the rows of the proxies stand for: how many classes, and how many proxies of each."""
         loss = self.criterion
         return [loss.num_classes, loss.proxies_per_class] if isinstance(loss, ProxyGMLLoss) else None
 
-    def _rows(self, parameter: Tensor, tensor: Tensor) -> Rows:
+    def _rows(self, parameter: Tensor, tensor: Tensor) -> LocalRows:
         """What this process holds of a tensor that has the rows of a parameter, or no dimension."""
         loss = self.criterion
         if isinstance(loss, ProxyGMLLoss) and parameter is loss.proxies and tensor.dim():
             per_class = loss.proxies_per_class
-            return Rows(tensor, loss.owned_classes.start * per_class, loss.num_classes * per_class)
-        return Rows(tensor)
+            return LocalRows(tensor, loss.owned_classes.start * per_class, loss.num_classes * per_class)
+        return LocalRows(tensor)
 
     def _optimizer_state(self) -> Iterator[tuple[str, Tensor | float]]:
         """All that the optimisers keep, by name: number of the optimiser, number of the parameter, key."""
@@ -274,7 +276,7 @@ def _local_shape(stored: Stored, parameter: Tensor) -> torch.Size:
     return torch.Size((*parameter.shape[:1], *stored.shape[1:]))
 
 
-def _check_names(stored: dict[str, Stored], expected: dict[str, Rows]) -> None:
+def _check_names(stored: dict[str, Stored], expected: dict[str, LocalRows]) -> None:
     """Raise ValueError where a checkpoint has other tensors than expected, or one of another shape or type."""
     for name in stored.keys() ^ expected.keys():
         raise ValueError(f"{name} is {'not expected' if name in stored else 'missing'}")

@@ -66,7 +66,7 @@ _TYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in TYPES}
 
 
 @dataclass(frozen=True)
-class Rows:
+class LocalRows:
     """What this process holds of a tensor.
 
     Args:
@@ -94,7 +94,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a tensor in a file of a checkpoint."""
+    """LocalRows of a tensor in a file of a checkpoint."""
 
     file: str
     start: int
@@ -125,7 +125,7 @@ class Index:
     values: dict[str, Any]
 
 
-def save(folder: Path, tensors: Mapping[str, Rows], values: Mapping[str, Any]) -> None:
+def save(folder: Path, tensors: Mapping[str, LocalRows], values: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; all processes of the default group call this together.
 
     Args:
@@ -141,7 +141,7 @@ def save(folder: Path, tensors: Mapping[str, Rows], values: Mapping[str, Any]) -
     _together(lambda: save_together(dict(tensors), storage_writer=writer, planner=planner))
 
 
-def load(folder: Path, index: Index, tensors: Mapping[str, Rows]) -> None:
+def load(folder: Path, index: Index, tensors: Mapping[str, LocalRows]) -> None:
     """Fill tensors with what a checkpoint holds of them; all processes of the default group call this together.
 
     Args:
@@ -240,13 +240,13 @@ class _SavePlanner(SavePlanner):
     def set_up_planner(
         self, state_dict: dict[str, Any], storage_meta: StorageMeta | None = None, is_coordinator: bool = False
     ) -> None:
-        self.tensors: dict[str, Rows] = state_dict
+        self.tensors: dict[str, LocalRows] = state_dict
         self.is_first = is_coordinator
 
     def create_local_plan(self) -> SavePlan:
         return SavePlan([_write_item(name, rows) for name, rows in self.tensors.items() if self._is_mine(rows)])
 
-    def _is_mine(self, rows: Rows) -> bool:
+    def _is_mine(self, rows: LocalRows) -> bool:
         return self.is_first if rows.total is None else len(rows.tensor) > 0
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
@@ -260,7 +260,7 @@ class _SavePlanner(SavePlanner):
         return self.tensors[write_item.index.fqn].tensor
 
 
-def _write_item(name: str, rows: Rows) -> WriteItem:
+def _write_item(name: str, rows: LocalRows) -> WriteItem:
     chunk, properties = rows.chunk, TensorProperties(dtype=rows.tensor.dtype)
     data = TensorWriteData(chunk=chunk, properties=properties, size=rows.shape)
     return WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
@@ -273,7 +273,7 @@ class _LoadPlanner(LoadPlanner):
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
         assert metadata is not None
-        self.tensors: dict[str, Rows] = state_dict
+        self.tensors: dict[str, LocalRows] = state_dict
         self.stored = metadata.state_dict_metadata
 
     def create_local_plan(self) -> LoadPlan:

@@ -1,6 +1,7 @@
-"""Reading the tables that training writes into a run folder: metrics.csv and proxies.csv."""
+"""The tables that training writes into a run folder: metrics.csv and proxies.csv."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,18 @@ import pandas as pd
 
 from proxygml.arrays import Rows
 from proxygml.errors import RunError
-from proxygml.files import check_size
+from proxygml.files import atomic_write, check_size
 
 LARGEST_TABLE = 2**30
 """Bytes of metrics.csv or proxies.csv: the latter has a row for each proxy."""
+
+
+def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write metrics.csv, a row per epoch."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_history(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:

@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from proxygml.console import console
+from proxygml.data.catalog import Catalog
 from proxygml.errors import DivergedError
+from proxygml.evaluation.metrics import score_queries
 from proxygml.files import atomic_write
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.loss.sharded import classes_of
@@ -70,6 +72,15 @@ def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
         f"differ, even where the loss looks healthy. Try {warm_up}a lower backbone_lr than {recipe.backbone_lr:g} "
         f"or a higher proxy_lr than {recipe.proxy_lr:g}"
     )
+
+
+def validation_metrics(embeddings: Tensor, images: Catalog) -> EpochMetrics:
+    """The figures that choose the epoch to keep, 0..1, from the embeddings (n, D) of the validation images."""
+    scores = score_queries(embeddings, images.labels, **images.rules)
+    return {
+        "val_recall_at_1": float((scores.first_positive < 1).mean()),
+        "val_map_at_r": float(scores.average_precision.mean()),
+    }
 
 
 def validation_message(metrics: EpochMetrics) -> str:

@@ -3,7 +3,6 @@
 It reads a recipe and a catalog and fills a run folder with a model. It does not look at the test classes.
 """
 
-import csv
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,15 +17,23 @@ from torch.utils.data import DataLoader
 
 from proxygml.console import console, progress_bar
 from proxygml.data.images import ImageDataset, collate
-from proxygml.evaluation.metrics import score_queries
-from proxygml.files import atomic_write, remove_leftovers
+from proxygml.files import remove_leftovers
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
 from proxygml.training.checkpoint import Checkpoints, EpochMetrics, Progress, training_data_fingerprint
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import FeatureDataset, cached_features, embed_catalog, embed_features
+from proxygml.training.history import write_history
 from proxygml.training.initialization import initial_embedder, start_embeddings, start_proxies
-from proxygml.training.monitoring import Meter, Monitor, ProxyCounter, kept_message, mean_cosine, validation_message
+from proxygml.training.monitoring import (
+    Meter,
+    Monitor,
+    ProxyCounter,
+    kept_message,
+    mean_cosine,
+    validation_message,
+    validation_metrics,
+)
 from proxygml.training.optimization import check_learning_rates, freeze, make_optimizers, set_learning_rates
 from proxygml.training.processes import (
     data_parallel,
@@ -156,7 +163,7 @@ class Training:
             data.set_epoch(epoch)
             metrics = self._train_epoch(epoch, loader)
             if self.validation_images is not None:
-                metrics |= self._validate()
+                metrics |= validation_metrics(self._embed_validation(), self.validation_images)
             self._finish_epoch(epoch, metrics)
         self._write_model()
 
@@ -206,15 +213,6 @@ class Training:
             return None
         return ProxyCounter(self.criterion) if self.shard_group or self.accelerator.is_main_process else None
 
-    def _validate(self) -> EpochMetrics:
-        assert self.validation_images is not None
-        images = self.validation_images
-        scores = score_queries(self._embed_validation(), images.labels, **images.rules)
-        return {
-            "val_recall_at_1": float((scores.first_positive < 1).mean()),
-            "val_map_at_r": float(scores.average_precision.mean()),
-        }
-
     def _finish_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Log the epoch, keep its model where it is the best so far, and save the checkpoint."""
         progress = self.progress
@@ -232,18 +230,12 @@ class Training:
                 self.embedder.save(self.run.best(epoch))
             if self.validation_images is not None:
                 console.print(f"epoch {epoch}: {validation_message(metrics)}{', the best so far' if is_best else ''}")
-            self._write_metrics()
+            write_history(self.run.metrics, self.progress.history)
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self.checkpoints.save(progress)
         for folder in self.run.checkpoints.glob("best-*") if is_main_process else ():
             if folder != self.run.best(progress.best_epoch):
                 shutil.rmtree(folder)
-
-    def _write_metrics(self) -> None:
-        with atomic_write(self.run.metrics) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.progress.history[0]))
-            writer.writeheader()
-            writer.writerows(self.progress.history)
 
     def _write_model(self) -> None:
         """The last epoch's model, or the one that the validation classes chose."""
