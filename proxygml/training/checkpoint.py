@@ -100,17 +100,18 @@ class Checkpoints:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, whole or not at all, then remove those before it. All processes call this together."""
         scaler, folder = self.accelerator.scaler, self.folder / f"epoch-{progress.epoch:04d}"
+        state = list(self._optimizer_state())
         values = {
             "progress": asdict(progress),
             "data": self.data,
             "classes": self._classes(),
-            "optimizers": {name: value for name, value in self._optimizer_state() if not isinstance(value, Tensor)},
+            "optimizers": {name: value for name, _, value in state if not isinstance(value, Tensor)},
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         tensors = self._model()
-        for name, value in self._optimizer_state():
+        for name, parameter, value in state:
             if isinstance(value, Tensor):
-                tensors[name] = self._rows(_parameter_of(self.optimizers, name), value)
+                tensors[name] = self._rows(parameter, value)
         save(folder, tensors, values)
         if self.accelerator.is_main_process:
             for path in [*self.folder.glob("epoch-*"), *self.folder.glob(".epoch-*.tmp")]:
@@ -127,6 +128,8 @@ class Checkpoints:
         self._check_data(folder, index.values.get("data"))
         try:
             return self._restore(folder, index)
+        except RunError:
+            raise
         except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{folder} cannot be read, or is not of the recipe beside it ({error}): put the recipe back, or "
@@ -147,10 +150,11 @@ class Checkpoints:
         if index.values["classes"] != self._classes():
             raise ValueError(f"it has [classes, proxies of each] {index.values['classes']}, not {self._classes()}")
         tensors, states = self._model(), _states(index, self.optimizers)
+        parameters = [_parameters(optimizer) for optimizer in self.optimizers]
         for name, stored in index.tensors.items():
             if name.startswith("optimizers."):
                 number, place, key = _split(name)
-                parameter = _parameter_of(self.optimizers, name)
+                parameter = parameters[number][place]
                 blank = torch.zeros(_local_shape(stored, parameter), dtype=stored.dtype, device=parameter.device)
                 tensors[name] = self._rows(parameter, blank)
                 states[number][place][key] = blank
@@ -185,12 +189,12 @@ class Checkpoints:
             return LocalRows(tensor, loss.owned_classes.start * per_class, loss.num_classes * per_class)
         return LocalRows(tensor)
 
-    def _optimizer_state(self) -> Iterator[tuple[str, Tensor | float]]:
-        """All that the optimisers keep, by name: number of the optimiser, number of the parameter, key."""
+    def _optimizer_state(self) -> Iterator[tuple[str, Tensor, Tensor | float]]:
+        """All that the optimisers keep: by which name (numbers of optimiser and parameter, key), of which parameter."""
         for number, optimizer in enumerate(self.optimizers):
             for place, parameter in enumerate(_parameters(optimizer)):
                 for key, value in optimizer.state.get(parameter, {}).items():
-                    yield f"optimizers.{number}.{place}.{key}", value
+                    yield f"optimizers.{number}.{place}.{key}", parameter, value
 
 
 def export_proxies(run_folder: Path, path: Path, force: bool = False) -> tuple[int, int]:
@@ -245,11 +249,6 @@ def _split(name: str) -> tuple[int, int, str]:
     """The number of an optimiser, that of its parameter, and the key of what it keeps."""
     _, number, place, key = name.split(".")
     return int(number), int(place), key
-
-
-def _parameter_of(optimizers: Sequence[torch.optim.Optimizer], name: str) -> Tensor:
-    number, place, _ = _split(name)
-    return _parameters(optimizers[number])[place]
 
 
 def _states(index: Index, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[int, dict[str, Any]]]:

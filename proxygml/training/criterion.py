@@ -4,6 +4,7 @@ Only classes that the library lists can be built: a recipe names a class, never 
 """
 
 import inspect
+import os
 import warnings
 from collections.abc import Mapping
 
@@ -93,9 +94,9 @@ def _ours(
     arguments = settings.of_ours()
     del arguments["sharded"]
     dtype = getattr(torch, arguments.pop("proxy_dtype"))
-    processes = 1 if process_group is None else dist.get_world_size(process_group)
     size = num_classes * settings.proxies_per_class * embedding_size * dtype.itemsize
-    _check_memory(size // processes, settings)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
+    _check_memory(size * here // (1 if process_group is None else dist.get_world_size(process_group)), settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         criterion = ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype, process_group=process_group)
@@ -114,7 +115,7 @@ def _classes(module: Mapping[str, object], base: type) -> dict[str, type[nn.Modu
 
 
 def _check_memory(size: int, settings: LossSettings) -> None:
-    """Raise RecipeError where a process's proxies alone, of so many bytes, are more than this machine's memory."""
+    """Raise RecipeError where the proxies on this machine, of so many bytes, are more than its memory."""
     memory = psutil.virtual_memory().total
     if size > memory:
         raise RecipeError(
