@@ -16,7 +16,7 @@ from torch.autograd import Function
 # Bytes of proxies in a block. On a CPU, a block stays in the cache from one product to the next. On a GPU, a block
 # keeps it busy, and bounds the memory of a copy where the proxies are converted from a lower precision.
 CPU_BLOCK_BYTES, GPU_BLOCK_BYTES = 4 * 2**20, 256 * 2**20
-CPU_PRODUCT_BYTES = 2**20
+CPU_PRODUCT_BYTES = 2**19
 
 Gradients = tuple[Tensor | None, Tensor | None]  # by the samples (M, D), by the proxies (C*N, D); None where not wanted
 
