@@ -64,6 +64,14 @@ class GalleryError(UserError):
     """A gallery that is missing, damaged or of another model; or a query that it cannot answer."""
 
 
+class GalleryUnavailableError(GalleryError):
+    """A gallery whose server does not answer now, though it may later."""
+
+
+class EmptyGalleryError(GalleryError):
+    """A removal that would leave a gallery without items."""
+
+
 def check_extra(extra: str, *packages: str) -> None:
     """Raise UserError where a package of one of our extras is not installed."""
     for package in packages:

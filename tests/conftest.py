@@ -1,5 +1,7 @@
 """What every test may use."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.recipe import Recipe
+from tests.helpers.milvus_server import shared_server
+from tests.helpers.places import BACKENDS, IN_MILVUS, place_for
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,26 @@ def small_recipe(small_catalog: Path) -> Recipe:
         workers=0,
         tracker="none",
     )
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Milvus server, one for all processes of the tests."""
+    pytest.importorskip("milvus", reason="the package milvus, a server for tests, is not installed")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with shared_server(folder / "milvus") as address:
+        yield address
+
+
+@pytest.fixture(params=BACKENDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a gallery, in each backend."""
+    return place_for(request.param, tmp_path, request)
+
+
+@pytest.fixture(params=IN_MILVUS)
+def milvus_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a gallery in milvus-lite and on a server."""
+    return place_for(request.param, tmp_path, request)

@@ -123,8 +123,8 @@ def _verify(options: Namespace) -> None:
     if options.add or options.remove or options.catalog or options.images or options.vectors:
         raise UserError("--verify changes nothing: give --out GALLERY alone")
     gallery = Gallery.load(options.out)
-    gallery.verify()
-    say(f"{counted(len(gallery), 'item')}, nothing has changed since it was written: {options.out}")
+    found = gallery.verify()
+    say(f"{counted(len(gallery), 'item')}, {found}: {options.out}")
 
 
 def _remove(options: Namespace) -> None:

@@ -4,10 +4,10 @@ A new backend is a subclass of base.Gallery with these methods, in a file of its
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,27 @@ import pandas as pd
 from torch import Tensor
 
 from proxygml.arrays import Block, Rows, Vectors
+from proxygml.errors import GalleryError
 from proxygml.gallery.filters.grammar import Condition
 from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.items.column_types import Schema, shown_columns
 from proxygml.gallery.items.ids import Ids
+from proxygml.gallery.neighbors import Kind
 from proxygml.gallery.vectors import VectorRows
 
 Embeddings = Tensor | npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """An item to add: its vector, float32 (D,), and the cells of its row."""
+
+    vector: Vectors
+    row: Mapping[str, object]
+
+
+Change = Addition | int
+"""An item to add, or the id of one to remove."""
 
 Finish = Callable[[Any], None]
 """What is done with a gallery that is built, before others see it; it is given the gallery."""
@@ -48,6 +62,9 @@ class Backend(ABC):
     Attributes:
         manifest: kind, model, threshold and the like.
     """
+
+    refreshes_quickly: ClassVar[bool] = False
+    """Whether `refreshed` is quick even where others have changed the gallery."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -130,8 +147,45 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def verify(self) -> None:
+    def change_at_once(self, changes: Sequence[Change]) -> tuple[Self, list[int | GalleryError]]:
+        """Make changes to the gallery as it is saved now, which count at once: each is made whole, or refused.
+
+        Other processes may do so at the same time. What this object has changed and not saved is not among them.
+
+        Args:
+            changes: one or more.
+
+        Returns:
+            The gallery with the changes; and for each of them the item's id, or why it was refused: EmptyGalleryError
+            for a removal of the last item.
+
+        Raises:
+            OverwriteError: other processes were faster each time: try again later.
+            GalleryUnavailableError: the gallery's server does not answer; the changes may have been made or not.
+        """
+
+    @abstractmethod
+    def refreshed(self) -> Self:
+        """The gallery as it is saved now, without what this object has not saved; itself where nothing has changed.
+
+        Raises:
+            GalleryError: it is not there any more, or damaged, or its server does not answer.
+        """
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Check, before there is anything to write, that the gallery can be changed.
+
+        Raises:
+            GalleryError: it cannot.
+        """
+
+    @abstractmethod
+    def verify(self) -> str:
         """Check what is stored, all of it.
+
+        Returns:
+            What is right, for a message.
 
         Raises:
             GalleryError: it is not what was saved.
@@ -195,7 +249,7 @@ class Backend(ABC):
 
     @staticmethod
     @abstractmethod
-    def check_place(place: str | Path, force: bool) -> None:
+    def check_place(place: str | Path, kind: Kind, force: bool) -> None:
         """See backends.check_place."""
 
     @staticmethod

@@ -12,6 +12,7 @@ from proxygml.gallery.milvus.address import is_milvus
 if TYPE_CHECKING:
     from proxygml.gallery.base import Gallery
     from proxygml.gallery.folder.gallery import FolderGallery
+    from proxygml.gallery.neighbors import Kind
 
 _BACKENDS: tuple[tuple[Callable[[str | Path], bool], str, str], ...] = (
     (is_milvus, "proxygml.gallery.milvus.gallery", "MilvusGallery"),
@@ -38,9 +39,14 @@ def _imported(module: str, name: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def check_place(place: str | Path, force: bool) -> None:
-    """Raise OverwriteError when no gallery may be put there; `force` lets it replace another gallery."""
-    backend_of(place).check_place(place, force)
+def check_place(place: str | Path, kind: "Kind", force: bool) -> None:
+    """Check, before anything is embedded, that a gallery of that kind can be put there.
+
+    Raises:
+        OverwriteError: something is there already; `force` lets it replace another gallery.
+        GalleryError: the server does not answer, is too old, lacks the kind, or gives this user no right to write.
+    """
+    backend_of(place).check_place(place, kind, force)
 
 
 def work_place(place: str | Path, purpose: str) -> Path:

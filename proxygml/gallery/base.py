@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
-from proxygml.errors import GalleryError, check_whole
+from proxygml.errors import EmptyGalleryError, GalleryError, check_whole
 from proxygml.gallery.backend import Backend, Embeddings, Finish
 from proxygml.gallery.backends import backend_of, memory_backend
 from proxygml.gallery.filters.grammar import Where, describe, parse_where
@@ -25,6 +25,8 @@ from proxygml.gallery.vectors import unit_vectors
 
 RERANKED = 100
 """How many of the nearest items are re-ranked."""
+
+LAST_ITEM = "all items are removed: a gallery holds at least one"
 
 RECALL_SAMPLE, RECALL_AT = 500, 10
 """Items that query their own gallery, and neighbours of each, to measure an approximate index."""
@@ -196,7 +198,7 @@ class Gallery(Backend):
 
     def _check_not_empty(self) -> None:
         if not len(self):
-            raise GalleryError("all items are removed: a gallery holds at least one")
+            raise EmptyGalleryError(LAST_ITEM)
 
     def _neighbors_of(self, sample: Rows) -> Rows:
         """The 10 nearest other items, int64 (q, 10), of each item of a sample; to measure an approximate index."""

@@ -107,7 +107,7 @@ def build_gallery(
     Raises:
         UserError: see embed_images, Gallery.build, VectorFile and Model.
     """
-    check_place(out, force)
+    check_place(out, kind, force)
     if not 0 <= false_accept_rate < 1:
         raise UserError(f"--false_accept_rate is {false_accept_rate}, but must be 0 up to below 1")
     if source.vectors is not None or model.takes_vectors:
@@ -194,6 +194,7 @@ def add_items(
     todo[~todo] = (before > 0) & (before != now)
     if not todo.any():
         return Added(0, len(images), 0)
+    gallery.check_writable()
     work = work_place(gallery.place, "partial")
     fresh = ImageList(images.table[todo].reset_index(drop=True))
     embedded = embed_images(

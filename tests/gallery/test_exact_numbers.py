@@ -8,6 +8,7 @@ import pytest
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError
+from tests.helpers.places import BACKENDS, place_for
 from tests.helpers.vectors import blocks, clustered
 
 IDS = [1450000000000000001, 1450000000000000002, 1450000000000000003, 7, 2**53, 2**53 + 1]
@@ -17,15 +18,11 @@ def photos() -> pd.DataFrame:
     return pd.DataFrame({"path": list("abcdef"), "photo_id": IDS, "sharp": [True, False] * 3, "zero": [0] * 6})
 
 
-@pytest.fixture(params=["memory", "folder", "milvus"])
+@pytest.fixture(params=["memory", *BACKENDS])
 def gallery(request: pytest.FixtureRequest, tmp_path: Path) -> Gallery:
     if request.param == "memory":
         return Gallery.create(clustered(6), photos())
-    if request.param == "milvus":
-        pytest.importorskip("pymilvus", reason="the extra milvus is not installed")
-        pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
-    place = tmp_path / ("g.db" if request.param == "milvus" else "g")
-    return Gallery.build(place, blocks(clustered(6), photos()))
+    return Gallery.build(place_for(request.param, tmp_path, request), blocks(clustered(6), photos()))
 
 
 def test_a_filter_compares_whole_numbers_exactly(gallery: Gallery) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError
+from tests.helpers.places import BACKENDS, place_for
 from tests.helpers.vectors import blocks, clustered
 
 TIMES = ["2021-01-05", "2021-01-05T12:30:00", "2021-01-05T12:30:15.5", "2021-01-31T23:59:59.999999", "2021-02-01"]
@@ -41,15 +42,13 @@ def table() -> pd.DataFrame:
     )
 
 
-@pytest.fixture(scope="module", params=["memory", "folder", "milvus"])
+@pytest.fixture(scope="module", params=["memory", *BACKENDS])
 def gallery(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     if request.param == "memory":
         return Gallery.create(clustered(5), table())
-    if request.param == "milvus":
-        pytest.importorskip("pymilvus", reason="the extra milvus is not installed")
-        pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
-    place = tmp_path_factory.mktemp("filters") / ("g.db" if request.param == "milvus" else "g")
-    return Gallery.build(place, blocks(clustered(5), table()))
+    return Gallery.build(
+        place_for(request.param, tmp_path_factory.mktemp("filters"), request), blocks(clustered(5), table())
+    )
 
 
 FOUND: list[tuple[str, list[int]]] = [
@@ -248,12 +247,13 @@ def test_types_stay_after_save_and_load(gallery: Gallery, tmp_path: Path) -> Non
         assert cells.dropna().tolist() == expected.dropna().tolist(), name
 
 
-def test_added_rows_never_change_other_rows(gallery: Gallery, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["memory", *BACKENDS])
+def test_added_rows_never_change_other_rows(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Whatever columns they lack, leave empty or bring along, before and after save."""
     given = table()
     made = Gallery.create(clustered(5), given)
-    if isinstance(gallery.place, str) and gallery.place.endswith(".db"):
-        made = Gallery.build(tmp_path / "h.db", blocks(clustered(5), given))
+    if backend != "memory":
+        made = Gallery.build(place_for(backend, tmp_path, request), blocks(clustered(5), given))
     before = made.items
     rows: list[dict[str, Any]] = [
         {"label": "c"},

@@ -256,13 +256,10 @@ def test_an_ivfpq_index_of_too_few_images_is_refused_before_they_are_embedded(
     assert not (tmp_path / "g").exists()
 
 
-@pytest.mark.parametrize("name", ["g", "g.db"])
 def test_an_image_that_changed_under_its_path_is_updated_and_counted(
-    name: str, run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+    place: str, run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    if name.endswith(".db"):
-        pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
-    photos, place = tmp_path / "photos", tmp_path / name
+    photos = tmp_path / "photos"
     photos.mkdir()
     for image in sorted(small_catalog.parent.glob("0*.png"))[:6]:
         shutil.copy(image, photos / image.name)

@@ -5,6 +5,7 @@ How its files are written is files.py's.
 The class is one thing, though long: the methods of backend.py, each a few lines.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
-from proxygml.gallery.backend import Candidates, Embeddings, Finish
+from proxygml.gallery.backend import Addition, Candidates, Change, Embeddings, Finish
 from proxygml.gallery.backends import backend_of
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.filters.grammar import Condition
@@ -39,11 +40,14 @@ from proxygml.gallery.items.coercion import check_items, conformed, first_equal_
 from proxygml.gallery.items.column_types import column_texts
 from proxygml.gallery.items.ids import Ids
 from proxygml.gallery.items.table import ItemTable
-from proxygml.gallery.neighbors import ApproximateIndex, candidate_rows, recall_against_exact
+from proxygml.gallery.neighbors import ApproximateIndex, Kind, candidate_rows, recall_against_exact
 from proxygml.gallery.vectors import VectorRows
 
 _TAIL = 1000
 """Items, or a tenth of all, that may be added before an approximate index is extended by them."""
+
+_ATTEMPTS = 3
+"""At a change, where another process is faster."""
 
 _REMOVED_SHARE = 4
 """When one row in so many is a removed one, the next save writes all files anew, without them."""
@@ -116,7 +120,7 @@ class FolderGallery(Gallery):
         return cls(vectors, ItemTable(table, manifest.schema), manifest, index, Path(place))
 
     @staticmethod
-    def check_place(place: str | Path, force: bool) -> None:
+    def check_place(place: str | Path, kind: Kind, force: bool) -> None:
         """See backends.check_place."""
         check_gallery_folder(Path(place), force)
 
@@ -204,11 +208,60 @@ class FolderGallery(Gallery):
                 self._extend_index()
             self._publish(target)
 
-    def verify(self) -> None:
-        """See Backend.verify: every file, to the bit."""
+    def change_at_once(self, changes: Sequence[Change]) -> tuple[Self, list[int | GalleryError]]:
+        """See Backend.change_at_once: they are saved together."""
+        for _ in range(_ATTEMPTS):
+            gallery = self._load(self._own_folder())
+            results = [gallery._changed(change) for change in changes]
+            try:
+                if any(not isinstance(result, GalleryError) for result in results):
+                    gallery.save()
+            except OverwriteError:
+                continue  # another process was faster: make the changes to what it left
+            except GalleryError as error:
+                if len(changes) == 1:
+                    return self, [error]
+                alone = [self.change_at_once([change]) for change in changes]  # only the one at fault is refused
+                return alone[-1][0], [result for _, (result,) in alone]
+            return gallery._reloaded(), results
+        raise OverwriteError(f"{self.folder} is being changed by other processes: try again later")
+
+    def _changed(self, change: Change) -> int | GalleryError:
+        """Make a change in memory; the id of the item, or why not."""
+        try:
+            if isinstance(change, Addition):
+                return int(self.add(change.vector[None], pd.DataFrame([dict(change.row)]))[0])
+            self.remove([change])
+            return change
+        except GalleryError as error:
+            return error
+
+    def _reloaded(self) -> Self:
+        """The gallery as its files say; as it was saved where they cannot be read now: the changes count already."""
+        try:
+            return self._load(self._own_folder())
+        except (GalleryError, OSError):
+            return self
+
+    def refreshed(self) -> Self:
+        """See Backend.refreshed."""
+        folder = self._own_folder()
+        return self if read_manifest(folder).generation == self.manifest.generation else self._load(folder)
+
+    def check_writable(self) -> None:
+        """See Backend.check_writable."""
+        if self.folder is not None and not os.access(self.folder, os.W_OK):
+            raise GalleryError(f"{self.folder} cannot be written to: ask for the right to, or copy the gallery")
+
+    def _own_folder(self) -> Path:
         if self.folder is None:
             raise GalleryError("the gallery is in memory only: save it first")
-        check_files(self.folder)
+        return self.folder
+
+    def verify(self) -> str:
+        """See Backend.verify: every file, to the bit."""
+        check_files(self._own_folder())
+        return "nothing has changed since it was written"
 
     def _drop_removed(self, folder: Path) -> None:
         """Write the items that can be found to new files, and keep only those."""

@@ -1,32 +1,28 @@
-"""The manifest of a gallery in Milvus, and the lists of removed ids beside it: texts in a small collection.
+"""The manifest of a gallery in Milvus, which several processes may read and replace at the same time.
 
-A gallery `photos` is a collection of its items, `photos_1a2b3c4d`, and the first row of the collection
-`photos_manifest`, which says which collection that is and which of its ids count. Writing that row is saving: whatever
-a stopped writer left is ignored.
+A gallery `photos` is a collection of its items, `photos_1a2b3c4d`, and an empty collection
+`photos_manifest_000000000007`, whose property holds the manifest: which collection that is, and which of its ids count.
+A manifest is replaced by the next one, 000000000008. Milvus makes one collection of that name, however many processes
+try, so that the others notice and begin again with what they find: a compare-and-swap. The last one counts; earlier
+ones are dropped.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-import pandas as pd
-
-from proxygml.arrays import Rows
-from proxygml.errors import OverwriteError
+from proxygml.errors import GalleryError, OverwriteError
 from proxygml.gallery.folder.manifest import Count, Manifest, manifest_text, parse_manifest
-from proxygml.gallery.items.column_types import ColumnType
 from proxygml.gallery.milvus.address import Address
-from proxygml.gallery.milvus.collections import connect, create_collection, translating_errors
-from proxygml.gallery.milvus.schema import rows_of
+from proxygml.gallery.milvus.connection import Connection, connect
 
-_IDS_IN_A_ROW = 4000  # removed ids in one text field
+_TOKENS = 64  # manifests that others may write while one looks whether its own counts
 
 
 @dataclass(frozen=True)
 class MilvusManifest(Manifest):
-    """What the first row says; `rows` counts the items that can be found."""
+    """What is kept of a gallery; `generation` grows with every manifest, and `rows` is not kept."""
 
     collection: str = ""
     """The name of the collection of the items."""
@@ -34,70 +30,96 @@ class MilvusManifest(Manifest):
     fields: Sequence[str] = ()
     """The columns that have a field of their own."""
 
+    edition: Count = 0
+    """Grows by one with every `save`, but not with additions and removals that count at once."""
+
     pending: Sequence[Sequence[int]] = ()
     """Ranges of ids, first and last plus one, that a writer reserved and has not saved: they do not count."""
 
-    removing: Count = 0
-    """How many rows after the first list ids that are removed, though their items may still be in the collection."""
+    tokens: Sequence[str] = ()
+    """One of this manifest, which is the last, and of those before it; see `publish`."""
+
+    removing: Sequence[int] = ()
+    """The rows, first and last plus one, with negative ids, that list removed items which may still be there."""
 
 
-def read_manifest(client: Any, address: Address) -> MilvusManifest | None:
+def read_manifest(connection: Connection) -> MilvusManifest | None:
     """The manifest; None where there is no such gallery.
 
     Raises:
         GalleryError: it is damaged or of another format.
     """
-    text = _read_text(client, address, 0)
-    return None if text is None else parse_manifest(text, str(address), MilvusManifest)
+    while names := _manifests(connection):
+        text = connection.note(names[-1])
+        if text is not None:
+            return parse_manifest(text, str(connection.address), MilvusManifest)
+    return None
+
+
+def stored_manifest(connection: Connection) -> MilvusManifest:
+    """The manifest; GalleryError where there is no such gallery."""
+    manifest = read_manifest(connection)
+    if manifest is None:
+        address = connection.address
+        raise GalleryError(f"{address} holds no gallery {address.name!r}; `proxygml index` makes one")
+    return manifest
+
+
+def newer_manifest(connection: Connection, manifest: MilvusManifest) -> MilvusManifest | None:
+    """The manifest as it is now; None where it has not changed."""
+    names = _manifests(connection)
+    if names and names[-1] == _name(connection.address, manifest.generation):
+        return None
+    return stored_manifest(connection)
+
+
+def change_manifest(connection: Connection, change: Callable[[MilvusManifest], MilvusManifest]) -> MilvusManifest:
+    """Replace the manifest by a changed one, of what others have made of it until then; return it.
+
+    Args:
+        connection: to the gallery.
+        change: makes the new manifest of the stored one; is called again where another process was faster.
+
+    Raises:
+        GalleryError: there is no such gallery; or what `change` raises.
+    """
+    while True:
+        stored = stored_manifest(connection)
+        made = replace(change(stored), generation=stored.generation + 1)
+        if publish(connection, made):
+            return made
+
+
+def publish(connection: Connection, manifest: MilvusManifest) -> bool:
+    """Write a manifest as that of its generation; False, and nothing is changed, where there is one already."""
+    own, token = _name(connection.address, manifest.generation), uuid.uuid4().hex[:12]
+    manifest = replace(manifest, tokens=[*manifest.tokens[1 - _TOKENS :], token])
+    if not connection.create_note(own, manifest_text(manifest)):
+        return False
+    names = _manifests(connection)
+    if names[-1] > own:
+        # Either others have replaced it since, or its name was free because it was replaced long ago.
+        counted = token in stored_manifest(connection).tokens
+        connection.drop(own)
+        return counted
+    for earlier in names[: names.index(own)]:
+        connection.drop(earlier)
+    return True
 
 
 def check_no_gallery(address: Address) -> None:
     """Raise OverwriteError where there is a gallery already."""
     if address.local is not None and not address.local.exists():
         return
-    client = connect(address)
-    with translating_errors(address):
-        if read_manifest(client, address) is not None:
-            raise OverwriteError(f"{address} is a gallery already: add to it with --add, or give --force to replace it")
+    if _manifests(connect(address)):
+        raise OverwriteError(f"{address} is a gallery already: add to it with --add, or give --force to replace it")
 
 
-def write_manifest(client: Any, address: Address, manifest: MilvusManifest) -> None:
-    """Write the manifest in one step."""
-    _write_text(client, address, 0, manifest_text(manifest))
+def _manifests(connection: Connection) -> list[str]:
+    """The collections with manifests of this gallery, the one that counts last."""
+    own = re.compile(rf"{connection.address.name}_manifest_\d{{12}}")
+    return sorted(name for name in connection.collections() if own.fullmatch(name))
 
 
-def read_removed(client: Any, address: Address, manifest: MilvusManifest) -> Rows:
-    """The ids, int64, of items that are removed but may still be in the collection."""
-    texts = [_read_text(client, address, 1 + number) for number in range(manifest.removing)]
-    return np.array([number for text in texts for number in json.loads(text or "[]")], np.int64)
-
-
-def write_removed(client: Any, address: Address, ids: Rows) -> int:
-    """Write the ids of removed items; the manifest then has to say in how many rows, which is returned."""
-    parts = np.array_split(ids, -(-len(ids) // _IDS_IN_A_ROW)) if len(ids) else []
-    for number, part in enumerate(parts):
-        _write_text(client, address, 1 + number, json.dumps(part.tolist()))
-    return len(parts)
-
-
-def _read_text(client: Any, address: Address, row: int) -> str | None:
-    name = _collection(address)
-    if not client.has_collection(name):
-        return None
-    client.load_collection(name)
-    found = client.query(name, filter=f"id == {row}", output_fields=["text"])
-    return str(found[0]["text"]) if found else None
-
-
-def _write_text(client: Any, address: Address, row: int, text: str) -> None:
-    name = _collection(address)
-    columns = {"text": ColumnType("str")}
-    if not client.has_collection(name):
-        create_collection(client, name, 2, columns)  # Milvus has no collections without vectors
-    table = pd.DataFrame({"text": [text]})
-    rows = rows_of(np.array([row]), np.array([[0, 1]], np.float32), table, columns, ["text"])
-    client.upsert(name, rows)
-
-
-def _collection(address: Address) -> str:
-    return f"{address.name}_manifest"
+def _name(address: Address, generation: int) -> str:
+    return f"{address.name}_manifest_{generation:012}"

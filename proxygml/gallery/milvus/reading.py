@@ -1,6 +1,7 @@
 """Reading items from a collection in Milvus, in answers that are no larger than Milvus allows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +9,15 @@ import numpy as np
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError
-from proxygml.gallery.milvus.address import Address
-from proxygml.gallery.milvus.collections import MESSAGE_BYTES, translating_errors
-from proxygml.gallery.milvus.expressions import ids_in
+from proxygml.gallery.milvus.connection import MESSAGE_BYTES, Connection
+from proxygml.gallery.milvus.expressions import ids_between, ids_in
 from proxygml.gallery.neighbors import HNSW_SEARCH, PROBED, REFINED, Kind
 
 ANSWER_ROWS = 16_384
 """Rows that Milvus returns at most in one answer."""
 
 _SPARE = 10  # candidates beyond those wanted, so that ties with the last one are noticed
+_AT_A_TIME = 4  # answers that are waited for together: each waits until Milvus has seen all that was written
 
 MilvusRows = list[Mapping[str, Any]]
 
@@ -25,8 +26,7 @@ MilvusRows = list[Mapping[str, Any]]
 class CollectionReader:
     """Reads the items of one collection that meet a condition, an expression of Milvus."""
 
-    client: Any
-    address: Address
+    connection: Connection
     collection: str
     dimension: int
 
@@ -35,29 +35,31 @@ class CollectionReader:
         """How many rows with their vectors one answer may hold."""
         return min(ANSWER_ROWS, 2 * MESSAGE_BYTES // (4 * self.dimension))
 
-    def query(self, condition: str, fields: Sequence[str], **options: int) -> MilvusRows:
+    def query(self, condition: str, fields: Sequence[str], **options: Any) -> MilvusRows:
         """The rows under a condition that fit into one answer: `id` and these fields."""
-        with translating_errors(self.address):
-            rows: MilvusRows = self.client.query(
-                self.collection, filter=condition, output_fields=["id", *fields], **options
-            )
-        return rows
+        return self.connection.query(self.collection, condition, ["id", *fields], **options)
 
     def scan(self, condition: str, last: int, fields: Sequence[str]) -> MilvusRows:
         """All rows under a condition, ordered by id; `last` is above every id."""
-        rows: MilvusRows = []
-        for start in range(0, last, ANSWER_ROWS):
-            part = f"id >= {start} and id < {start + ANSWER_ROWS} and {condition}"
-            rows += sorted(self.query(part, fields), key=lambda row: int(row["id"]))
-        return rows
+        parts = [f"{ids_between(start, start + ANSWER_ROWS)} and {condition}" for start in range(0, last, ANSWER_ROWS)]
+        return [row for rows in self._answers(parts, fields) for row in sorted(rows, key=lambda row: int(row["id"]))]
 
-    def rows(self, ids: Rows, condition: str, fields: Sequence[str]) -> MilvusRows:
+    def rows(self, ids: Rows, condition: str, fields: Sequence[str], **options: Any) -> MilvusRows:
         """The rows of those of the ids that meet the condition, in any order."""
         height = min(ANSWER_ROWS, max(1, MESSAGE_BYTES // (4 * self.dimension)))
-        rows: MilvusRows = []
-        for start in range(0, len(ids), height):
-            rows += self.query(f"{ids_in(ids[start : start + height])} and {condition}", fields)
-        return rows
+        parts = [f"{ids_in(ids[start : start + height])} and {condition}" for start in range(0, len(ids), height)]
+        return [row for rows in self._answers(parts, fields, **options) for row in rows]
+
+    def _answers(self, conditions: Sequence[str], fields: Sequence[str], **options: Any) -> Iterator[MilvusRows]:
+        """The rows under each condition."""
+        if len(conditions) < 2:
+            yield from (self.query(condition, fields, **options) for condition in conditions)
+            return
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            for start in range(0, len(conditions), _AT_A_TIME):  # not all at once, which the memory would have to hold
+                yield from pool.map(
+                    lambda one: self.query(one, fields, **options), conditions[start : start + _AT_A_TIME]
+                )
 
     def vectors(self, ids: Rows, condition: str) -> Vectors:
         """The vectors, float32 (n, D), of these items.
@@ -69,9 +71,7 @@ class CollectionReader:
         check_present(ids, found)
         return np.array([found[number] for number in ids.tolist()], np.float32).reshape(-1, self.dimension)
 
-    def nearest(
-        self, queries: Vectors, wanted: int, condition: str, kind: Kind, count: int
-    ) -> list[tuple[Rows, Vectors]]:
+    def nearest(self, queries: Vectors, wanted: int, condition: str, kind: Kind) -> list[tuple[Rows, Vectors]]:
         """For each query ids, rising, and vectors, among which its `wanted` nearest are.
 
         Args:
@@ -79,7 +79,6 @@ class CollectionReader:
             wanted: how many at least, where there are so many.
             condition: which items may be found.
             kind: of the collection's index.
-            count: the number of items in the gallery.
 
         Raises:
             GalleryError: one answer cannot hold so many.
@@ -101,7 +100,7 @@ class CollectionReader:
                     again.append(number)
             # Among equal items the first are returned, so all of them have to be seen.
             todo, limit = np.array(again, np.int64), min(2 * limit, self.largest_answer)
-        if kind != "exact" and min((len(ids) for ids, _ in found), default=wanted) < min(wanted, count):
+        if kind != "exact" and min((len(ids) for ids, _ in found), default=wanted) < wanted:
             self._complete(found, wanted, condition)
         return found
 
@@ -115,27 +114,19 @@ class CollectionReader:
         parameters = {"exact": {}, "hnsw": {"ef": max(HNSW_SEARCH, limit)}, "ivfpq": {"nprobe": PROBED}}[kind]
         height = max(1, MESSAGE_BYTES // (4 * self.dimension * limit))
         for start in range(0, len(queries), height):
-            with translating_errors(self.address):
-                answers = self.client.search(
-                    self.collection,
-                    queries[start : start + height],
-                    anns_field="embedding",
-                    limit=limit,
-                    filter=condition,
-                    output_fields=["embedding"],
-                    search_params={"metric_type": "IP", "params": parameters},
-                )
-            yield from answers
+            part = queries[start : start + height]
+            yield from self.connection.search(self.collection, part, condition, limit, parameters)
 
     def _complete(self, found: list[tuple[Rows, Vectors]], wanted: int, condition: str) -> None:
         """Where an index found too few items behind a filter, take all that pass it, if one answer can hold them."""
         rows = self.query(condition, [], limit=ANSWER_ROWS)
         if len(rows) == ANSWER_ROWS:
             return
-        ids = np.sort(np.array([row["id"] for row in rows], np.int64))
-        everything = ids, self.vectors(ids, condition)
+        ids = np.array([row["id"] for row in rows], np.int64)
+        there = self.rows(ids, condition, ["embedding"])  # some may have been removed meanwhile
+        everything = _by_id([{"id": row["id"], "entity": row} for row in there], self.dimension)
         for number, (some, _) in enumerate(found):
-            if len(some) < min(wanted, len(ids)):
+            if len(some) < min(wanted, len(there)):
                 found[number] = everything
 
 

@@ -29,13 +29,38 @@ FIELD_TYPES = {
 }  # fmt: skip
 """The fields of Milvus for the types of columns; the other types, and lists, share the field OTHERS."""
 
+MISSING = "missing_columns"
+"""The JSON field that lists, under NAMES, the columns with a field of their own whose cell is missing in this row."""
+
+NAMES = "names"
+
+DEFAULTS: Mapping[str, Any] = {
+    "INT64": -(2**63), "DOUBLE": -1.7976931348623157e308, "BOOL": False, "VARCHAR": "",
+}  # fmt: skip
+"""What stands in the fields of missing cells: fields that may be empty came with Milvus 2.5. No value is less."""
+
 _DIGITS = 40
 """Digits before and after the decimal point of the numbers that Milvus keeps as text."""
 
 EMPTY_LIST = ""
 """What stands for a list without elements, so that a filter can find it."""
 
-_KEYWORDS = ("and", "or", "not", "in", "like", "is", "null", "exists", "iso", "interval", "true", "false", OTHERS)
+_KEYWORDS = (
+    "and",
+    "or",
+    "not",
+    "in",
+    "like",
+    "is",
+    "null",
+    "exists",
+    "iso",
+    "interval",
+    "true",
+    "false",
+    OTHERS,
+    MISSING,
+)
 
 
 def fields_of(schema: Schema) -> list[str]:
@@ -75,8 +100,10 @@ def rows_of(
     rows = []
     for place, number in enumerate(ids.tolist()):
         more = {name: cells[name][place] for name in others if cells[name][place] is not None}
-        row: dict[str, object] = {"id": number, "embedding": vectors[place], OTHERS: more or None}
-        rows.append(row | {name: cells[name][place] for name in typed})
+        gone = [name for name in fields if name not in cells or cells[name][place] is None]
+        row: dict[str, object] = {"id": number, "embedding": vectors[place], OTHERS: more, MISSING: {NAMES: gone}}
+        row |= {name: DEFAULTS[FIELD_TYPES[schema[name].name]] for name in gone}
+        rows.append(row | {name: cells[name][place] for name in typed if name not in gone})
     return rows
 
 
@@ -152,7 +179,9 @@ def number_of(text: str) -> Decimal:
 def table_of(rows: Sequence[Mapping[str, Any]], schema: Schema) -> pd.DataFrame:
     """The item table, by id, of rows that Milvus returned."""
     ids = pd.Index([row["id"] for row in rows], dtype=np.int64, name="id")
-    flat = [{**(row.get(OTHERS) or {}), **row} for row in rows]
+    flat = [
+        {**(row.get(OTHERS) or {}), **row, **dict.fromkeys((row.get(MISSING) or {}).get(NAMES, ()))} for row in rows
+    ]
     series = {
         name: column_of([decoded(row.get(name), kind) for row in flat], ids, kind) for name, kind in schema.items()
     }
