@@ -25,6 +25,17 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     )
     words = "a further name that clients call this server by (this machine's names are allowed); * allows any"
     parser.add_argument("--allowed_host", action="append", default=None, metavar="NAME", help=words)
+    words = "the path under which a proxy shows this server, such as /birds"
+    parser.add_argument("--root_path", type=str, default="", metavar="PATH", help=words)
+    words = (
+        "a web site whose pages may use the interface from a browser, such as https://shop.example.org; none by default"
+    )
+    parser.add_argument("--cors_origin", action="append", default=None, metavar="ORIGIN", help=words)
+    words = (
+        "where the images of added items are kept: a folder, or a URL such as s3://bucket/images; "
+        "by default in the gallery's folder, and a gallery in Milvus takes no changes without"
+    )
+    parser.add_argument("--added_images", type=str, default="", metavar="PLACE", help=words)
     parser.add_class_arguments(Limits, as_group=False)
     options = parser.parse(arguments)
     check_extra("serve", "fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn")
@@ -38,9 +49,11 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
     limits = Limits(**chosen(options, *(key.name for key in fields(Limits))))
     gallery = Gallery.load(options.gallery)
-    service = Service(gallery, Model.of_gallery(gallery, options.run).embedder(), limits)
+    embedder = Model.of_gallery(gallery, options.run).embedder()
+    service = Service(gallery, embedder, limits, options.added_images or None)
     token = os.environ.get("PROXYGML_TOKEN", "")
-    app = make_app(service, token, [*local_names(options.host), *(options.allowed_host or [])])
+    names = [*local_names(options.host), *(options.allowed_host or [])]
+    app = make_app(service, token, names, root_path=options.root_path, cors_origins=options.cors_origin or [])
     if options.page:
         from proxygml.serving.page import add_page
 
@@ -49,6 +62,13 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         say(
             f"{counted(len(gallery), 'item')}: {address}",
             f"interface: {address}/docs",
-            "changes: with the token of PROXYGML_TOKEN" if token else "changes: none, as PROXYGML_TOKEN is not set",
+            f"changes: {_changes(bool(token), service.keeps_images)}",
         )
         run_server(app, socket, limits)
+
+
+def _changes(has_token: bool, keeps_images: bool) -> str:
+    """Who may change the gallery."""
+    if not has_token:
+        return "none, as PROXYGML_TOKEN is not set"
+    return "with the token of PROXYGML_TOKEN" if keeps_images else "none, as --added_images is not given"

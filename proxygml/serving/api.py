@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from proxygml import __version__
 from proxygml.data.formats import FORMATS, readable_formats
@@ -22,11 +23,13 @@ from proxygml.serving.body_limit import BodyLimit
 from proxygml.serving.docs import add_docs
 from proxygml.serving.failures import Failures
 from proxygml.serving.forms import FormRoute, read_conditions, read_pairs
+from proxygml.serving.head import HeadRequests
 from proxygml.serving.headers import SecurityHeaders
-from proxygml.serving.hosts import HostCheck, host_name, local_names
+from proxygml.serving.hosts import HostCheck, host_name, local_names, web_origin
 from proxygml.serving.limits import RequestError
 from proxygml.serving.metrics import Measured, Metrics
 from proxygml.serving.refusals import describe_refusals, refuse
+from proxygml.serving.root_path import RootPath, checked_root_path
 from proxygml.serving.service import Answer, Service
 
 _WHERE = "a condition: column=value, also !=, <, <=, > and >=; several values of a column are alternatives"
@@ -101,16 +104,25 @@ Every refusal is JSON, `{"error": "..."}`; its status says why. Images are sent 
 (`multipart/form-data`). Changes need the operator's token: `Authorization: Bearer TOKEN`."""
 
 
-def make_app(service: Service, token: str = "", allowed_hosts: Sequence[str] | None = None) -> FastAPI:
+def make_app(
+    service: Service,
+    token: str = "",
+    allowed_hosts: Sequence[str] | None = None,
+    *,
+    root_path: str = "",
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
     """The application that serves a gallery.
 
     Args:
         service: the gallery and its model.
         token: what those who change the gallery must show; empty lets nobody.
         allowed_hosts: names that the Host header of a request may have; by default this machine's, see `local_names`.
+        root_path: where a proxy shows the server, such as /birds; empty for the root of its own address.
+        cors_origins: of web sites whose pages may use the interface from a browser, such as https://shop.example.org.
 
     Raises:
-        UserError: an allowed host that is no host name.
+        UserError: an allowed host that is no host name, an origin that is none, a root path that is none.
     """
 
     @asynccontextmanager
@@ -119,8 +131,10 @@ def make_app(service: Service, token: str = "", allowed_hosts: Sequence[str] | N
             yield
 
     hosts = local_names() if allowed_hosts is None else [host_name(name) for name in allowed_hosts]
+    origins, root = [web_origin(origin) for origin in cors_origins], checked_root_path(root_path)
     app = FastAPI(
         title="proxygml",
+        servers=[{"url": root}] if root else None,
         version=__version__,
         lifespan=lifespan,
         description=DESCRIPTION,
@@ -138,8 +152,15 @@ def make_app(service: Service, token: str = "", allowed_hosts: Sequence[str] | N
     add_docs(app)
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Failures)
-    app.add_middleware(HostCheck, allowed=hosts)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization"], expose_headers=["Retry-After"],
+        )  # fmt: skip
+    app.add_middleware(HostCheck, allowed=hosts, origins=origins)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(HeadRequests)
+    app.add_middleware(RootPath, path=root)
     app.add_middleware(Measured, metrics=metrics)  # the outermost, which counts what the others refuse
     return app
 
@@ -240,7 +261,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool
         """The columns of an item, and what a request may ask for."""
         limits = service.limits
         return Description(
-            items=len(service.gallery),
+            items=service.current.items,
             columns=service.columns,
             kinds=[FORMATS[kind].media_type for kind in readable_formats()],
             max_k=limits.max_k,
@@ -249,11 +270,14 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool
             changes=has_token and service.keeps_images,
         )
 
-    @app.get("/health")
+    @app.get("/health", responses=describe_refusals(503))
     async def health() -> Health:
-        """What is being served."""
-        gallery = service.gallery
-        return Health(status="ok", items=len(gallery), model=gallery.manifest.model, version=__version__)
+        """What is being served; 503 while the gallery cannot be read."""
+        current = service.current
+        if current.failure:
+            raise RequestError(503, current.failure)
+        model = current.gallery.manifest.model
+        return Health(status="ok", items=current.items, model=model, version=__version__)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def measurements() -> Response:

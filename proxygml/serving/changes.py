@@ -1,25 +1,25 @@
 """Additions to a gallery and removals from it, one process among several that may change it.
 
-Searches look at a gallery that nobody changes. A change is made to another copy and saved; then searches look at what
-was saved. So an answer to an addition means that the item is on disk, and a reader never waits for a writer.
+Searches look at a gallery that nobody changes. Changes are saved together, then searches look at what was saved. So an
+answer to an addition means that the item is stored, and a reader never waits for a writer. The image of an item is
+stored before the item: a process that is killed between the two leaves an image that no item shows, which is deleted
+later.
 """
 
 import asyncio
 import contextlib
 import logging
-import time
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
 
-from proxygml.errors import GalleryError, OverwriteError
-from proxygml.files import atomic_write
+from proxygml.errors import EmptyGalleryError, GalleryError, GalleryUnavailableError, OverwriteError
+from proxygml.gallery.backend import Addition
 from proxygml.gallery.base import Gallery
 from proxygml.serving.batcher import Batcher
+from proxygml.serving.current import CurrentGallery
+from proxygml.serving.image_store import ImageStore
 from proxygml.serving.limits import RequestError
 
 log = logging.getLogger("proxygml")
@@ -28,36 +28,22 @@ SWEEP_EVERY, SWEEP_AFTER = 600.0, 3600.0
 """Seconds between two looks for images that no item shows, and their age then: an addition takes much less."""
 
 _BATCH = 256  # changes that are saved together
-_ATTEMPTS = 3  # where another process is faster
-
-
-@dataclass(frozen=True)
-class Addition:
-    """An item to be added: its vector, the file that holds its image, its columns."""
-
-    vector: Tensor
-    path: Path
-    columns: Mapping[str, str]
-
-
-Change = Addition | int  # an item to add, or the id of one to remove
+_LOOKED_UP = 5000  # images whose items are looked up together
 
 
 class Changes:
     """Changes of a gallery, saved in batches.
 
     Args:
-        gallery: as it was loaded; must keep images.
-        images: the folder of the images of added items.
-
-    Attributes:
-        gallery: as it was last saved here.
+        current: the gallery that is served.
+        images: where the images of added items are kept.
     """
 
-    def __init__(self, gallery: Gallery, images: Path) -> None:
-        self.gallery = gallery
-        self._images = images
-        self._writer: Batcher[Change, int] = Batcher(self._change, _BATCH)
+    def __init__(self, current: CurrentGallery, images: ImageStore) -> None:
+        self._current = current
+        self.images = images
+        self._shown: set[str] = set()  # images that an item was seen to show
+        self._writer: Batcher[Addition | int, int] = Batcher(self._change, _BATCH)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -71,7 +57,7 @@ class Changes:
             await self._writer.stop()
 
     async def add(self, vector: Tensor, data: bytes, ending: str, columns: Mapping[str, str]) -> int:
-        """Add an item; when this returns its id, the item is on disk.
+        """Add an item; when this returns its id, the item is stored.
 
         Args:
             vector: of the item, float32 (D,).
@@ -80,65 +66,66 @@ class Changes:
             columns: its cells, as text.
 
         Raises:
-            RequestError: 422 for a cell that its column cannot hold; 409 where another process changes the gallery.
+            RequestError: 422 for a cell that its column cannot hold; 409 where another process changes the gallery; 503
+                where its server does not answer, and the item may have been added or not.
         """
-        path = self._images / f"{uuid.uuid4().hex}.{ending}"
-        await asyncio.to_thread(_write, path, data)
+        path = await asyncio.to_thread(self.images.write, data, ending)
         # Not given up with the request: it would be unknown whether the item had been added.
-        adding = asyncio.ensure_future(self._writer.do(Addition(vector, path, columns)))
-        adding.add_done_callback(
-            lambda done: path.unlink(missing_ok=True) if done.cancelled() or done.exception() else None
-        )
+        adding = asyncio.ensure_future(self._writer.do(Addition(vector.numpy(), {**columns, "path": path})))
+        adding.add_done_callback(lambda done: self._delete(path) if _is_refused(done) else None)
         return await asyncio.shield(adding)
 
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again, and its image is deleted if it was added here.
 
         Raises:
-            RequestError: 404 for one that is not there; 409 for the last one, or where another process writes.
+            RequestError: 404 for one that is not there; 409 for the last one, or where another process writes; 503
+                where the gallery's server does not answer.
         """
         await asyncio.shield(asyncio.ensure_future(self._writer.do(item)))
 
-    def _change(self, changes: Sequence[Change]) -> list[int | Exception]:
-        """Make changes together: each is done or refused by itself, and all are saved at once."""
-        for _ in range(_ATTEMPTS):
-            writer = Gallery.load(self.gallery.place)
-            removed = self._images_of(writer, [change for change in changes if isinstance(change, int)])
-            results = [_changed(writer, change) for change in changes]
-            try:
-                if any(not isinstance(result, Exception) for result in results):
-                    writer.save()
-            except OverwriteError:
-                continue  # another process was faster: make the changes to what it left
-            except GalleryError as error:
-                if len(changes) > 1:  # each by itself, so that only the one at fault is refused
-                    return [self._change([change])[0] for change in changes]
-                return [RequestError(409 if isinstance(changes[0], int) else 422, str(error))]
-            self.gallery = _reloaded(writer)
-            self._delete_unshown(removed)
-            return results
-        return [RequestError(409, "another process is changing the gallery: try again later")] * len(changes)
+    def _change(self, changes: Sequence[Addition | int]) -> list[int | Exception]:
+        """Make changes together: each is done or refused by itself."""
+        removals = [change for change in changes if not isinstance(change, Addition)]
+        try:
+            images = self._images_of(removals)
+            gallery, results = self._current.gallery.change_at_once(changes)
+            self._current.take(gallery)
+        except OverwriteError:
+            return [RequestError(409, "another process is changing the gallery: try again later")] * len(changes)
+        except GalleryUnavailableError as error:
+            return [RequestError(503, str(error))] * len(changes)
+        made = [change for change, result in zip(changes, results, strict=True) if isinstance(result, int)]
+        self._current.items += sum(1 if isinstance(change, Addition) else -1 for change in made)
+        self._delete_unshown(gallery, [images[one] for one in made if isinstance(one, int) and one in images])
+        return [_answer(change, result) for change, result in zip(changes, results, strict=True)]
 
-    def _images_of(self, gallery: Gallery, items: Sequence[int]) -> list[Path]:
+    def _images_of(self, ids: Sequence[int]) -> dict[int, str]:
         """The files of items' images that this or another server has written."""
-        found = []
-        for item in items:
+        gallery, found = self._current.latest(), {}
+        for item in ids:
             with contextlib.suppress(GalleryError):
-                path = self._images / Path(str(gallery.rows([item])["path"].iloc[0])).name
-                found.append(path)
+                path = str(gallery.rows([item])["path"].iloc[0])
+                if self.images.holds(path):
+                    found[item] = path
         return found
 
-    def _delete_unshown(self, paths: Sequence[Path]) -> None:
-        shown = _names(self.gallery) if paths else set()
-        for path in paths:
-            if path.name not in shown:
-                _delete(path)
+    def _delete_unshown(self, gallery: Gallery, paths: Sequence[str]) -> None:
+        for path in set(paths) - _shown(gallery, paths):
+            self._delete(path)
+
+    def _delete(self, path: str) -> None:
+        """Delete an image that no item shows; one that cannot be deleted only takes room."""
+        try:
+            self.images.delete(path)
+        except Exception as error:  # each file system raises its own
+            log.warning("an image that no item shows could not be deleted: %s: %s", path, error)
 
     async def _sweep_regularly(self) -> None:
         while True:
             try:
                 await asyncio.to_thread(self.sweep)
-            except (OSError, GalleryError) as error:
+            except Exception as error:  # of the gallery, or of the file system of the images
                 log.warning("the images that no item shows could not be deleted: %s", error)
             await asyncio.sleep(SWEEP_EVERY)
 
@@ -147,59 +134,37 @@ class Changes:
 
         Not those of the last hour: another server of the same gallery may be adding them.
         """
-        if not self._images.is_dir():
-            return
-        end = time.time() - SWEEP_AFTER
-        old = [path for path in self._images.iterdir() if _modified(path) < end]
-        shown = _names(self.gallery)
-        if any(path.name not in shown for path in old):
-            shown = _names(Gallery.load(self.gallery.place))  # another server may have added items since
-        for path in old:
-            if path.name not in shown:
-                _delete(path)
+        old = self.images.older_than(SWEEP_AFTER)
+        self._shown &= set(old)
+        todo = [path for path in old if path not in self._shown]
+        gallery = self._current.gallery.refreshed() if todo else self._current.gallery
+        for start in range(0, len(todo), _LOOKED_UP):
+            part = todo[start : start + _LOOKED_UP]
+            shown = _shown(gallery, part)
+            self._shown |= shown
+            for path in set(part) - shown:
+                self._delete(path)
 
 
-def _reloaded(saved: Gallery) -> Gallery:
-    """The gallery as its files say; as it was saved where they cannot be read now: the changes count already."""
-    try:
-        return Gallery.load(saved.place)
-    except (GalleryError, OSError):
-        return saved
+def _is_refused(done: "asyncio.Future[int]") -> bool:
+    """Whether an addition was not made, for certain."""
+    if done.cancelled():
+        return True
+    error = done.exception()
+    return isinstance(error, RequestError) and error.status != 503
 
 
-def _delete(path: Path) -> None:
-    """Delete an image that no item shows; one that cannot be deleted only takes room."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("an image that no item shows could not be deleted: %s: %s", path.name, error.strerror)
+def _shown(gallery: Gallery, paths: Sequence[str]) -> set[str]:
+    """Those of the images that an item shows."""
+    if not paths or "path" not in gallery.columns:
+        return set()
+    ids = gallery.ids_of(pd.DataFrame({"path": list(paths)}), ["path"])
+    return {path for path, item in zip(paths, ids, strict=True) if item >= 0}
 
 
-def _names(gallery: Gallery) -> set[str]:
-    """The names of all items' files, without their folders."""
-    return {str(path).replace("\\", "/").rpartition("/")[2] for path in gallery.items["path"]}
-
-
-def _modified(path: Path) -> float:
-    """When a file was last changed, seconds since the epoch; never, if it is gone."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
-
-
-def _changed(gallery: Gallery, change: Change) -> int | Exception:
-    """Make a change in memory; the id of the item, or why not."""
-    try:
-        if isinstance(change, int):
-            gallery.remove([change])
-            return change
-        row = {**change.columns, "path": str(change.path)}
-        return int(gallery.add(change.vector[None], pd.DataFrame([row]))[0])
-    except GalleryError as error:
-        return RequestError(404 if isinstance(change, int) else 422, str(error))
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
+def _answer(change: Addition | int, result: int | GalleryError) -> int | Exception:
+    if isinstance(result, int):
+        return result
+    if isinstance(result, EmptyGalleryError):
+        return RequestError(409, str(result))
+    return RequestError(422 if isinstance(change, Addition) else 404, str(result))

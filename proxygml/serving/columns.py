@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from proxygml.errors import GalleryError, GalleryUnavailableError
 from proxygml.gallery.base import Gallery
 
 _SAMPLE = 32  # items
@@ -16,7 +17,12 @@ _SAMPLE = 32  # items
 def hidden_columns(gallery: Gallery) -> set[str]:
     """`path`, and every column that holds paths of this machine: most of a few items' values are files that exist."""
     probe = np.ones((1, gallery.manifest.dimension), np.float32)
-    sample = gallery.search(probe, _SAMPLE).rows(0)
+    try:
+        sample = gallery.search(probe, _SAMPLE).rows(0)
+    except GalleryUnavailableError:
+        raise
+    except GalleryError:  # the last items were removed by several processes at the same time
+        return {"path"}
     return {"path", *(name for name in gallery.columns if _holds_paths(sample[name]))}
 
 

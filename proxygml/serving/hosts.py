@@ -40,10 +40,12 @@ class HostCheck:
     Args:
         app: what the other requests reach.
         allowed: as `host_name` returns them.
+        origins: of web sites whose pages may send changes too, as `web_origin` returns them.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, allowed: Sequence[str], origins: Sequence[str] = ()) -> None:
         self.app = app
+        self.origins = frozenset(origins)
         self.any = ANY in allowed
         self.allowed = set(allowed)
         self.local_addresses = bool(self.allowed & {"0.0.0.0", "[::]"})
@@ -63,7 +65,7 @@ class HostCheck:
                 f"the Host header is {host[:100]!r}, which is not a name of this server: its operator may allow it "
                 "with --allowed_host",
             )
-        if scope["method"] not in _SAFE_METHODS and _is_cross_origin(scope, host):
+        if scope["method"] not in _SAFE_METHODS and self._is_cross_origin(scope, host):
             return RequestError(403, "a page of another web site has sent this request: only this server's own may")
         return None
 
@@ -76,16 +78,16 @@ class HostCheck:
         address = scope.get("server")
         return self.local_addresses and address is not None and name == _bracketed(address[0])
 
-
-def _is_cross_origin(scope: Scope, host: str) -> bool:
-    """Whether a browser says that the request comes from a page of another origin; other clients say nothing."""
-    for name, value in scope["headers"]:
-        text = value.decode("latin-1").strip().lower()
-        if name == b"sec-fetch-site" and text not in ("same-origin", "none"):
-            return True
-        if name == b"origin" and not _is_origin_of(text, host):
-            return True
-    return False
+    def _is_cross_origin(self, scope: Scope, host: str) -> bool:
+        """Whether a browser says that the request comes from a page that may not send it; other clients say nothing."""
+        headers = [(name, value.decode("latin-1").strip().lower()) for name, value in scope["headers"]]
+        origins = [text for name, text in headers if name == b"origin"]
+        if origins and self.origins.issuperset(origins):
+            return False
+        sites = [text for name, text in headers if name == b"sec-fetch-site"]
+        return any(site not in ("same-origin", "none") for site in sites) or not all(
+            _is_origin_of(origin, host) for origin in origins
+        )
 
 
 def _is_origin_of(origin: str, host: str) -> bool:
@@ -121,6 +123,24 @@ def host_name(name: str) -> str:
             "gallery.example.org, or * for every name"
         )
     return plain.rstrip(".")
+
+
+def web_origin(origin: str) -> str:
+    """The origin of a web site as browsers send it: lower case, without the usual port.
+
+    Raises:
+        UserError: it is no origin.
+    """
+    text = origin.strip().lower().rstrip("/")
+    found = re.fullmatch(r"(https?)://([^/?#@]+)", text)
+    name = _without_port(found[2]) if found else None
+    if found is None or name is None or name.endswith("."):
+        raise UserError(
+            f"--cors_origin is {origin!r}, but must be the address of a web site without a path, such as "
+            "https://shop.example.org; give the option once for each of several"
+        )
+    usual = {"http": ":80", "https": ":443"}[found[1]]
+    return f"{found[1]}://{found[2].removesuffix(usual)}"
 
 
 def _bracketed(name: str) -> str:

@@ -17,7 +17,7 @@ class Metrics:
         self.requests = Counter("proxygml_requests", "requests answered", labels, registry=self.registry)
         self.seconds = Histogram("proxygml_request_seconds", "time to answer", ("route",), registry=self.registry)
         Gauge("proxygml_items", "items in the gallery", registry=self.registry).set_function(
-            lambda: len(service.gallery)
+            lambda: service.current.items
         )
         Gauge("proxygml_requests_under_way", "requests under way", registry=self.registry).set_function(
             lambda: service.active

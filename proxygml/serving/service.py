@@ -5,6 +5,7 @@ import contextlib
 import io
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,17 @@ from proxygml.data.formats import FORMATS
 from proxygml.data.images import grey_square, small_picture
 from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
-from proxygml.errors import GalleryError, ImageError, did_you_mean
+from proxygml.errors import GalleryError, GalleryUnavailableError, ImageError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where, split
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
-from proxygml.serving.columns import hidden_columns, json_cell
+from proxygml.serving.columns import json_cell
+from proxygml.serving.current import CurrentGallery
 from proxygml.serving.decoder import Decoder, kind_of_upload
+from proxygml.serving.image_store import ImageStore
 from proxygml.serving.limits import Limits, RequestError, too_many
 
 THUMBNAIL = 320  # pixels
@@ -49,13 +52,16 @@ class Service:
         gallery: as it was loaded.
         embedder: its model.
         limits: see there.
+        added_images: where the images of added items are kept; by default where the gallery keeps them. A gallery in
+            Milvus keeps none, and takes no changes without such a place.
     """
 
-    def __init__(self, gallery: Gallery, embedder: Embedder, limits: Limits) -> None:
-        images = gallery.keeps_images
-        self.changes = None if images is None else Changes(gallery, images)
-        self._gallery = gallery
-        self.hidden = hidden_columns(gallery)
+    def __init__(
+        self, gallery: Gallery, embedder: Embedder, limits: Limits, added_images: str | Path | None = None
+    ) -> None:
+        self.current = CurrentGallery(gallery)
+        place = added_images or gallery.keeps_images
+        self.changes = None if place is None else Changes(self.current, ImageStore(place))
         self.limits = limits
         self.embedder = embedder.eval()
         self.active = 0
@@ -65,8 +71,13 @@ class Service:
 
     @property
     def gallery(self) -> Gallery:
-        """The gallery as it was last saved here."""
-        return self._gallery if self.changes is None else self.changes.gallery
+        """The gallery as of the last look or change."""
+        return self.current.gallery
+
+    @property
+    def hidden(self) -> set[str]:
+        """The columns that clients do not see."""
+        return self.current.hidden
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -74,7 +85,8 @@ class Service:
         self._decoder.start()
         await self._model.start()
         try:
-            async with contextlib.nullcontext() if self.changes is None else self.changes.running():
+            changing = contextlib.nullcontext() if self.changes is None else self.changes.running()
+            async with self.current.followed(), changing:
                 yield
         finally:
             await self._model.stop()
@@ -137,7 +149,7 @@ class Service:
             conditions = _conditions(where or (), ["id", *(n for n in self.gallery.columns if n not in self.hidden)])
             return await asyncio.to_thread(self._search, vector, k, conditions, leave_out)
         except GalleryError as error:
-            raise RequestError(422, str(error)) from None
+            raise _refused(error, 422) from None
 
     async def neighbors(self, item: int, k: int, where: Sequence[str] | None = None) -> Answer:
         """The k nearest items to one of the gallery's own, which is not among them and has no vote.
@@ -145,7 +157,7 @@ class Service:
         Raises:
             RequestError: 404 for one that is not there; see `search`.
         """
-        return await self.search(await asyncio.to_thread(_vector, self.gallery, item), k, where, leave_out=item)
+        return await self.search(await asyncio.to_thread(self._vector, item), k, where, leave_out=item)
 
     @property
     def columns(self) -> list[str]:
@@ -154,7 +166,7 @@ class Service:
 
     @property
     def keeps_images(self) -> bool:
-        """Whether items can be added: a gallery in Milvus has no folder for their images."""
+        """Whether items can be added: there is a place for their images."""
         return self.changes is not None
 
     def item(self, item: int) -> pd.Series:
@@ -164,8 +176,10 @@ class Service:
             RequestError: 404 for one that is not there.
         """
         try:
-            return self.gallery.rows([item]).iloc[0]
-        except (GalleryError, OverflowError):
+            return self.current.latest().rows([item]).iloc[0]
+        except GalleryError as error:
+            raise _refused(error, 404, f"there is no item {item}") from None
+        except OverflowError:
             raise RequestError(404, f"there is no item {item}") from None
 
     async def picture(self, item: int) -> bytes:
@@ -177,7 +191,7 @@ class Service:
         row = await asyncio.to_thread(self.item, item)
         box, path = _box(row), str(row.get("path"))
         try:
-            data = await asyncio.to_thread(read_file, path)
+            data = await asyncio.to_thread(self._image_file, path)
             return await self._decoder.use_item(data, path, lambda pixels: _picture(pixels, box, path))
         except ImageError:
             return await asyncio.to_thread(_as_jpeg, grey_square(THUMBNAIL))
@@ -189,7 +203,7 @@ class Service:
     # Changes ----------------------------------------------------------------------------------------------------------
 
     async def add(self, data: bytes, columns: Mapping[str, str]) -> int:
-        """Add an item; when this returns its id, the item is on disk.
+        """Add an item; when this returns its id, the item is stored.
 
         Raises:
             RequestError: 413, 415 or 422 for the image or a column; 409 where another process changes the gallery.
@@ -208,9 +222,7 @@ class Service:
         Raises:
             RequestError: 404 for one that is not there; 409 for the last one, or where another process writes.
         """
-        changes = self._check_changes()
-        await asyncio.to_thread(self.item, item)
-        await changes.remove(item)
+        await self._check_changes().remove(item)
 
     # In the threads ---------------------------------------------------------------------------------------------------
 
@@ -222,8 +234,20 @@ class Service:
     def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:
         return list(self.embedder(torch.stack(list(squares)).to(self.embedder.device)).float().cpu())
 
+    def _vector(self, item: int) -> Tensor:
+        try:
+            return torch.from_numpy(np.array(self.current.latest().vectors([item])[0]))
+        except GalleryError as error:
+            raise _refused(error, 404, f"there is no item {item}") from None
+
+    def _image_file(self, path: str) -> bytes:
+        """The bytes of an item's image. Its path was given by the operator or by a server, never by a client."""
+        if self.changes is not None and self.changes.images.holds(path):
+            return self.changes.images.read(path)
+        return read_file(path)
+
     def _search(self, vector: Tensor, k: int, where: Where, leave_out: int | None) -> Answer:
-        gallery = self.gallery
+        gallery = self.current.latest()
         try:
             found = gallery.search(vector[None], k, where, exclude=None if leave_out is None else [leave_out])
         except GalleryError:
@@ -239,15 +263,19 @@ class Service:
     def _check_changes(self) -> Changes:
         """The changes of the gallery, or RequestError, 403, where it takes none."""
         if self.changes is None:
-            raise RequestError(403, "this gallery is in Milvus, and keeps no images: change it with `proxygml index`")
+            raise RequestError(
+                403,
+                "this server has no place for the images of added items: its operator may give one with "
+                "--added_images, or change the gallery with `proxygml index`",
+            )
         return self.changes
 
 
-def _vector(gallery: Gallery, item: int) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(gallery.vectors([item])[0]))
-    except GalleryError:
-        raise RequestError(404, f"there is no item {item}") from None
+def _refused(error: GalleryError, status: int, message: str = "") -> RequestError:
+    """The refusal of a request that the gallery has refused; 503 where the gallery itself cannot be read now."""
+    if isinstance(error, GalleryUnavailableError):
+        return RequestError(503, str(error))
+    return RequestError(status, message or str(error))
 
 
 def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pytest
@@ -30,7 +30,10 @@ AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
-def gallery_at(folder: Path, run: Path, catalog: Path) -> Path:
+Place = TypeVar("Place", Path, str)
+
+
+def gallery_at(folder: Place, run: Path, catalog: Path) -> Place:
     build_gallery(Model.of(run), Source(catalog, split="test"), folder, workers=0)
     return folder
 
@@ -38,9 +41,17 @@ def gallery_at(folder: Path, run: Path, catalog: Path) -> Path:
 class Running:
     """A server in a thread, on a free port of the loopback interface."""
 
-    def __init__(self, folder: Path, run: Path, limits: Limits, token: str = TOKEN) -> None:
-        self.service = Service(Gallery.load(folder), Embedder.load(run), limits)
-        self.app = app.make_app(self.service, token)
+    def __init__(
+        self,
+        folder: Path | str,
+        run: Path,
+        limits: Limits,
+        token: str = TOKEN,
+        added_images: Path | str | None = None,
+        **options: object,
+    ) -> None:
+        self.service = Service(Gallery.load(folder), Embedder.load(run), limits, added_images)
+        self.app = app.make_app(self.service, token, **options)
         self.server = listening.Server(self.app, limits)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]

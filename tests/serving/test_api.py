@@ -249,7 +249,9 @@ def test_metrics_count_refusals_and_failures(
         assert counted(client, "other", 413) == 1  # refused for its length, before it was looked at where it leads
 
 
-def test_a_gallery_in_milvus_is_served_and_not_changed(run_folder: Path, small_catalog: Path, tmp_path: Path) -> None:
+def test_a_gallery_in_milvus_is_served_and_not_changed_without_a_place_for_images(
+    run_folder: Path, small_catalog: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("milvus_lite", reason="the extra milvus is not installed")
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
     place = gallery_at(tmp_path / "gallery.db", run_folder, small_catalog)
@@ -278,7 +280,7 @@ def test_a_gallery_in_milvus_is_served_and_not_changed(run_folder: Path, small_c
             assert post(client, "/search", picture(), where="colour=red").status_code == 422
             refusals = [post(client, "/items", picture()), client.delete("/items/0", headers=AUTHORISED)]
             assert [answer.status_code for answer in refusals] == [403, 403]
-            assert all("proxygml index" in answer.json()["error"] for answer in refusals)
+            assert all("--added_images" in answer.json()["error"] for answer in refusals)
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------

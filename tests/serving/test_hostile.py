@@ -26,6 +26,7 @@ from tests.helpers.server import AUTHORISED, TIMES, Running, picture, post
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 changes = pytest.importorskip("proxygml.serving.changes", reason="the extra serve is not installed")
+ImageStore = pytest.importorskip("proxygml.serving.image_store").ImageStore
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -296,7 +297,7 @@ def test_a_gallery_that_cannot_be_written_to_is_served(
         raise OSError(errno.EROFS, "Read-only file system", str(folder / "secret"))
 
     with Running(folder, run_folder, Limits()) as running, httpx.Client(base_url=running.address, **TIMES) as client:
-        monkeypatch.setattr(changes, "_write", read_only)
+        monkeypatch.setattr(ImageStore, "write", read_only)
         answer = post(client, "/items", picture())
         assert answer.status_code == 409 and "secret" not in answer.text
         assert post(client, "/search", picture()).status_code == 200

@@ -1,0 +1,93 @@
+"""The gallery that requests look at, which follows what other processes save."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator
+
+from proxygml.errors import GalleryUnavailableError, UserError
+from proxygml.gallery.base import Gallery
+from proxygml.serving.columns import hidden_columns
+
+log = logging.getLogger("proxygml")
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at whether others have changed the gallery."""
+
+
+class CurrentGallery:
+    """Holds the gallery. Searches under way keep the one that they began with.
+
+    Args:
+        gallery: as it was loaded.
+
+    Attributes:
+        items: how many there are, as of the last look or change.
+        hidden: the columns that clients do not see; see `hidden_columns`.
+        failure: why the gallery could not be looked at the last time; empty where it could.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+        self._lock = threading.Lock()
+        self.items = len(gallery)
+        self.hidden = hidden_columns(gallery)
+        self.failure = ""
+
+    @property
+    def gallery(self) -> Gallery:
+        """The gallery as of the last look or change."""
+        return self._gallery
+
+    def latest(self) -> Gallery:
+        """The gallery with all that others have changed, where that is quick to find out; else as of the last look.
+
+        Raises:
+            GalleryError: its server does not answer, or it is of another model now.
+        """
+        gallery = self._gallery
+        if gallery.refreshes_quickly and (newer := gallery.refreshed()) is not gallery:
+            self.take(newer)
+        return self._gallery
+
+    def take(self, newer: Gallery) -> None:
+        """Take over a gallery, unless a newer one was taken already.
+
+        Raises:
+            GalleryUnavailableError: it is of another model than this server's.
+        """
+        old = self._gallery.manifest
+        if (newer.manifest.model, newer.manifest.dimension) != (old.model, old.dimension):
+            raise GalleryUnavailableError("the gallery was built anew with another model: start the server again")
+        hidden = self.hidden if newer.columns == self._gallery.columns else hidden_columns(newer)
+        with self._lock:
+            if newer.manifest.generation >= self._gallery.manifest.generation:
+                self._gallery, self.hidden = newer, hidden
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """While the server runs."""
+        looking = asyncio.create_task(self._look_regularly())
+        try:
+            yield
+        finally:
+            looking.cancel()
+
+    async def _look_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Take over what others have saved, and count the items."""
+        try:
+            newer = self._gallery.refreshed()
+            if newer is not self._gallery:
+                self.take(newer)
+            self.items, failure = len(self._gallery), ""
+        except (UserError, OSError) as error:
+            failure = "the gallery cannot be read now" if isinstance(error, OSError) else str(error)
+        if failure and failure != self.failure:
+            log.warning("%s", failure)
+        self.failure = failure
