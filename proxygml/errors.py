@@ -64,7 +64,11 @@ class GalleryError(UserError):
     """A gallery that is missing, damaged or of another model; or a query that it cannot answer."""
 
 
-class GalleryUnavailableError(GalleryError):
+class GalleryServerError(GalleryError):
+    """A gallery's server has refused a call, or failed: nothing that a client of ours has sent is at fault."""
+
+
+class GalleryUnavailableError(GalleryServerError):
     """A gallery whose server does not answer now, though it may later."""
 
 

@@ -161,7 +161,7 @@ class Backend(ABC):
 
         Raises:
             OverwriteError: other processes were faster each time: try again later.
-            GalleryUnavailableError: the gallery's server does not answer; the changes may have been made or not.
+            GalleryServerError: the gallery's server failed or does not answer; the changes may have been made or not.
         """
 
     @abstractmethod

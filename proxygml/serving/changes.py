@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import pandas as pd
 from torch import Tensor
 
-from proxygml.errors import EmptyGalleryError, GalleryError, GalleryUnavailableError, OverwriteError
+from proxygml.errors import EmptyGalleryError, GalleryError, GalleryServerError, OverwriteError
 from proxygml.gallery.backend import Addition
 from proxygml.gallery.base import Gallery
 from proxygml.serving.batcher import Batcher
-from proxygml.serving.current import CurrentGallery
+from proxygml.serving.current import UNAVAILABLE, CurrentGallery
 from proxygml.serving.image_store import ImageStore
 from proxygml.serving.limits import RequestError
 
@@ -93,8 +93,10 @@ class Changes:
             self._current.take(gallery)
         except OverwriteError:
             return [RequestError(409, "another process is changing the gallery: try again later")] * len(changes)
-        except GalleryUnavailableError as error:
-            return [RequestError(503, str(error))] * len(changes)
+        except GalleryServerError as error:
+            log.warning("%s", error)
+            message = f"{UNAVAILABLE}; the change may have been made or not"
+            return [RequestError(503, message)] * len(changes)
         made = [change for change, result in zip(changes, results, strict=True) if isinstance(result, int)]
         self._current.items += sum(1 if isinstance(change, Addition) else -1 for change in made)
         self._delete_unshown(gallery, [images[one] for one in made if isinstance(one, int) and one in images])

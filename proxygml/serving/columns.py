@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from proxygml.errors import GalleryError, GalleryUnavailableError
+from proxygml.errors import GalleryError, GalleryServerError
 from proxygml.gallery.base import Gallery
 
 _SAMPLE = 32  # items
@@ -19,7 +19,7 @@ def hidden_columns(gallery: Gallery) -> set[str]:
     probe = np.ones((1, gallery.manifest.dimension), np.float32)
     try:
         sample = gallery.search(probe, _SAMPLE).rows(0)
-    except GalleryUnavailableError:
+    except GalleryServerError:
         raise
     except GalleryError:  # the last items were removed by several processes at the same time
         return {"path"}

@@ -6,11 +6,15 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 
-from proxygml.errors import GalleryUnavailableError, UserError
+from proxygml.errors import UserError
 from proxygml.gallery.base import Gallery
 from proxygml.serving.columns import hidden_columns
+from proxygml.serving.limits import RequestError
 
 log = logging.getLogger("proxygml")
+
+UNAVAILABLE = "the gallery cannot be read now: try again later"
+"""All that clients are told of a gallery's server; the log says more."""
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at whether others have changed the gallery."""
@@ -44,7 +48,8 @@ class CurrentGallery:
         """The gallery with all that others have changed, where that is quick to find out; else as of the last look.
 
         Raises:
-            GalleryError: its server does not answer, or it is of another model now.
+            GalleryError: its server does not answer.
+            RequestError: see `take`.
         """
         gallery = self._gallery
         if gallery.refreshes_quickly and (newer := gallery.refreshed()) is not gallery:
@@ -55,11 +60,11 @@ class CurrentGallery:
         """Take over a gallery, unless a newer one was taken already.
 
         Raises:
-            GalleryUnavailableError: it is of another model than this server's.
+            RequestError: 503, it is of another model than this server's.
         """
         old = self._gallery.manifest
         if (newer.manifest.model, newer.manifest.dimension) != (old.model, old.dimension):
-            raise GalleryUnavailableError("the gallery was built anew with another model: start the server again")
+            raise RequestError(503, "the gallery was built anew with another model: start the server again")
         hidden = self.hidden if newer.columns == self._gallery.columns else hidden_columns(newer)
         with self._lock:
             if newer.manifest.generation >= self._gallery.manifest.generation:
@@ -85,9 +90,12 @@ class CurrentGallery:
             newer = self._gallery.refreshed()
             if newer is not self._gallery:
                 self.take(newer)
-            self.items, failure = len(self._gallery), ""
+            self.items, self.failure = len(self._gallery), ""
+            return
+        except RequestError as error:
+            failure, reason = error.message, error.message
         except (UserError, OSError) as error:
-            failure = "the gallery cannot be read now" if isinstance(error, OSError) else str(error)
-        if failure and failure != self.failure:
-            log.warning("%s", failure)
+            failure, reason = UNAVAILABLE, str(error)
+        if failure != self.failure:
+            log.warning("the gallery cannot be read now: %s", reason)
         self.failure = failure

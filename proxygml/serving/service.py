@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from proxygml.data.formats import FORMATS
 from proxygml.data.images import grey_square, small_picture
 from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
-from proxygml.errors import GalleryError, GalleryUnavailableError, ImageError, did_you_mean
+from proxygml.errors import GalleryError, GalleryServerError, ImageError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where, split
@@ -28,10 +29,12 @@ from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
 from proxygml.serving.columns import json_cell
-from proxygml.serving.current import CurrentGallery
+from proxygml.serving.current import UNAVAILABLE, CurrentGallery
 from proxygml.serving.decoder import Decoder, kind_of_upload
 from proxygml.serving.image_store import ImageStore
 from proxygml.serving.limits import Limits, RequestError, too_many
+
+log = logging.getLogger("proxygml")
 
 THUMBNAIL = 320  # pixels
 _MODEL_BATCH = 16
@@ -273,8 +276,9 @@ class Service:
 
 def _refused(error: GalleryError, status: int, message: str = "") -> RequestError:
     """The refusal of a request that the gallery has refused; 503 where the gallery itself cannot be read now."""
-    if isinstance(error, GalleryUnavailableError):
-        return RequestError(503, str(error))
+    if isinstance(error, GalleryServerError):
+        log.warning("%s", error)
+        return RequestError(503, UNAVAILABLE)
     return RequestError(status, message or str(error))
 
 

@@ -13,6 +13,7 @@ from proxygml import Gallery
 from proxygml.data.catalog import Catalog
 from proxygml.serving.limits import Limits
 from tests.helpers.commands import run as command
+from tests.helpers.milvus_server import MilvusServer
 from tests.helpers.models import untrained
 from tests.helpers.places import place_for
 from tests.helpers.server import AUTHORISED, TIMES, Running, gallery_at, picture, post
@@ -173,3 +174,43 @@ def test_items_of_a_folder_are_looked_up_by_path(tmp_path: Path) -> None:
     assert store.read(path) == b"x" and store.holds(path)
     assert not any(store.holds(other) for other in (str(tmp_path), f"{tmp_path}/a/b", "/etc/passwd", "", "x"))
     assert pd.Series([path]).str.startswith(str(tmp_path)).all()
+
+
+def test_two_replicas_that_are_killed_under_load_lose_nothing_and_add_nothing_twice(
+    milvus_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A smaller form of `python -m benchmarks.serving_load --milvus ... --replicas 2 --additions 100`."""
+    load = pytest.importorskip("benchmarks.serving_load")
+    words = "--replicas 2 --additions 30 --kills 1 --items 200 --clients 4 --kill_every 3 --minutes 5"
+    record = load.main(["--milvus", milvus_server, *words.split()])
+    assert len(record.added) >= 30 and record.removed
+    assert "nothing lost, nothing twice" in capsys.readouterr().out
+
+
+def test_while_its_milvus_is_away_a_server_says_so_and_nothing_of_where_it_is(
+    run_folder: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    milvus = MilvusServer(tmp_path / "milvus")
+    milvus.start()
+    try:
+        place = gallery_at(milvus.address, run_folder, small_catalog)
+        with (
+            Running(place, run_folder, Limits(), added_images=tmp_path / "added") as running,
+            httpx.Client(base_url=running.address, **TIMES) as client,
+        ):
+            milvus.kill()
+            answers = [
+                post(client, "/search", picture()), post(client, "/items", picture()), client.get("/items/3/image"),
+                client.get("/items/3/neighbors"), client.delete("/items/3", headers=AUTHORISED),
+            ]  # fmt: skip
+            wait_until(lambda: client.get("/health").status_code == 503)
+            for answer in (*answers, client.get("/health")):
+                assert answer.status_code == 503
+                assert "try again later" in answer.json()["error"] and "127.0.0.1" not in answer.text
+            assert client.get("/gallery").status_code == client.get("/metrics").status_code == 200
+            milvus.start()
+            wait_until(lambda: client.get("/health").status_code == 200, 120)
+            assert len(post(client, "/search", picture(), k=48).json()["items"]) == 48
+            assert post(client, "/items", picture()).status_code == 201
+    finally:
+        milvus.stop()

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from proxygml.arrays import Rows, Vectors
-from proxygml.errors import GalleryError, GalleryUnavailableError, install_command
+from proxygml.errors import GalleryError, GalleryServerError, GalleryUnavailableError, install_command
 from proxygml.gallery.items.column_types import Schema
 from proxygml.gallery.milvus.address import Address
 from proxygml.gallery.milvus.schema import FIELD_TYPES, MISSING, OTHERS, TEXT_BYTES, fields_of
@@ -77,7 +77,7 @@ class Connection:
         status = getattr(code() if callable(code) else code, "name", "")  # of gRPC; Milvus's own codes have none
         if status in _UNAVAILABLE_STATUSES or _UNAVAILABLE.search(message):
             return GalleryUnavailableError(f"{self.address} does not answer now ({message}): try again later")
-        return GalleryError(f"{self.address}: {message}")
+        return GalleryServerError(f"{self.address}: {message}")
 
     def check_version(self) -> None:
         """Raise GalleryError where this Milvus is too old."""

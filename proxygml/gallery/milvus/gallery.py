@@ -16,7 +16,7 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.data.image_list import FILE_STAMP
 from proxygml.data.paths import rebased_paths
-from proxygml.errors import EmptyGalleryError, GalleryError, GalleryUnavailableError, OverwriteError
+from proxygml.errors import EmptyGalleryError, GalleryError, GalleryServerError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.backend import Addition, Candidates, Change, Embeddings, Finish
 from proxygml.gallery.base import LAST_ITEM, Gallery, SearchResult, recall_sample
@@ -222,7 +222,7 @@ class MilvusGallery(Gallery):
             check_items(items, len(additions))
             ids, self.manifest = self._writer.insert(self.manifest, vectors, items)
             return [int(number) for number in ids]
-        except (CollectionGoneError, GalleryUnavailableError):
+        except GalleryServerError:
             raise
         except GalleryError as error:
             if len(additions) == 1:
