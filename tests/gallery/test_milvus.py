@@ -294,7 +294,8 @@ def test_any_number_of_writers_make_single_changes_at_the_same_time(milvus_place
         assert table.index.is_unique and set(ids) < set(table.index)
         assert sorted(table.loc[ids, "size"]) == list(range(40, 200)) and set(table.loc[ids, "new"]) == {"x"}
         assert gallery.search(vectors[150:151], 1).rows()["path"].tolist() == ["/150.png"]
-    assert galleries[0].refreshed() is galleries[0].refreshed()
+    newest = galleries[0].refreshed()
+    assert newest.refreshed() is newest
 
 
 def test_single_changes_do_not_disturb_one_who_saves_later(milvus_place: str) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
-from proxygml.gallery.backend import Addition, Candidates, Change, Embeddings, Finish
+from proxygml.gallery.backend import Candidates, Change, Embeddings, Finish
 from proxygml.gallery.backends import backend_of
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.filters.grammar import Condition
@@ -36,6 +36,7 @@ from proxygml.gallery.folder.files import (
     write_blocks,
 )
 from proxygml.gallery.folder.manifest import Manifest
+from proxygml.gallery.folder.single_changes import changed_at_once
 from proxygml.gallery.items.coercion import check_items, conformed, first_equal_ids
 from proxygml.gallery.items.column_types import column_texts
 from proxygml.gallery.items.ids import Ids
@@ -45,9 +46,6 @@ from proxygml.gallery.vectors import VectorRows
 
 _TAIL = 1000
 """Items, or a tenth of all, that may be added before an approximate index is extended by them."""
-
-_ATTEMPTS = 3
-"""At a change, where another process is faster."""
 
 _REMOVED_SHARE = 4
 """When one row in so many is a removed one, the next save writes all files anew, without them."""
@@ -210,38 +208,7 @@ class FolderGallery(Gallery):
 
     def change_at_once(self, changes: Sequence[Change]) -> tuple[Self, list[int | GalleryError]]:
         """See Backend.change_at_once: they are saved together."""
-        for _ in range(_ATTEMPTS):
-            gallery = self._load(self._own_folder())
-            results = [gallery._changed(change) for change in changes]
-            try:
-                if any(not isinstance(result, GalleryError) for result in results):
-                    gallery.save()
-            except OverwriteError:
-                continue  # another process was faster: make the changes to what it left
-            except GalleryError as error:
-                if len(changes) == 1:
-                    return self, [error]
-                alone = [self.change_at_once([change]) for change in changes]  # only the one at fault is refused
-                return alone[-1][0], [result for _, (result,) in alone]
-            return gallery._reloaded(), results
-        raise OverwriteError(f"{self.folder} is being changed by other processes: try again later")
-
-    def _changed(self, change: Change) -> int | GalleryError:
-        """Make a change in memory; the id of the item, or why not."""
-        try:
-            if isinstance(change, Addition):
-                return int(self.add(change.vector[None], pd.DataFrame([dict(change.row)]))[0])
-            self.remove([change])
-            return change
-        except GalleryError as error:
-            return error
-
-    def _reloaded(self) -> Self:
-        """The gallery as its files say; as it was saved where they cannot be read now: the changes count already."""
-        try:
-            return self._load(self._own_folder())
-        except (GalleryError, OSError):
-            return self
+        return changed_at_once(self, self._own_folder(), changes)
 
     def refreshed(self) -> Self:
         """See Backend.refreshed."""

@@ -1,7 +1,6 @@
 """A gallery in Milvus, for more items than one machine holds, with the answers that a folder would give.
 
-Milvus proposes items; their similarities are computed again here. What is stored there, and when it counts, is
-manifest.py's and writing.py's.
+What is stored there, and when it counts, is manifest.py's and writing.py's; how it is read, read_gallery.py's.
 """
 
 import shutil
@@ -13,21 +12,18 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from proxygml.arrays import Block, Rows, Vectors
-from proxygml.data.image_list import FILE_STAMP
+from proxygml.arrays import Block, Rows
 from proxygml.data.paths import rebased_paths
 from proxygml.errors import EmptyGalleryError, GalleryError, GalleryServerError, OverwriteError
 from proxygml.files import exclusive_lock
-from proxygml.gallery.backend import Addition, Candidates, Change, Embeddings, Finish
-from proxygml.gallery.base import LAST_ITEM, Gallery, SearchResult, recall_sample
-from proxygml.gallery.filters.grammar import Condition, Where, one_of
+from proxygml.gallery.backend import Addition, Change, Embeddings, Finish
+from proxygml.gallery.base import LAST_ITEM, recall_sample
 from proxygml.gallery.folder.manifest import Manifest
-from proxygml.gallery.items.coercion import check_items, first_equal_ids
+from proxygml.gallery.items.coercion import check_items
 from proxygml.gallery.items.ids import Ids
 from proxygml.gallery.milvus.address import Address
 from proxygml.gallery.milvus.build import UnfinishedCollection, check_kind, publish_built, set_approximate_index
 from proxygml.gallery.milvus.connection import CollectionGoneError, Connection, connect
-from proxygml.gallery.milvus.expressions import visible
 from proxygml.gallery.milvus.manifest import (
     MilvusManifest,
     check_no_gallery,
@@ -35,20 +31,16 @@ from proxygml.gallery.milvus.manifest import (
     read_manifest,
     stored_manifest,
 )
-from proxygml.gallery.milvus.reading import CollectionReader, MilvusRows, check_present
-from proxygml.gallery.milvus.schema import MISSING, OTHERS, table_of
+from proxygml.gallery.milvus.read_gallery import ReadMilvusGallery
+from proxygml.gallery.milvus.reading import CollectionReader, check_present
 from proxygml.gallery.milvus.writing import GalleryWriter, listed_removals
 from proxygml.gallery.neighbors import Kind, recall_against_exact
-from proxygml.gallery.vectors import VectorRows
-
-_PATHS_AT_A_TIME = 200  # each possibly with many boxes, and an answer holds 16,384 rows
-
 
 _ATTEMPTS = 5
-"""At a search while others remove what it finds, and at a change while the gallery is built anew."""
+"""At a change, while the gallery is built anew."""
 
 
-class MilvusGallery(Gallery):
+class MilvusGallery(ReadMilvusGallery):
     """See Gallery. `add` writes at once what counts from `save` on; removals are written by `save`.
 
     Others see all additions and removals of a `save` together; of two that save, the second one is refused.
@@ -59,12 +51,8 @@ class MilvusGallery(Gallery):
     def __init__(
         self, connection: Connection, manifest: MilvusManifest, removed: Rows, writer: GalleryWriter | None = None
     ) -> None:
-        self.manifest: MilvusManifest = manifest
-        super().__init__(manifest)
-        self._connection = connection
+        super().__init__(connection, manifest, removed)
         self._writer = writer or GalleryWriter(connection)
-        self._reader = CollectionReader(connection, manifest.collection, manifest.dimension)
-        self._removed = removed  # in memory, or by a writer that was stopped before it had deleted them
 
     @classmethod
     def _build(
@@ -137,52 +125,10 @@ class MilvusGallery(Gallery):
         """See backends.work_place."""
         return Address.parse(place).work(purpose)
 
-    def __len__(self) -> int:
-        return self._connection.count(self.manifest.collection, self._visible())
-
-    @property
-    def place(self) -> str:
-        """See Backend.place."""
-        return str(self._connection.address)
-
     @property
     def keeps_images(self) -> None:
         """None: Milvus stores no files."""
         return
-
-    @property
-    def items(self) -> pd.DataFrame:
-        """See Backend.items."""
-        return self._table(self._reader.scan(self._visible(), self.manifest.next_id, self._stored_fields))
-
-    def rows(self, ids: Ids) -> pd.DataFrame:
-        """See Backend.rows."""
-        wanted = self._chosen(ids)
-        table = self._table(self._reader.rows(wanted, self._visible(), self._stored_fields))
-        check_present(wanted, set(table.index))
-        return table.loc[wanted]
-
-    def vectors(self, ids: Ids) -> Vectors:
-        """See Backend.vectors."""
-        return self._reader.vectors(self._chosen(ids), self._visible())
-
-    def file_stamps(self, ids: Ids) -> Rows:
-        """See Backend.file_stamps."""
-        wanted = self._chosen(ids)
-        schema = {name: kind for name, kind in self.manifest.schema.items() if name == FILE_STAMP}
-        found = self._reader.rows(wanted, self._visible(), self._stored_fields)
-        table = table_of(found, schema).reindex(columns=[FILE_STAMP])
-        check_present(wanted, set(table.index))
-        return np.array([0 if pd.isna(stamp) else stamp for stamp in table.loc[wanted, FILE_STAMP]], np.int64)
-
-    def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
-        """See Backend.ids_of."""
-        paths = list(dict.fromkeys(str(path) for path in items["path"]))
-        found: MilvusRows = []
-        for start in range(0, len(paths), _PATHS_AT_A_TIME):
-            same_path = one_of("path", self.manifest.schema["path"], paths[start : start + _PATHS_AT_A_TIME])
-            found += self._reader.query(self._visible([same_path]), self._stored_fields)
-        return first_equal_ids(items, self._table(found).sort_index(), columns)
 
     def add(self, embeddings: Embeddings, items: pd.DataFrame) -> Rows:
         """See Backend.add; new columns are kept in the JSON field that they share."""
@@ -260,64 +206,6 @@ class MilvusGallery(Gallery):
         self.manifest = self._writer.save(self.manifest, self._removed)
         self._removed = np.empty(0, np.int64)
 
-    def verify(self) -> str:
-        """See Backend.verify: that every item is there once, can be read, and has a vector of length 1."""
-        ids = self._matching([])
-        if (found := len(self)) != len(np.unique(ids)):
-            raise GalleryError(f"{self.place} holds {found:,} items under {len(ids):,} ids: build it again")
-        for start in range(0, len(ids), self._reader.largest_answer):
-            part = ids[start : start + self._reader.largest_answer]
-            self.rows(part)
-            wrong = np.abs(np.linalg.norm(self.vectors(part), axis=1) - 1) > 1e-3
-            if wrong.any():
-                raise GalleryError(f"{self.place} has a damaged vector, of item {part[wrong][0]}: build it again")
-        return "each is there once and can be read"
-
-    def search(
-        self,
-        embeddings: Embeddings,
-        k: int = 10,
-        where: Where | None = None,
-        *,
-        exclude: Ids | None = None,
-        rerank: bool = False,
-    ) -> SearchResult:
-        """See Gallery.search."""
-        for attempt in range(_ATTEMPTS):
-            try:
-                return super().search(embeddings, k, where, exclude=exclude, rerank=rerank)
-            except _RemovedMeanwhileError:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-        raise AssertionError  # not reached
-
-    def _visible(self, conditions: Sequence[Condition] = ()) -> str:
-        return visible(self.manifest, self._removed, conditions)
-
-    @property
-    def _stored_fields(self) -> list[str]:
-        return [*self.manifest.fields, OTHERS, MISSING]
-
-    def _table(self, rows: MilvusRows) -> pd.DataFrame:
-        return table_of(rows, self.schema)
-
-    def _matching(self, conditions: Sequence[Condition]) -> Rows:
-        rows = self._reader.scan(self._visible(conditions), self.manifest.next_id, [])
-        return np.array([row["id"] for row in rows], np.int64)
-
-    def _candidates(self, queries: Vectors, wanted: int, conditions: Sequence[Condition]) -> list[Candidates]:
-        found = self._reader.nearest(queries, wanted, self._visible(conditions), self.manifest.kind)
-        return [Candidates(ids, VectorRows(vectors), np.arange(len(ids))) for ids, vectors in found]
-
-    def _table_with(self, ids: Rows) -> pd.DataFrame:
-        wanted = np.unique(ids)
-        # They have just been found: what Milvus knows already will do, unless it lacks one of them.
-        for level in ("Eventually", "Strong"):
-            table = self._table(self._reader.rows(wanted, "id >= 0", self._stored_fields, consistency_level=level))
-            if len(table) == len(wanted):
-                return table
-        raise _RemovedMeanwhileError(f"items of {self.place} were removed while they were searched: search again")
-
     def _build_index(self, count: int) -> None:
         """Build the index; measure what an approximate one loses while the collection can still be searched exactly."""
         kind = self.manifest.kind
@@ -331,7 +219,3 @@ class MilvusGallery(Gallery):
         if exact is not None:
             recall = recall_against_exact(self._neighbors_of(sample), exact)
             self.manifest = replace(self.manifest, recall=recall)
-
-
-class _RemovedMeanwhileError(GalleryError):
-    """What a search has found was removed before it could be read."""
