@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,19 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
-KEYS = {"image", "build", "command", "environment", "volumes", "healthcheck", "restart", "mem_limit", "depends_on",
-        "deploy"}  # fmt: skip
+KEYS = {
+    "image",
+    "build",
+    "command",
+    "environment",
+    "volumes",
+    "healthcheck",
+    "restart",
+    "mem_limit",
+    "depends_on",
+    "ports",
+    "deploy",
+}
 
 
 def block(language: str) -> str:
@@ -48,7 +60,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 def test_the_commands_have_options_that_exist() -> None:
     help_text = subprocess.run(
-        ["python", "-m", "proxygml", "serve", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", "proxygml", "serve", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     for command, *words in commands():
         assert command == "serve"

@@ -202,7 +202,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def picture(id: Id) -> Response:
         """A small JPEG of an item."""
         async with service.admitted():
-            return Response(await service.picture(id), media_type="image/jpeg")
+            return Response(await service.pictures.of(id), media_type="image/jpeg")
 
 
 async def _content(image: UploadFile) -> bytes:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator
 
-from proxygml.errors import UserError
+from proxygml.errors import GalleryError, GalleryServerError, UserError
 from proxygml.gallery.base import Gallery
 from proxygml.serving.columns import hidden_columns
 from proxygml.serving.limits import RequestError
@@ -99,3 +99,11 @@ class CurrentGallery:
         if failure != self.failure:
             log.warning("the gallery cannot be read now: %s", reason)
         self.failure = failure
+
+
+def refusal_of(error: GalleryError, status: int, message: str = "") -> RequestError:
+    """The refusal of a request that the gallery has refused; 503 where the gallery itself cannot be read now."""
+    if isinstance(error, GalleryServerError):
+        log.warning("%s", error)
+        return RequestError(503, UNAVAILABLE)
+    return RequestError(status, message or str(error))

@@ -2,26 +2,20 @@
 
 import asyncio
 import contextlib
-import io
-import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.decode import read_file
 from proxygml.data.formats import FORMATS
-from proxygml.data.images import grey_square, small_picture
 from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
-from proxygml.errors import GalleryError, GalleryServerError, ImageError, did_you_mean
+from proxygml.errors import GalleryError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where, split
@@ -29,14 +23,12 @@ from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
 from proxygml.serving.columns import json_cell
-from proxygml.serving.current import UNAVAILABLE, CurrentGallery
+from proxygml.serving.current import CurrentGallery, refusal_of
 from proxygml.serving.decoder import Decoder, kind_of_upload
 from proxygml.serving.image_store import ImageStore
 from proxygml.serving.limits import Limits, RequestError, too_many
+from proxygml.serving.pictures import Pictures
 
-log = logging.getLogger("proxygml")
-
-THUMBNAIL = 320  # pixels
 _MODEL_BATCH = 16
 
 
@@ -70,6 +62,8 @@ class Service:
         self.active = 0
         self._transform = test_transform(embedder.images)
         self._decoder = Decoder(limits.max_pixels)
+        images = None if self.changes is None else self.changes.images
+        self.pictures = Pictures(self.current, self._decoder, images)
         self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
 
     @property
@@ -152,7 +146,7 @@ class Service:
             conditions = _conditions(where or (), ["id", *(n for n in self.gallery.columns if n not in self.hidden)])
             return await asyncio.to_thread(self._search, vector, k, conditions, leave_out)
         except GalleryError as error:
-            raise _refused(error, 422) from None
+            raise refusal_of(error, 422) from None
 
     async def neighbors(self, item: int, k: int, where: Sequence[str] | None = None) -> Answer:
         """The k nearest items to one of the gallery's own, which is not among them and has no vote.
@@ -171,37 +165,6 @@ class Service:
     def keeps_images(self) -> bool:
         """Whether items can be added: there is a place for their images."""
         return self.changes is not None
-
-    def item(self, item: int) -> pd.Series:
-        """The columns of an item.
-
-        Raises:
-            RequestError: 404 for one that is not there.
-        """
-        try:
-            return self.current.latest().rows([item]).iloc[0]
-        except GalleryError as error:
-            raise _refused(error, 404, f"there is no item {item}") from None
-        except OverflowError:
-            raise RequestError(404, f"there is no item {item}") from None
-
-    async def picture(self, item: int) -> bytes:
-        """A small JPEG of an item's image, or of its part in the box; a grey square where the image is gone.
-
-        Raises:
-            RequestError: 404 for one that is not there.
-        """
-        row = await asyncio.to_thread(self.item, item)
-        box, path = _box(row), str(row.get("path"))
-        try:
-            data = await asyncio.to_thread(self._image_file, path)
-            return await self._decoder.use_item(data, path, lambda pixels: _picture(pixels, box, path))
-        except ImageError:
-            return await asyncio.to_thread(_as_jpeg, grey_square(THUMBNAIL))
-        except RequestError as error:
-            if error.status != 422:
-                raise
-            return await asyncio.to_thread(_as_jpeg, grey_square(THUMBNAIL))
 
     # Changes ----------------------------------------------------------------------------------------------------------
 
@@ -241,13 +204,7 @@ class Service:
         try:
             return torch.from_numpy(np.array(self.current.latest().vectors([item])[0]))
         except GalleryError as error:
-            raise _refused(error, 404, f"there is no item {item}") from None
-
-    def _image_file(self, path: str) -> bytes:
-        """The bytes of an item's image. Its path was given by the operator or by a server, never by a client."""
-        if self.changes is not None and self.changes.images.holds(path):
-            return self.changes.images.read(path)
-        return read_file(path)
+            raise refusal_of(error, 404, f"there is no item {item}") from None
 
     def _search(self, vector: Tensor, k: int, where: Where, leave_out: int | None) -> Answer:
         gallery = self.current.latest()
@@ -274,14 +231,6 @@ class Service:
         return self.changes
 
 
-def _refused(error: GalleryError, status: int, message: str = "") -> RequestError:
-    """The refusal of a request that the gallery has refused; 503 where the gallery itself cannot be read now."""
-    if isinstance(error, GalleryServerError):
-        log.warning("%s", error)
-        return RequestError(503, UNAVAILABLE)
-    return RequestError(status, message or str(error))
-
-
 def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, str, str]]:
     """A filter's conditions. Paths are the server's own: nobody is to find out by filters which there are."""
     conditions = [split(text, known) for text in where]
@@ -289,24 +238,6 @@ def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, s
         if name not in known:
             raise RequestError(422, f"there is no column {name!r} to filter by: {did_you_mean(name, known)}")
     return conditions
-
-
-def _box(row: pd.Series) -> list[int] | None:
-    """The part of an item's image that shows it; None for all of it, or where the cells are no whole numbers."""
-    try:
-        return [int(row[name]) for name in BOX_COLUMNS]
-    except (KeyError, TypeError, ValueError, OverflowError):  # missing, a list, NaN, infinite
-        return None
-
-
-def _picture(pixels: Pixels, box: Sequence[int] | None, name: str) -> bytes:
-    return _as_jpeg(small_picture(torch.from_numpy(pixels).permute(2, 0, 1), box, THUMBNAIL, name))
-
-
-def _as_jpeg(pixels: Pixels) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def _shown(found: SearchResult, hidden: Iterable[str]) -> list[dict[str, Any]]:

@@ -276,7 +276,7 @@ def test_a_full_disk_has_its_own_answer(tmp_path: Path, run_folder: Path, monkey
         raise OSError(28, "No space left on device", str(folder / "secret"))
 
     with Running(folder, run_folder, Limits()) as running, httpx.Client(base_url=running.address, **TIMES) as client:
-        monkeypatch.setattr(changes, "_write", full)
+        monkeypatch.setattr(ImageStore, "write", full)
         answer = post(client, "/items", picture())
         assert answer.status_code == 507 and "secret" not in answer.text
         assert client.get("/health").json()["items"] == 4
