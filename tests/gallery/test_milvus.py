@@ -24,6 +24,7 @@ from proxygml.gallery.neighbors import Kind
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.models import untrained
+from tests.helpers.places import place_for
 from tests.helpers.vectors import Array, blocks, clustered, items
 
 pytest.importorskip("pymilvus", reason="the extra milvus is not installed")
@@ -365,3 +366,20 @@ def test_a_search_goes_on_while_others_remove_what_it_finds(milvus_place: str) -
             assert len(gallery.search(vectors[:3], 20).rows(0)) == 20
         removing.result()
     assert gallery.search(vectors[:1], 300).ids.shape == (1, 100)
+
+
+def test_a_server_has_ivfpq(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With filters, additions and removals; milvus-lite has none."""
+    place, vectors, asked = place_for("milvus", tmp_path, request), clustered(3000), clustered(20, seed=1)
+    made, folder = in_milvus(place, vectors[:2900], items(2900), "ivfpq"), Gallery.create(vectors, items(3000))
+    made.add(vectors[2900:], items(100, 2900))
+    for gallery in (made, folder):
+        gallery.remove(np.arange(0, 2900, 5))
+    made.save()
+    assert made.manifest.recall is not None and made.manifest.recall > 0.9
+    for gallery in (made, Gallery.load(place)):
+        for where in (None, {"label": "c1"}, ["size>=2880"]):
+            found, expected = gallery.search(asked, 7, where), folder.search(asked, 7, where)
+            pairs = zip(found.ids, expected.ids, strict=True)
+            assert np.mean([len(set(a) & set(b)) / 7 for a, b in pairs]) > 0.9
+        assert np.array_equal(gallery.matching(["size>=2880"]), folder.matching(["size>=2880"]))
