@@ -11,18 +11,26 @@ from proxygml.errors import UserError
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
-    """Export a run: its embedder to ONNX, the proxies of its loss to safetensors, or both."""
-    parser.usage = "%(prog)s RUN --onnx FILE | --proxies FILE [options]"
+    """Export a run: its embedder to ONNX or to plain arrays, the proxies of its loss to safetensors."""
+    parser.usage = "%(prog)s RUN (--onnx FILE | --safetensors FILE | --proxies FILE) ... [options]"
     parser.add_argument("run", type=Path, help="the run folder")
     words = "the file to write the embedder to, such as birds.onnx; its preprocessing goes to birds.json"
     parser.add_argument("--onnx", type=Path | None, default=None, help=words)
+    words = "of a model of vectors: the file to write its arrays to, such as products.safetensors"
+    parser.add_argument("--safetensors", type=Path | None, default=None, help=words)
     words = "the file to write all proxies of the loss to, such as proxies.safetensors"
     parser.add_argument("--proxies", type=Path | None, default=None, help=words)
     add_force(parser)
     options = parser.parse(arguments)
-    if options.onnx is None and options.proxies is None:
-        raise UserError("nothing to export is named: give --onnx FILE, --proxies FILE, or both")
+    if options.onnx is None and options.proxies is None and options.safetensors is None:
+        raise UserError("nothing to export is named: give --onnx FILE, --safetensors FILE or --proxies FILE")
     check_inputs(run=options.run)
+    if options.safetensors is not None:
+        from proxygml.models.numpy_export import export_arrays
+
+        arrays = export_arrays(options.run, options.safetensors, force=options.force)
+        shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in arrays.items())
+        say(f"arrays:        {options.safetensors} ({shapes})")
     if options.onnx is not None:
         from proxygml.models.onnx_export import export
 

@@ -18,16 +18,16 @@ from proxygml.files import translating_os_errors
 
 COMMANDS = {
     "demo": "Train on built-in data and report on it; a few minutes on two cores.",
-    "prepare": "Turn an official download, or your own images, into a checked catalog.",
+    "prepare": "Turn an official download, or your own images or vectors, into a checked catalog.",
     "train": "Train an embedder by a recipe, then evaluate it.",
     "evaluate": "Evaluate a run on the test split of its catalog, or of another one.",
     "compare": "Compare losses over several seeds under one protocol, in one table.",
-    "embed": "Write the vectors of images, with their paths, to a Parquet file.",
+    "embed": "Write the vectors of images, or better ones of vectors, to a Parquet file.",
     "index": "Build a gallery to search in; add items to it, or remove some.",
-    "search": "Find the images of a gallery that are most similar to yours.",
-    "cluster": "Sort images into clusters, and list near-duplicates.",
+    "search": "Find the items of a gallery that are most similar to yours.",
+    "cluster": "Sort images or vectors into clusters, and list near-duplicates.",
     "serve": "Answer searches over HTTP, with a page to search on.",
-    "export": "Write an embedder as an ONNX file, with its preprocessing as JSON; or the proxies of its loss.",
+    "export": "Write an embedder as an ONNX file or as plain arrays, or the proxies of its loss.",
 }
 """Each is the file of its name beside this one, with a function `run(parser, arguments)`."""
 

@@ -69,6 +69,16 @@ def export(run: PathLike, out: PathLike, *, force: bool = False) -> float:
 
 def describe(embedder: Embedder, model: str) -> dict[str, Any]:
     """What a caller must do before the graph, and what comes out: the content of the JSON."""
+    output = {
+        "name": "embeddings",
+        "shape": ["batch", embedder.embedding_size],
+        "type": "float32",
+        "normalised": "L2: compare by the inner product, which is the cosine",
+    }
+    if not embedder.takes_images:
+        shape = ["batch", embedder.num_features]
+        given = {"name": "vectors", "shape": shape, "type": "float32", "length": "any: the graph scales them to 1"}
+        return {"format": 1, "model": model, "input": given, "output": output}
     images = embedder.images
     return {
         "format": 1,
@@ -93,25 +103,19 @@ def describe(embedder: Embedder, model: str) -> dict[str, Any]:
             },
             {"step": "centre_crop", "size": images.size, "top_left": "round half to even of (side - size) / 2"},
         ],
-        "output": {
-            "name": "embeddings",
-            "shape": ["batch", embedder.embedding_size],
-            "type": "float32",
-            "normalised": "L2: compare by the inner product, which is the cosine",
-        },
+        "output": output,
     }
 
 
 def _program(embedder: Embedder) -> torch.onnx.ONNXProgram:
-    side = embedder.images.size
-    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)  # of 1, the exporter would fix the batch size
+    name, example = _input(embedder, 2)  # of 1, the exporter would fix the batch size
     try:
         program = torch.onnx.export(
             embedder,
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["images"],
+            input_names=[name],
             output_names=["embeddings"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             verbose=False,
@@ -123,17 +127,24 @@ def _program(embedder: Embedder) -> torch.onnx.ONNXProgram:
     return program
 
 
+def _input(embedder: Embedder, count: int, generator: torch.Generator | None = None) -> tuple[str, Tensor]:
+    """The name of the graph's input, and so many random ones."""
+    if not embedder.takes_images:
+        return "vectors", torch.randn(count, embedder.num_features, generator=generator)
+    side = embedder.images.size
+    return "images", torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
 def _largest_difference(embedder: Embedder, path: Path) -> float:
     import onnxruntime  # noqa: PLC0415  (an extra)
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    side = session.get_inputs()[0].shape[2]
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for count in BATCHES:
-        images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+        name, given = _input(embedder, count, generator)
         with torch.inference_mode():
-            expected: Tensor = embedder(images)
-        found: npt.NDArray[np.float32] = session.run(None, {"images": images.numpy()})[0]
+            expected: Tensor = embedder(given)
+        found: npt.NDArray[np.float32] = session.run(None, {name: given.numpy()})[0]
         largest = max(largest, float(np.abs(found - expected.numpy()).max()))
     return largest

@@ -6,10 +6,11 @@ Every refusal is JSON, {"error": "..."}, and its status says why: see refusals.p
 import hmac
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends as Dependency
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,10 +20,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from proxygml import __version__
 from proxygml.data.formats import FORMATS, readable_formats
+from proxygml.serving.answers import Added, Embedding, SearchAnswer, search_answer
 from proxygml.serving.body_limit import BodyLimit
 from proxygml.serving.docs import add_docs
 from proxygml.serving.failures import Failures
-from proxygml.serving.forms import FormRoute, read_conditions, read_pairs
+from proxygml.serving.forms import WHERE, FormRoute, read_conditions, read_item
 from proxygml.serving.head import HeadRequests
 from proxygml.serving.headers import SecurityHeaders
 from proxygml.serving.hosts import HostCheck, host_name, local_names, web_origin
@@ -30,44 +32,8 @@ from proxygml.serving.limits import RequestError
 from proxygml.serving.metrics import Measured, Metrics
 from proxygml.serving.refusals import describe_refusals, refuse
 from proxygml.serving.root_path import RootPath, checked_root_path
-from proxygml.serving.service import Answer, Service
-
-_WHERE = "a condition: column=value, also !=, <, <=, > and >=; several values of a column are alternatives"
-
-
-class Found(BaseModel, extra="allow"):
-    """An item that was found; the columns of the gallery's table come as further keys."""
-
-    rank: int
-    score: float = Field(description="cosine similarity, -1..1")
-    id: int
-
-
-class Guess(BaseModel):
-    """The class that the neighbours vote for."""
-
-    label: str | None = Field(description="null for none of the gallery's classes")
-    share: float = Field(description="of all votes, 0..1")
-
-
-class SearchAnswer(BaseModel):
-    """The nearest items, best first."""
-
-    items: list[Found]
-    prediction: Guess | None
-
-
-class Embedding(BaseModel):
-    """A vector of length 1, and the fingerprint of the model that it is of."""
-
-    embedding: list[float]
-    model: str
-
-
-class Added(BaseModel):
-    """The id of an item that is now on disk."""
-
-    id: int
+from proxygml.serving.service import Service
+from proxygml.serving.vector_api import add_vector_additions, add_vector_questions
 
 
 class Description(BaseModel):
@@ -75,7 +41,9 @@ class Description(BaseModel):
 
     items: int
     columns: list[str] = Field(description="of an item, to filter by and to give to a new one")
+    takes: Literal["image", "vector"] = Field(description="what a search is made with")
     kinds: list[str] = Field(description="media types of the images that are taken")
+    vector_size: int | None = Field(description="how many numbers a vector has, where vectors are taken")
     max_k: int = Field(description="most neighbors of a search")
     max_upload_mb: float = Field(description="largest request, in 10**6 bytes")
     max_pixels: int = Field(description="largest image, width times height")
@@ -145,7 +113,11 @@ def make_app(
     app.router.route_class = FormRoute
     metrics = Metrics(service)
     _answer_errors(app)
-    _add_questions(app, service)
+    if service.embedder.takes_images:
+        _add_image_questions(app, service)
+    else:
+        add_vector_questions(app, service)
+    _add_item_questions(app, service)
     _add_changes(app, service, token)
     _add_state(app, service, metrics, bool(token))
 
@@ -165,27 +137,17 @@ def make_app(
     return app
 
 
-def _add_questions(app: FastAPI, service: Service) -> None:
+def _add_image_questions(app: FastAPI, service: Service) -> None:
     @app.post("/search", responses=_IMAGE)
     async def search(
         image: Upload,
         k: Annotated[int, Form(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
-        where: Annotated[list[str], Form(description=_WHERE)] = [],  # noqa: B006
+        where: Annotated[list[str], Form(description=WHERE)] = [],  # noqa: B006
     ) -> SearchAnswer:
         """The items most similar to an image."""
         async with service.admitted():
             vector = await service.embed(await _content(image))
-            return _search_answer(await service.search(vector, k, read_conditions(where)))
-
-    @app.get("/items/{id}/neighbors", responses=describe_refusals(404, 422, 429, 503))
-    async def neighbors(
-        id: Id,
-        k: Annotated[int, Query(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
-        where: Annotated[list[str], Query(description=_WHERE)] = [],  # noqa: B006
-    ) -> SearchAnswer:
-        """The items most similar to one of the gallery, which is not among them."""
-        async with service.admitted():
-            return _search_answer(await service.neighbors(id, k, read_conditions(where)))
+            return search_answer(await service.search(vector, k, read_conditions(where)))
 
     @app.post("/embed", responses=_IMAGE)
     async def embed(image: Upload) -> Embedding:
@@ -193,6 +155,18 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         async with service.admitted():
             vector = await service.embed(await _content(image))
         return Embedding(embedding=vector.tolist(), model=service.gallery.manifest.model)
+
+
+def _add_item_questions(app: FastAPI, service: Service) -> None:
+    @app.get("/items/{id}/neighbors", responses=describe_refusals(404, 422, 429, 503))
+    async def neighbors(
+        id: Id,
+        k: Annotated[int, Query(ge=1, le=service.limits.max_k)] = min(10, service.limits.max_k),
+        where: Annotated[list[str], Query(description=WHERE)] = [],  # noqa: B006
+    ) -> SearchAnswer:
+        """The items most similar to one of the gallery, which is not among them."""
+        async with service.admitted():
+            return search_answer(await service.neighbors(id, k, read_conditions(where)))
 
     @app.get(
         "/items/{id}/image",
@@ -212,12 +186,6 @@ async def _content(image: UploadFile) -> bytes:
     return data
 
 
-def _search_answer(answer: Answer) -> SearchAnswer:
-    voted = answer.prediction
-    guess = None if voted is None else Guess(label=voted.label, share=voted.share)
-    return SearchAnswer(items=[Found(**item) for item in answer.items], prediction=guess)
-
-
 def _add_changes(app: FastAPI, service: Service, token: str) -> None:
     bearer = HTTPBearer(auto_error=False, description="the token that the operator has set")
 
@@ -228,19 +196,10 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
         if not hmac.compare_digest(given.encode(), token.encode()):
             raise RequestError(401, "show the operator's token: Authorization: Bearer TOKEN")
 
-    @app.post("/items", status_code=201, responses=_IMAGE | _CHANGE, dependencies=[Depends(authorised)])
-    async def add(
-        image: Upload,
-        column: Annotated[list[str], Form(description="column=value, such as label=sparrow")] = [],  # noqa: B006
-    ) -> Added:
-        """Add an image; it is on disk when this answers."""
-        columns = read_pairs(column)
-        for name, values in columns.items():
-            if len(values) > 1:
-                raise RequestError(422, f"the column {name!r} is given twice")
-        async with service.admitted():
-            values_of = {name: values[0] for name, values in columns.items()}
-            return Added(id=await service.add(await _content(image), values_of))
+    if service.embedder.takes_images:
+        _add_image_additions(app, service, Depends(authorised))
+    else:
+        add_vector_additions(app, service, Depends(authorised))
 
     @app.delete(
         "/items/{id}",
@@ -255,15 +214,29 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
         return Response(status_code=204)
 
 
+def _add_image_additions(app: FastAPI, service: Service, authorised: Dependency) -> None:
+    @app.post("/items", status_code=201, responses=_IMAGE | _CHANGE, dependencies=[authorised])
+    async def add(
+        image: Upload,
+        column: Annotated[list[str], Form(description="column=value, such as label=sparrow")] = [],  # noqa: B006
+    ) -> Added:
+        """Add an image; it is on disk when this answers."""
+        cells = read_item(column)
+        async with service.admitted():
+            return Added(id=await service.add(await _content(image), cells))
+
+
 def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool) -> None:
     @app.get("/gallery")
     async def gallery() -> Description:
         """The columns of an item, and what a request may ask for."""
-        limits = service.limits
+        limits, takes_images = service.limits, service.embedder.takes_images
         return Description(
             items=service.current.items,
             columns=service.columns,
-            kinds=[FORMATS[kind].media_type for kind in readable_formats()],
+            takes="image" if takes_images else "vector",
+            kinds=[FORMATS[kind].media_type for kind in readable_formats()] if takes_images else [],
+            vector_size=None if takes_images else service.embedder.num_features,
             max_k=limits.max_k,
             max_upload_mb=limits.max_upload_mb,
             max_pixels=limits.max_pixels,

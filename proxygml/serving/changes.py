@@ -75,6 +75,10 @@ class Changes:
         adding.add_done_callback(lambda done: self._delete(path) if _is_refused(done) else None)
         return await asyncio.shield(adding)
 
+    async def add_vector(self, vector: Tensor, columns: Mapping[str, str]) -> int:
+        """Add an item without an image; when this returns its id, the item is stored. Errors: see `add`."""
+        return await asyncio.shield(asyncio.ensure_future(self._writer.do(Addition(vector.numpy(), dict(columns)))))
+
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again, and its image is deleted if it was added here.
 
@@ -105,7 +109,7 @@ class Changes:
     def _images_of(self, ids: Sequence[int]) -> dict[int, str]:
         """The files of items' images that this or another server has written."""
         gallery, found = self._current.latest(), {}
-        for item in ids:
+        for item in ids if "path" in gallery.columns else ():
             with contextlib.suppress(GalleryError):
                 path = str(gallery.rows([item])["path"].iloc[0])
                 if self.images.holds(path):

@@ -11,6 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from proxygml.data.vector_source import LARGEST_VECTOR
 from proxygml.errors import UserError, did_you_mean
 from proxygml.gallery.filters.grammar import column_values
 from proxygml.serving.limits import RequestError
@@ -23,6 +24,12 @@ MAX_FIELD_BYTES = 65_536
 
 MAX_VALUE = 200
 """Characters of a value, such as a label, and of a column's name; each is at most 1 KiB of UTF-8 besides."""
+
+WHERE = "a condition: column=value, also !=, <, <=, > and >=; several values of a column are alternatives"
+"""What a route says of its field `where`."""
+
+_LONG = {"vector": 32 * LARGEST_VECTOR}
+"""Fields that may be longer: a vector of many numbers."""
 
 _MAX_VALUE_BYTES = 1024
 _REPEATED = ("where", "column")  # fields that may come several times
@@ -85,9 +92,10 @@ class _FormRequest(Request):
         except MultiPartException as error:
             raise RequestError(422, f"the form cannot be read: {error.message}") from None
         for name, value in form.multi_items():
-            if not isinstance(value, UploadFile) and len(value) > MAX_FIELD_BYTES:
+            most = _LONG.get(name, MAX_FIELD_BYTES)
+            if not isinstance(value, UploadFile) and len(value) > most:
                 await form.close()
-                raise RequestError(413, f"the field {name[:MAX_VALUE]!r} is longer than {MAX_FIELD_BYTES:,} bytes")
+                raise RequestError(413, f"the field {name[:MAX_VALUE]!r} is longer than {most:,} bytes")
         return form
 
 
@@ -126,6 +134,19 @@ def read_pairs(texts: Sequence[str]) -> dict[str, list[str]]:
         return column_values(texts)
     except UserError as error:
         raise RequestError(422, str(error)) from None
+
+
+def read_item(texts: Sequence[str]) -> dict[str, str]:
+    """The cells of a new item, of texts such as `label=sparrow`.
+
+    Raises:
+        RequestError: 422 for a column that is given twice; see `read_pairs`.
+    """
+    columns = read_pairs(texts)
+    for name, values in columns.items():
+        if len(values) > 1:
+            raise RequestError(422, f"the column {name!r} is given twice")
+    return {name: values[0] for name, values in columns.items()}
 
 
 def _check_text(text: str, what: str, most: int) -> None:

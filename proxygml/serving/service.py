@@ -60,7 +60,7 @@ class Service:
         self.limits = limits
         self.embedder = embedder.eval()
         self.active = 0
-        self._transform = test_transform(embedder.images)
+        self._transform = test_transform(embedder.images) if embedder.takes_images else None
         self._decoder = Decoder(limits.max_pixels)
         images = None if self.changes is None else self.changes.images
         self.pictures = Pictures(self.current, self._decoder, images)
@@ -119,7 +119,7 @@ class Service:
         return await self._decoder.use(data, self._transformed)
 
     async def embed_square(self, square: Tensor) -> Tensor:
-        """The vector of what `square` gave."""
+        """The vector of what `square` gave, or of a vector that the model takes."""
         return await self._model.do(square)
 
     async def search(
@@ -175,12 +175,19 @@ class Service:
             RequestError: 413, 415 or 422 for the image or a column; 409 where another process changes the gallery.
         """
         changes = self._check_changes()
-        known = self.columns
-        for name in columns:
-            if name not in known:
-                raise RequestError(422, f"there is no column {name!r}: {did_you_mean(name, known)}")
+        self._check_columns(columns)
         vector = await self.embed(data)
         return await changes.add(vector, data, FORMATS[kind_of_upload(data)].ending, columns)
+
+    async def add_vector(self, vector: Tensor, columns: Mapping[str, str]) -> int:
+        """Add an item without an image; when this returns its id, the item is on disk.
+
+        Raises:
+            RequestError: 422 for a column; 409 where another process changes the gallery.
+        """
+        changes = self._check_changes()
+        self._check_columns(columns)
+        return await changes.add_vector(vector, columns)
 
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again.
@@ -194,6 +201,7 @@ class Service:
 
     def _transformed(self, pixels: Pixels) -> Tensor:
         """Pixels (H, W, 3) to the square that the network sees, uint8 (3, S, S)."""
+        assert self._transform is not None  # a model of vectors has no route for images
         return self._transform(torch.from_numpy(pixels).permute(2, 0, 1))
 
     @torch.inference_mode()
@@ -219,6 +227,12 @@ class Service:
         if is_labelled(found):
             prediction = predict(found, None if threshold is None else threshold.score)[0]
         return Answer(_shown(found, self.hidden), prediction)
+
+    def _check_columns(self, columns: Iterable[str]) -> None:
+        known = self.columns
+        for name in columns:
+            if name not in known:
+                raise RequestError(422, f"there is no column {name!r}: {did_you_mean(name, known)}")
 
     def _check_changes(self) -> Changes:
         """The changes of the gallery, or RequestError, 403, where it takes none."""

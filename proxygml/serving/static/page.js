@@ -1,14 +1,14 @@
 // Searches, adds and removes by the HTTP interface and nothing else. Names, labels and messages come from elsewhere: they
 // are set as text only. The token stays in its field: it is in no address, no storage and no history.
 const at = (id) => document.getElementById(id);
-const images = new Map(); // the images searched with, by the key in their history entry: Back finds them again
+const images = new Map(); // the images or vectors searched with, by the key in their history entry: Back finds them again
 const MOST_TRIES = 3;
 const TITLES = {
   0: "The server does not answer", 401: "The token is missing or wrong", 403: "No changes are possible",
   404: "This item is gone", 409: "Not possible now", 413: "Too large", 415: "Not an image that is taken",
   422: "This cannot be used", 429: "The server is busy", 500: "The server failed", 503: "The server was too slow",
 };
-let gallery = { columns: [], kinds: [], max_k: 100, max_upload_mb: Infinity, changes: false };
+let gallery = { columns: [], takes: "image", kinds: [], max_k: 100, max_upload_mb: Infinity, changes: false };
 let view = null; // what is shown: {key or item, name, k, where}
 let where = []; // the filters, column=value
 let underWay = null;
@@ -50,6 +50,7 @@ async function describe() {
     gallery = await ask("gallery");
     at("size").textContent = gallery.items === 1 ? "1 item" : `${gallery.items.toLocaleString("en")} items`;
     at("file").accept = gallery.kinds.join();
+    showInput(gallery.takes === "vector");
     at("k").max = gallery.max_k;
     at("columns").replaceChildren(...gallery.columns.map((name) => make("option", { value: `${name}=` })));
     at("change").hidden = !gallery.changes;
@@ -57,6 +58,16 @@ async function describe() {
   } catch (error) {
     showError(error, describe);
   }
+}
+
+function showInput(takesVectors) {
+  at("drop").hidden = takesVectors;
+  at("vector-form").hidden = !takesVectors;
+  if (!takesVectors) return;
+  document.title = at("heading").textContent = "Search by vector";
+  at("vector-help").textContent =
+    `${gallery.vector_size.toLocaleString("en")} numbers, as JSON or separated by commas, of the model whose vectors this one was trained on.`;
+  at("add").textContent = "Add the query vector";
 }
 
 function field(name, index) {
@@ -88,8 +99,13 @@ function request({ key, item, k, where }, signal) {
   form.append("k", k);
   for (const pair of where) form.append("where", pair);
   if (key === undefined) return [`items/${item}/neighbors?${form}`, { signal }];
-  form.append("image", images.get(key), "image");
+  appendQuery(form, key);
   return ["search", { method: "POST", body: form, signal }];
+}
+
+function appendQuery(form, key) {
+  if (gallery.takes === "vector") form.append("vector", images.get(key));
+  else form.append("image", images.get(key), "image");
 }
 
 const address = ({ item, k, where }) =>
@@ -101,7 +117,16 @@ function settings() {
   return { k, where };
 }
 
+function searchByVector() {
+  const text = at("vector").value.trim();
+  if (!text) return showError(refusal(422, "Give a vector: its numbers, as JSON or separated by commas."));
+  const key = `${performance.timeOrigin}.${images.size}`;
+  images.set(key, text);
+  return search({ key, name: "Your vector", ...settings() }, { push: true });
+}
+
 function searchByImage(file) {
+  if (gallery.takes === "vector") return showError(refusal(415, "This gallery is searched with vectors, not with images."));
   if (!file) return showError(refusal(415, "Give an image file: a link or a text cannot be searched with."));
   if (file.size + 1000 > gallery.max_upload_mb * 1e6) {
     const size = (file.size / 1e6).toFixed(1);
@@ -143,14 +168,17 @@ function showQuery() {
   showError(null);
   if (view === null) return clear();
   preview.alt = view.key === undefined ? `The query: item ${view.item}` : "The query image";
-  preview.src = view.key === undefined ? `items/${view.item}/image` : URL.createObjectURL(images.get(view.key));
+  const isVector = view.key !== undefined && typeof images.get(view.key) === "string";
+  preview.hidden = isVector;
+  if (isVector) preview.removeAttribute("src");
+  else preview.src = view.key === undefined ? `items/${view.item}/image` : URL.createObjectURL(images.get(view.key));
   at("query-name").textContent = view.name;
 }
 
 function showAnswer({ items, prediction }) {
   at("items").replaceChildren(...items.map(tile));
   const filtered = view.where.length ? `, where ${view.where.join(", ")}` : "";
-  const query = view.key === undefined ? `item ${view.item}` : "your image";
+  const query = view.key === undefined ? `item ${view.item}` : `your ${gallery.takes}`;
   at("title").textContent = `${items.length} nearest to ${query}${filtered}`;
   at("verdict").hidden = prediction === null; // no label is no rejection
   const { label, share } = prediction ?? { label: "" };
@@ -234,11 +262,11 @@ async function changing(path, options, done) {
 
 function addImage() {
   const form = new FormData();
-  form.append("image", images.get(view.key), "image");
+  appendQuery(form, view.key);
   for (const input of at("values").querySelectorAll("input")) {
     if (input.value !== "") form.append("column", `${input.dataset.column}=${input.value}`);
   }
-  return changing("items", { method: "POST", body: form }, (added) => `The image was added as item ${added.id}.`);
+  return changing("items", { method: "POST", body: form }, (added) => `The ${gallery.takes} was added as item ${added.id}.`);
 }
 
 async function removeItem(item) {
@@ -264,6 +292,7 @@ on("take", "click", () => at("camera").click());
 for (const id of ["file", "camera"]) on(id, "change", ({ target }) => { searchByImage(target.files[0]); target.value = ""; });
 on("preview", "error", () => (at("preview").hidden = true)); // a format that this browser does not know
 on("k", "change", () => filterBy(where));
+on("vector-form", "submit", submitted(searchByVector));
 on("filter-form", "submit", submitted(() => {
   const pair = at("filter").value.trim();
   at("filter").value = "";
@@ -274,7 +303,7 @@ on("change", "toggle", () => document.body.classList.toggle("changing", at("chan
 on("yes", "click", () => at("confirm").close("yes"));
 on("no", "click", () => at("confirm").close("no"));
 document.addEventListener("paste", ({ clipboardData, target }) => {
-  if (clipboardData.files.length || !target.closest?.("input")) searchByImage(clipboardData.files[0]);
+  if (clipboardData.files.length || !target.closest?.("input, textarea")) searchByImage(clipboardData.files[0]);
 });
 document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over"); });
 document.addEventListener("dragleave", (event) => event.relatedTarget ?? document.body.classList.remove("over"));
