@@ -27,7 +27,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_class_arguments(ClusterSettings, as_group=False)
     add_embedding(parser)
     options = parser.parse(arguments)
-    check_inputs(run=options.run, catalog=options.catalog, images=options.images)
+    check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     settings = ClusterSettings(**chosen(options, *(key.name for key in fields(ClusterSettings))))
     from proxygml.gallery.clusters.cluster import cluster
     from proxygml.gallery.clusters.folder import describe

@@ -22,7 +22,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
     add_embedding(parser)
     options = parser.parse(arguments)
-    check_inputs(run=options.run, catalog=options.catalog, images=options.images)
+    check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     from proxygml.gallery.embed import embed
 
     file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", *EMBEDDING))

@@ -27,8 +27,10 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.training.evaluate_run import evaluate_run
     from proxygml.training.run_folder import RunFolder
 
-    evaluation = evaluate_run(options.run, options.catalog, before=options.before)
-    print_evaluation(RunFolder(options.run), evaluation, options.catalog, before=options.before)
+    folder = RunFolder(options.run)
+    before = options.before or folder.read_recipe().takes_vectors  # the vectors as they came, which cost nothing
+    evaluation = evaluate_run(folder, options.catalog, before=before)
+    print_evaluation(folder, evaluation, options.catalog, before=before)
 
 
 def print_evaluation(

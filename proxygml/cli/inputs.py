@@ -22,7 +22,7 @@ def check_inputs(
         run: a run folder.
         catalog: a table of images.
         images: files or folders.
-        vectors: a file that `proxygml embed` wrote.
+        vectors: a file that `proxygml embed` wrote, or one of vectors to embed.
         gallery: a folder; one in Milvus is looked for when it is opened.
         rows: files that a comparison wrote.
     """

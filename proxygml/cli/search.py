@@ -38,7 +38,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_on_bad(parser, "answer none")
     add_workers(parser)
     options = parser.parse(arguments)
-    check_inputs(gallery=options.gallery, images=options.queries, run=options.run)
+    check_inputs(gallery=options.gallery, images=options.queries, vectors=options.vectors, run=options.run)
     from proxygml.files import check_ending
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search, write_answers
 

@@ -52,5 +52,7 @@ def train_and_evaluate(recipe: "Recipe | None", folder: Path, before: bool = Fal
     from proxygml.training.train import train
 
     trained = train(recipe, folder)
-    if "test" in Catalog.read(trained.read_recipe().catalog).counts:
+    written = trained.read_recipe()
+    before = before or written.takes_vectors  # the vectors as they came, which cost nothing
+    if "test" in Catalog.read(written.catalog).counts:
         print_evaluation(trained, evaluate_run(trained, before=before), before=before)
