@@ -20,10 +20,12 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_source(parser)
     add_vectors(parser)
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
+    words = "write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`"
+    parser.add_argument("--dimensions", type=int | None, default=None, help=words)
     add_embedding(parser)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     from proxygml.gallery.embed import embed
 
-    file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", *EMBEDDING))
+    file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", "dimensions", *EMBEDDING))
     say(f"{counted(file.rows, 'vector')} of size {file.dimension}: {options.out}")

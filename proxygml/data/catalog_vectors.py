@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
+from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
 from proxygml.data.vector_file import write_parts
-from proxygml.data.vector_source import ROWS_AT_A_TIME, Floats, VectorSource, is_vector_type
+from proxygml.data.vector_source import VectorSource, is_vector_type
 from proxygml.errors import CatalogError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from proxygml.arrays import Block
 from proxygml.data.arrow import to_pandas
 from proxygml.data.columns import EMBEDDING
-from proxygml.data.vector_source import ROWS_AT_A_TIME, Floats, VectorSource, checked_lists, is_vector_type
+from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
+from proxygml.data.vector_source import VectorSource, checked_lists, is_vector_type
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write, check_local, check_overwrite
 

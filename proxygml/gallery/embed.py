@@ -9,6 +9,7 @@ from proxygml.files import PathLike, check_ending, check_overwrite, local_path
 from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
+from proxygml.models.prefix import check_dimensions, vector_prefix
 
 
 def embed(
@@ -23,6 +24,7 @@ def embed(
     force: bool = False,
     workers: int = 2,
     batch_size: int = 64,
+    dimensions: int | None = None,
 ) -> VectorFile:
     """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
 
@@ -41,6 +43,7 @@ def embed(
         force: replace a file that is there.
         workers: processes that decode images; 0 decodes in this one.
         batch_size: images embedded at a time.
+        dimensions: write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`.
 
     Returns:
         The file: `.rows`, `.dimension`, and `.blocks()` of float32 vectors with their rows of the table.
@@ -53,16 +56,22 @@ def embed(
     check_ending(file, ".parquet")
     check_overwrite(file, force)
     model = Model.of(place)
+    if dimensions is not None:  # named before anything is embedded
+        check_dimensions(dimensions, model.embedder().embedding_size)
     if model.takes_vectors:
         found = source.vector_input(model).blocks
-        blocks = ((embeddings, items.rename(columns={ITEM_ID: "id"})) for embeddings, items in found)
+        blocks = (
+            (vector_prefix(embeddings, dimensions), items.rename(columns={ITEM_ID: "id"}))
+            for embeddings, items in found
+        )
         write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), force=force)
         return VectorFile(file)
     if source.vectors is not None:
         raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
     work = file.with_name(f".{file.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
-    write_vectors(file, embedded.blocks(), model=model.fingerprint, run=str(model.run), force=force)
+    parts = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in embedded.blocks())
+    write_vectors(file, parts, model=model.fingerprint, run=str(model.run), force=force)
     discard(work)
     return VectorFile(file)
 

@@ -19,7 +19,7 @@ from proxygml.arrays import Block, Vectors
 from proxygml.console import console, progress_bar
 from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
-from proxygml.data.vector_source import ROWS_AT_A_TIME
+from proxygml.data.vector_checks import ROWS_AT_A_TIME
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole
 from proxygml.files import atomic_write, exclusive_lock, remove_folder, reserve_space
 from proxygml.models.embedder import Embedder, checked_embeddings

@@ -24,6 +24,7 @@ from proxygml.models.head import Head, Pool
 from proxygml.models.image_batches import ImageLike, image_batches
 from proxygml.models.model_description import VectorModelDescription, read_model
 from proxygml.models.model_files import TENSORS, read_tensors, write_model
+from proxygml.models.prefix import check_dimensions, prefix
 from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
 
 LARGEST_LAYER = 2**30
@@ -160,6 +161,7 @@ class Embedder(nn.Module):
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
+        dimensions: int | None = None,
     ) -> Tensor:
         """Embed any number of images, in batches, on the device where the embedder is.
 
@@ -171,9 +173,11 @@ class Embedder(nn.Module):
             batch_size: images at a time.
             workers: processes that decode files; 0 decodes in this one.
             progress: show a progress bar.
+            dimensions: give the first so many numbers of each embedding, scaled to length 1 again; see the setting
+                `prefixes`. None gives all.
 
         Returns:
-            float32 (n, embedding_size) on the CPU, L2-normalised, in the order of the images.
+            float32 (n, dimensions) on the CPU, L2-normalised, in the order of the images.
 
         Raises:
             ImageError: an image that cannot be decoded, or something that is no image.
@@ -184,8 +188,9 @@ class Embedder(nn.Module):
             raise ImageError("embed takes a list of images, but got one array: put arrays (H, W, 3) in a list")
         if isinstance(images, (str, Path)):
             raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
+        check_dimensions(dimensions, self.embedding_size)
         if len(images) == 0:
-            return torch.empty(0, self.embedding_size)
+            return torch.empty(0, dimensions or self.embedding_size)
         check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
         check_whole("workers", workers, 0, MOST_WORKERS)
         was_training = self.training
@@ -199,7 +204,7 @@ class Embedder(nn.Module):
             ]
         finally:
             self.train(was_training)
-        return checked_embeddings(torch.cat(embedded))
+        return prefix(checked_embeddings(torch.cat(embedded)), dimensions)
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors and model.json, each whole or not at all."""

@@ -4,6 +4,7 @@ They stand apart from embedder.py, which does what they say, so that the command
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from proxygml.errors import RecipeError
@@ -58,6 +59,11 @@ class EmbedderSettings:
     hidden_size: int = 512
     """For head mlp: units of the hidden layer."""
 
+    prefixes: tuple[int, ...] = ()
+    """Sizes below embedding_size, rising, such as [32, 64]: the loss is also taken on the first 32 and the first 64
+    numbers of the embeddings, which then are good embeddings by themselves (Matryoshka, Kusupati et al. 2022); see
+    `embed --dimensions`."""
+
     mirror: bool = False
     """Embed every image by the mean of its features and those of its mirror image. This takes twice the time. Training
     uses one view, but `cache_features` trains on the mean."""
@@ -101,6 +107,12 @@ class EmbedderSettings:
         if self.head != "linear" and not self.embedding_size:
             raise RecipeError(
                 f"embedder.head is {self.head}, but embedder.embedding_size is 0: there is no layer to train"
+            )
+        sizes = (0, *self.prefixes, self.embedding_size or LARGEST_EMBEDDING)
+        if any(size >= larger for size, larger in pairwise(sizes)):
+            raise RecipeError(
+                f"embedder.prefixes is {list(self.prefixes)}, but must be rising sizes of 1 or more, below "
+                f"embedding_size ({self.embedding_size})"
             )
         self._check_vectors()
 

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxygml.console import track
-from proxygml.data.vector_source import ROWS_AT_A_TIME, checked_matrix
+from proxygml.data.vector_checks import ROWS_AT_A_TIME, checked_matrix
 from proxygml.errors import UserError
 from proxygml.models.embedder import Embedder, check_layer, checked_embeddings, head_of
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_batches import ImageLike
 from proxygml.models.model_files import write_model
+from proxygml.models.prefix import check_dimensions, prefix
 from proxygml.models.views import View
 
 
@@ -65,6 +66,7 @@ class VectorEmbedder(Embedder):
         batch_size: int = ROWS_AT_A_TIME,
         workers: int = 0,
         progress: bool = False,
+        dimensions: int | None = None,
     ) -> Tensor:
         """Embed any number of vectors, in batches, on the device where the embedder is.
 
@@ -73,25 +75,29 @@ class VectorEmbedder(Embedder):
             boxes, workers: are for images only.
             batch_size: vectors at a time.
             progress: show a progress bar.
+            dimensions: give the first so many numbers of each embedding, scaled to length 1 again; see the setting
+                `prefixes`. None gives all.
 
         Returns:
-            float32 (n, embedding_size) on the CPU, L2-normalised, in the order of the vectors.
+            float32 (n, dimensions) on the CPU, L2-normalised, in the order of the vectors.
 
         Raises:
             UserError: no floats (n, F); or a vector that holds a NaN or an infinite number, or zeros alone.
             WeightsError: an embedding is NaN.
         """
         vectors = self._checked(images)
+        check_dimensions(dimensions, self.embedding_size)
         if not len(vectors):
-            return torch.empty(0, self.embedding_size)
+            return torch.empty(0, dimensions or self.embedding_size)
         was_training = self.training
         self.eval()
         try:
             total = -(-len(vectors) // batch_size)
             parts = track(self._parts(vectors, batch_size), "embedding", total, disable=not progress)
-            return checked_embeddings(torch.cat([self(part.to(self.device)).float().cpu() for part in parts]))
+            embedded = torch.cat([self(part.to(self.device)).float().cpu() for part in parts])
         finally:
             self.train(was_training)
+        return prefix(checked_embeddings(embedded), dimensions)
 
     def _checked(self, given: object) -> npt.NDArray[np.floating]:
         vectors = given.detach().cpu().float().numpy() if isinstance(given, Tensor) else given

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Form
 from fastapi.params import Depends as Dependency
 from torch import Tensor
 
-from proxygml.data.vector_source import checked_matrix
+from proxygml.data.vector_checks import checked_matrix
 from proxygml.serving.answers import Added, Embedding, SearchAnswer, search_answer
 from proxygml.serving.forms import WHERE, read_conditions, read_item
 from proxygml.serving.limits import RequestError

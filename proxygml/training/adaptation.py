@@ -7,6 +7,7 @@ were written.
 import math
 from dataclasses import replace
 
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.recipe import Recipe
 from proxygml.training.splits import split_for_training
 
@@ -39,7 +40,7 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
         recipe,
         validation_classes=held_out,
         batch_size=_batch_size(recipe, classes),
-        embedder=replace(recipe.embedder, embedding_size=_embedding_size(recipe, directions)),
+        embedder=_embedder(recipe, directions),
         loss=replace(recipe.loss, neighbor_ratio=_neighbor_ratio(recipe, classes)),
     )
     changes = _changes(recipe, fitting)
@@ -51,6 +52,14 @@ def _training_classes(recipe: Recipe) -> int:
     """How many there are before any are held out."""
     catalog, _ = split_for_training(replace(recipe, validation_classes=0.0))
     return len(catalog.classes)
+
+
+def _embedder(recipe: Recipe, most: int) -> EmbedderSettings:
+    size = _embedding_size(recipe, most)
+    if size == recipe.embedder.embedding_size:
+        return recipe.embedder
+    prefixes = tuple(prefix for prefix in recipe.embedder.prefixes if prefix < size)
+    return replace(recipe.embedder, embedding_size=size, prefixes=prefixes)
 
 
 def _embedding_size(recipe: Recipe, most: int) -> int:

@@ -292,6 +292,11 @@ def _check_combinations(recipe: Recipe) -> None:
             f"proxy_lr {recipe.proxy_lr} times weight_decay {recipe.weight_decay} shrinks the proxies to nothing: with "
             "loss.sparse the product must be below 1"
         )
+    if recipe.loss.sparse and recipe.embedder.prefixes:
+        raise RecipeError(
+            "loss.sparse is true, but embedder.prefixes names prefixes, on which proxies have no sparse gradients: "
+            "leave one of them out"
+        )
     if recipe.loss.sparse and recipe.precision == "fp16":
         raise RecipeError(
             "precision is fp16 and loss.sparse is true, but loss scaling cannot be used with sparse gradients: choose "

@@ -35,6 +35,7 @@ from proxygml.training.monitoring import (
     validation_metrics,
 )
 from proxygml.training.optimization import check_learning_rates, freeze, make_optimizers, set_learning_rates
+from proxygml.training.prefixes import PrefixLosses
 from proxygml.training.processes import (
     data_parallel,
     gather_batch,
@@ -122,6 +123,7 @@ class Training:
         group = process_group(self.accelerator)
         self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size, group)
         self.criterion.to(self.accelerator.device)
+        self.prefixes = PrefixLosses(recipe, self.criterion, len(classes), self.embedder.embedding_size, group)
         self.shard_group = self.criterion.process_group if isinstance(self.criterion, ProxyGMLLoss) else None
         if recipe.proxy_start == "features" and is_new:
             self._start_proxies()
@@ -183,7 +185,7 @@ class Training:
             embeddings, labels = part(network(inputs), own_labels, size, self.accelerator)
             cosine = mean_cosine(embeddings.detach(), size, self.shard_group)
             self.monitor.look(meter, cosine, epoch, step)
-            loss = criterion(embeddings, labels)
+            loss = self.prefixes(criterion, embeddings, labels)
             self.accelerator.backward(loss)
             self._take_step()
             self.progress.steps += 1

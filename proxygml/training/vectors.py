@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_vectors import rows_of
-from proxygml.data.vector_source import ROWS_AT_A_TIME, Floats
+from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
 from proxygml.errors import CatalogError
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.vector_embedder import unit

@@ -134,7 +134,7 @@ def test_the_command_says_what_it_wrote_and_refuses_to_replace(
     assert "name of a .onnx file" in refused(capsys, "export", tmp_path / "run", "--onnx", tmp_path / "birds")
     assert "holds no model.json" in refused(capsys, "export", tmp_path, "--onnx", tmp_path / "other.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.json", "birds.onnx", "run"]
-    assert "give --onnx FILE, --proxies FILE, or both" in refused(capsys, "export", tmp_path / "run")
+    assert "give --onnx FILE, --safetensors FILE or --proxies FILE" in refused(capsys, "export", tmp_path / "run")
 
 
 def test_no_file_of_the_run_is_replaced_even_by_force(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_a_client_can_read_columns_and_limits(client: "httpx.Client") -> None:
     assert answer == {
         "items": 48,
         "columns": ["label", "split"],
+        "takes": "image",
+        "vector_size": None,
         "kinds": [FORMATS[name].media_type for name in readable_formats()],
         "max_k": 20,
         "max_upload_mb": 0.2,

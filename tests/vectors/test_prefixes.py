@@ -1,0 +1,40 @@
+"""Short embeddings: the first numbers of those of a model that was trained for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from proxygml import Catalog, Embedder, embed, evaluate
+from proxygml.errors import UserError
+from proxygml.training.recipe import Recipe
+from proxygml.training.train import train
+from proxygml.training.vectors import embed_vectors
+from tests.helpers.vector_files import labelled_vectors, write_file
+
+
+def test_a_model_trained_with_prefixes_retrieves_with_them(recipe: Recipe, tmp_path: Path) -> None:
+    embedder = replace(recipe.embedder, prefixes=(2, 4))
+    bold = replace(recipe, embedding_lr=0.03, proxy_lr=0.1, epochs=15, milestones=(12,), validation_classes=0.0)
+    bold = replace(bold, embedding_start="random", proxy_start="random", whitening=0.0)
+    run = train(replace(bold, embedder=embedder), tmp_path / "with")
+    plain = train(bold, tmp_path / "without")
+    train_split = Catalog.read(recipe.catalog).split("train")
+    scores = []
+    for folder in (run, plain):
+        found = F.normalize(embed_vectors(Embedder.load(folder.path), train_split)[:, :2], dim=1)
+        scores.append(evaluate(found, train_split.labels, nmi=False).map_at_r.value)
+    assert scores[0] > scores[1] + 0.05
+    assert Embedder.load(run.path).settings.prefixes == (2, 4)
+    file = write_file(tmp_path / "f.parquet", *labelled_vectors())
+    short = embed(run.path, tmp_path / "short.parquet", vectors=file, dimensions=2)
+    whole = Embedder.load(run.path).embed(labelled_vectors()[0])
+    expected = F.normalize(whole[:, :2], dim=1)
+    assert np.allclose(next(short.blocks())[0], expected, atol=1e-6)
+    assert torch.allclose(Embedder.load(run.path).embed(labelled_vectors()[0], dimensions=2), expected)
+    for dimensions in (0, 9, -1):
+        with pytest.raises(UserError, match="must be 1 to 8"):
+            embed(run.path, tmp_path / "no.parquet", vectors=file, dimensions=dimensions)
