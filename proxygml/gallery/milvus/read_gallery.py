@@ -10,7 +10,7 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.data.image_list import FILE_STAMP
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, GalleryUnavailableError
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.filters.grammar import Condition, Where, one_of
@@ -28,7 +28,7 @@ from proxygml.gallery.vectors import VectorRows
 _PATHS_AT_A_TIME = 200  # each possibly with many boxes, and an answer holds 16,384 rows
 
 
-_SEARCHES = 5
+_SEARCHES = 20
 """At a search, while others remove what it finds."""
 
 
@@ -143,5 +143,5 @@ class ReadMilvusGallery(Gallery):
         raise _RemovedMeanwhileError(f"items of {self.place} were removed while they were searched: search again")
 
 
-class _RemovedMeanwhileError(GalleryError):
+class _RemovedMeanwhileError(GalleryUnavailableError):
     """What a search has found was removed before it could be read."""
