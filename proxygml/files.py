@@ -372,8 +372,10 @@ def check_ending(path: Path, *endings: str) -> None:
 def exclusive_lock(lock: Path) -> Iterator[None]:
     """Hold this lock file for the length of the block; raise OverwriteError where another process holds it.
 
-    The message names the process that holds the lock. The lock is free when that process ends, however it ends.
+    The message names the process that holds the lock. The lock is free when that process ends, however it ends. A
+    folder that is made for the lock, and that holds nothing else at the end, is removed again.
     """
+    made = not lock.parent.exists()
     holder = lock.with_name(f"{lock.name}-holder")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -382,15 +384,29 @@ def exclusive_lock(lock: Path) -> Iterator[None]:
         raise OverwriteError(
             f"another process is writing {lock.parent} ({_holder(holder)}): wait until it has finished, or stop it"
         ) from error
-    with held:
+    with ExitStack() as left:
+        if made:
+            left.callback(_remove_empty, lock.parent)
+        left.enter_context(held)
+        left.callback(_remove_lock, lock, holder, alone=made)
         with atomic_write(holder, tidy=False) as temporary:  # never through a link that is there under its name
             temporary.write_text(
                 f"{os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M}", encoding="utf-8"
             )
-        try:
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
+        yield
+
+
+def _remove_lock(lock: Path, holder: Path, *, alone: bool) -> None:
+    """Remove what says who holds a lock, and, where nothing else is beside it, the lock that this process holds."""
+    holder.unlink(missing_ok=True)
+    if alone and list(lock.parent.iterdir()) == [lock]:
+        lock.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _holder(path: Path) -> str:

@@ -1,7 +1,11 @@
-"""From Arrow's tables to pandas' without a change of any value."""
+"""From Arrow's tables to pandas' without a change of any value, and back."""
+
+import re
 
 import pandas as pd
 import pyarrow as pa
+
+from proxygml.errors import CatalogError
 
 NULLABLE: dict[pa.DataType, pd.api.extensions.ExtensionDtype] = {
     pa.bool_(): pd.BooleanDtype(),
@@ -16,17 +20,42 @@ NULLABLE: dict[pa.DataType, pd.api.extensions.ExtensionDtype] = {
 }
 
 
+_ROW_NUMBERS = re.compile(r"__index_level_\d+__")
+"""What pandas calls an index without a name in a file."""
+
+
 def to_pandas(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
     """The table in pandas, with nullable types for whole numbers and truth values of which some are missing.
 
     Arrow's own conversion turns such whole numbers into floats, which are exact only up to 2**53; so it does within
-    lists, which become lists of Python's values.
+    lists, which become lists of Python's values. What pandas has written as its index is a column like any other, but
+    for row numbers, which are left out.
     """
+    if b"pandas" in (table.schema.metadata or {}):
+        table = table.drop_columns([name for name in table.schema.names if _ROW_NUMBERS.fullmatch(name)])
     kinds = {
         column.type: NULLABLE[column.type] for column in table.columns if column.null_count and column.type in NULLABLE
     }
-    frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, ignore_metadata=True)
     for place, column in enumerate(table.columns):
         if pa.types.is_nested(column.type) and not pa.types.is_struct(column.type):
             frame.isetitem(place, pd.Series(column.to_pylist(), frame.index, dtype=object))
     return frame
+
+
+def to_arrow(table: pd.DataFrame) -> pa.Table:
+    """The table in Arrow, for a Parquet file.
+
+    Raises:
+        CatalogError: a column holds values that Arrow does not know, such as a mapping beside a list; it is named.
+    """
+    try:
+        return pa.Table.from_pandas(table, preserve_index=False)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        for name in table:
+            try:
+                pa.Table.from_pandas(table[[name]], preserve_index=False)
+            except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+                reason = str(error.args[0] if error.args else error).splitlines()[0]
+                raise CatalogError(f"the column {name!r} cannot be stored ({reason}): convert it to text") from error
+        raise

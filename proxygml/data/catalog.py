@@ -132,7 +132,11 @@ class Catalog:
             elif path.suffix.lower() == ".csv":
                 table.to_csv(temporary, index=False)
             else:
-                table.to_parquet(temporary, index=False)
+                import pyarrow.parquet as pq  # noqa: PLC0415
+
+                from proxygml.data.arrow import to_arrow  # noqa: PLC0415
+
+                pq.write_table(to_arrow(table), temporary)
 
     def split(self, name: str) -> "Catalog":
         """The rows of one split.
@@ -269,8 +273,8 @@ def check_splits(catalog: Catalog) -> list[str]:
     for (one, ones), (other, others) in combinations(parts.items(), 2):
         if shared := sorted(set(ones.labels) & set(others.labels)):
             raise CatalogError(
-                f"{len(shared)} classes are in both {one} and {other} ({first_few(shared)}): retrieval is judged on "
-                "classes never seen in training, so every class belongs whole to one split"
+                f"{counted(len(shared), 'class')} in both {one} and {other} ({first_few(shared)}): retrieval "
+                "is judged on classes never seen in training, so every class belongs whole to one split"
             )
     warnings = [
         f"the catalog has no {name} split: it can be {use}"

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from proxygml.data.arrow import to_arrow
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
 from proxygml.data.vector_file import write_parts
@@ -80,7 +81,7 @@ def write_with_vectors(table: pd.DataFrame, source: VectorSource, temporary: Pat
     if path.suffix.lower() == ".csv":
         raise CatalogError(f"{path} is a .csv file, which cannot hold vectors: choose a name that ends with .parquet")
     rows = table[EMBEDDING_ROW].to_numpy(dtype=np.int64)
-    whole = pa.Table.from_pandas(table.drop(columns=EMBEDDING_ROW), preserve_index=False)
+    whole = to_arrow(table.drop(columns=EMBEDDING_ROW))
 
     def parts() -> Iterator[tuple[Floats, pa.Table]]:
         start = 0

@@ -19,7 +19,7 @@ from proxygml.data.image_files import image_files
 from proxygml.errors import ImageError
 from proxygml.files import check_local
 
-FILE_STAMP = "file_stamp"
+FILE_STAMP = "proxygml_file_stamp"  # so that nobody's own column has this name
 """The column of a gallery that says which state of its file an item was made from; see file_stamp."""
 
 

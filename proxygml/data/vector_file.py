@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxygml.arrays import Block
-from proxygml.data.arrow import to_pandas
+from proxygml.data.arrow import to_arrow, to_pandas
 from proxygml.data.columns import EMBEDDING
-from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
-from proxygml.data.vector_source import VectorSource, checked_lists, is_vector_type
+from proxygml.data.vector_checks import Floats
+from proxygml.data.vector_source import VectorSource, checked_lists, read_batches, vector_type
 from proxygml.errors import GalleryError
 from proxygml.files import atomic_write, check_local, check_overwrite
 
@@ -30,7 +30,7 @@ def write_vectors(path: Path, blocks: Iterable[Block], *, model: str, run: str, 
     """
     check_overwrite(path, force)
     facts = {b"proxygml": json.dumps({"model": model, "run": run}).encode()}
-    parts = ((vectors, pa.Table.from_pandas(table, preserve_index=False)) for vectors, table in blocks)
+    parts = ((vectors, to_arrow(table)) for vectors, table in blocks)
     with atomic_write(path) as temporary:
         write_parts(temporary, parts, facts)
 
@@ -66,14 +66,7 @@ class VectorFile:
         if self.is_npy:
             _ = VectorSource(self.path)
             return
-        try:
-            schema = pq.read_schema(self.path)
-        except FileNotFoundError:
-            raise GalleryError(f"there is no {self.path}; `proxygml embed` makes such files") from None
-        except (OSError, pa.ArrowInvalid) as error:
-            raise GalleryError(f"{self.path} cannot be read as Parquet: {error}") from error
-        if EMBEDDING not in schema.names or not is_vector_type(schema.field(EMBEDDING).type):
-            raise GalleryError(f"{self.path} has no column of vectors, `embedding`; `proxygml embed` makes such files")
+        vector_type(self.path, EMBEDDING, GalleryError)
 
     @property
     def is_npy(self) -> bool:
@@ -92,18 +85,25 @@ class VectorFile:
     @property
     def model(self) -> str:
         """Fingerprint of the model; empty where the file does not say."""
-        return str(self._facts().get("model", ""))
+        return self._fact("model")
 
     @property
     def run(self) -> str:
         """The run folder of the model; empty where the file does not say."""
-        return str(self._facts().get("run", ""))
+        return self._fact("run")
 
-    def _facts(self) -> dict[str, Any]:
-        if self.is_npy:
-            return {}
-        facts: dict[str, Any] = json.loads((pq.read_schema(self.path).metadata or {}).get(b"proxygml", b"{}"))
-        return facts
+    def _fact(self, name: str) -> str:
+        """One of the facts that write_vectors has written beside the columns; empty where the file has none."""
+        text = None if self.is_npy else (pq.read_schema(self.path).metadata or {}).get(b"proxygml")
+        if text is None:
+            return ""
+        try:
+            fact = json.loads(text).get(name, "")
+        except (ValueError, AttributeError, RecursionError):
+            fact = None
+        if not isinstance(fact, str):
+            raise GalleryError(f"{self.path} does not say which model made it, its metadata is damaged: embed it again")
+        return fact
 
     def _npy_blocks(self) -> Iterator[Block]:
         for first, vectors, problems in VectorSource(self.path).blocks():
@@ -125,9 +125,8 @@ class VectorFile:
             yield from self._npy_blocks()
             return
         size, row = self.dimension, 0
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME):
-                vectors, problems = checked_lists(batch.column(EMBEDDING), size)
-                self._check_vectors(problems, row, batch)
-                row += len(batch)
-                yield vectors.astype(np.float32, copy=False), to_pandas(batch.drop_columns([EMBEDDING]))
+        for batch in read_batches(self.path):
+            vectors, problems = checked_lists(batch.column(EMBEDDING), size)
+            self._check_vectors(problems, row, batch)
+            row += len(batch)
+            yield vectors.astype(np.float32, copy=False), to_pandas(batch.drop_columns([EMBEDDING]))

@@ -4,6 +4,7 @@ catalog.py says which label and split a vector has. vector_file.py reads vectors
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,8 @@ import pyarrow.parquet as pq
 
 from proxygml.data.columns import EMBEDDING
 from proxygml.data.vector_checks import LARGEST_VECTOR, ROWS_AT_A_TIME, Floats, checked_matrix
-from proxygml.errors import CatalogError, did_you_mean
-from proxygml.files import atomic_write, cache_folder, reserve_space
+from proxygml.errors import CatalogError, UserError, did_you_mean
+from proxygml.files import atomic_write, cache_folder, check_size, reserve_space
 
 
 class CheckedBlock(NamedTuple):
@@ -128,52 +129,76 @@ class VectorSource:
             for start in range(0, self.rows, ROWS_AT_A_TIME):
                 yield checked_matrix(np.asarray(self._npy[start : start + ROWS_AT_A_TIME]))
             return
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[self.column]):
-                yield checked_lists(batch.column(0), self.size)
+        for batch in read_batches(self.path, [self.column]):
+            yield checked_lists(batch.column(0), self.size)
 
     @cached_property
     def _npy(self) -> Floats:
+        check_size(self.path, sys.maxsize, CatalogError)
         try:
             vectors: Floats = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise CatalogError(f"there is no {self.path}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError, EOFError) as error:
             raise CatalogError(f"{self.path} cannot be read as .npy: {error}") from error
+        if not isinstance(vectors, np.ndarray):
+            raise CatalogError(f"{self.path} is an archive of arrays (.npz), but must hold one: save it by numpy.save")
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
             raise CatalogError(f"{self.path} holds {vectors.shape}, {vectors.dtype}: expected floats (n, F)")
         return vectors
 
     def _kind(self) -> Any:
-        try:
-            schema = pq.read_schema(self.path)
-        except FileNotFoundError:
-            raise CatalogError(f"there is no {self.path}") from None
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CatalogError(f"{self.path} cannot be read as Parquet: {error}") from error
-        if self.column not in schema.names:
-            lists = [field.name for field in schema if is_vector_type(field.type)]
-            hint = did_you_mean(self.column, lists) if lists else "none of its columns is a list of floats"
-            raise CatalogError(f"{self.path} has no column {self.column!r} of vectors: {hint}")
-        kind = schema.field(self.column).type
-        if not is_vector_type(kind):
-            raise CatalogError(
-                f"{self.path} has {kind} in its column {self.column!r}: expected lists of floats, one vector a row"
-            )
-        return kind
+        return vector_type(self.path, self.column, CatalogError)
 
     def _size_of_lists(self) -> int:
         kind = self._kind()
         if pa.types.is_fixed_size_list(kind):
             return int(kind.list_size)
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[self.column]):
-                lengths = pc.fill_null(pc.list_value_length(batch.column(0)), 0).to_numpy(zero_copy_only=False)
-                if lengths.any():
-                    counts = np.bincount(lengths[lengths > 0])
-                    first = next(int(length) for length in lengths if length > 0)
-                    return first if counts[first] == counts.max() else int(counts.argmax())
+        for batch in read_batches(self.path, [self.column]):
+            lengths = pc.fill_null(pc.list_value_length(batch.column(0)), 0).to_numpy(zero_copy_only=False)
+            if lengths.any():
+                counts = np.bincount(lengths[lengths > 0])
+                first = next(int(length) for length in lengths if length > 0)
+                return first if counts[first] == counts.max() else int(counts.argmax())
         raise CatalogError(f"{self.path} has no vector in its column {self.column!r}: every cell is empty")
+
+
+def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
+    """The rows of a Parquet file, up to 16,384 at a time.
+
+    Raises:
+        CatalogError: what it holds cannot be read.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(ROWS_AT_A_TIME, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise CatalogError(f"{path} cannot be read as Parquet, it is damaged ({error}): write it again") from error
+
+
+def vector_type(path: Path, column: str, error: type[UserError]) -> Any:
+    """The Arrow type of a column of vectors in a Parquet file.
+
+    Raises:
+        UserError: of the type `error`; there is no such file, or no such column of vectors.
+    """
+    check_size(path, sys.maxsize, error)
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        raise error(f"there is no {path}; `proxygml embed` makes such files") from None
+    except (OSError, pa.ArrowException) as found:
+        raise error(f"{path} cannot be read as Parquet: {found}") from found
+    fields = [field for field in schema if field.name == column]
+    if not fields:
+        lists = [field.name for field in schema if is_vector_type(field.type)]
+        hint = did_you_mean(column, lists) if lists else "none of its columns is a list of floats"
+        raise error(f"{path} has no column {column!r} of vectors: {hint}")
+    if len(fields) > 1:
+        raise error(f"{path} has {len(fields)} columns {column!r}: rename all but one")
+    if not is_vector_type(kind := fields[0].type):
+        raise error(f"{path} has {kind} in its column {column!r}: expected lists of floats, one vector a row")
+    return kind
 
 
 def is_vector_type(kind: Any) -> bool:

@@ -189,7 +189,11 @@ def write_answers(answers: Answers, path: Path) -> None:
         if path.suffix.lower() == ".csv":
             without_formulas(table).to_csv(temporary, index=False)
         else:
-            table.to_parquet(temporary, index=False)
+            import pyarrow.parquet as pq  # noqa: PLC0415
+
+            from proxygml.data.arrow import to_arrow  # noqa: PLC0415
+
+            pq.write_table(to_arrow(table), temporary)
 
 
 def printed(answers: Answers, query: int) -> Table:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import numpy as np
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 Labels: TypeAlias = Union[Tensor, "np.ndarray[Any, Any]", Sequence[int]]
 
 
@@ -91,9 +93,14 @@ def check_batch(embeddings: Tensor, labels: Labels, num_classes: int, embedding_
 
     Values are read on the CPU only: reading them would make an accelerator wait.
     """
-    labels = torch.as_tensor(labels)
-    if not embeddings.is_floating_point():
-        raise ValueError(f"embeddings are {embeddings.dtype}, but the loss needs floating-point numbers")
+    labels = _as_tensor(labels)
+    if not isinstance(embeddings, Tensor) or embeddings.layout != torch.strided:
+        found = embeddings.layout if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise ValueError(f"embeddings are {found}, but the loss needs a dense tensor, the output of the network")
+    if embeddings.dtype not in _FLOATS:
+        raise ValueError(
+            f"embeddings are {embeddings.dtype}, but the loss needs floating-point numbers of 16 bits or more"
+        )
     if embeddings.dim() != 2 or embeddings.shape[1] != embedding_size:
         shape = tuple(embeddings.shape)
         raise ValueError(f"embeddings have shape {shape}, but the loss was built for (M, {embedding_size})")
@@ -103,23 +110,45 @@ def check_batch(embeddings: Tensor, labels: Labels, num_classes: int, embedding_
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole and len(labels):  # an empty list has no type of its own
         raise ValueError(f"labels are {labels.dtype}, but the loss needs integers: class numbers")
+    unsigned = labels.dtype == torch.uint64
     labels = labels.long()  # of the wider unsigned integers torch has few operations
     if labels.device.type == "cpu":
-        _check_labels(labels, num_classes)
+        _check_labels(labels, num_classes, unsigned)
     if embeddings.device.type == "cpu":
         _check_finite(embeddings)
     return labels.to(embeddings.device)
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
+def _as_tensor(labels: Labels) -> Tensor:
+    """Labels of any kind as a tensor; of a NumPy array, or what can be made one, in an order that torch takes."""
+    if isinstance(labels, Tensor):
+        return labels
+    try:
+        if hasattr(labels, "__array__"):
+            if hasattr(labels, "filled") and getattr(labels, "mask").any():  # of numpy.ma  # noqa: B009
+                raise ValueError("some are masked")
+            array = labels.__array__()
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"labels are of the type {type(labels).__name__} and hold no class numbers ({reason}): give whole numbers "
+            "as a tensor, an array or a list"
+        ) from error
+
+
+def _check_labels(labels: Tensor, num_classes: int, unsigned: bool) -> None:
+    """Check labels as int64, in which those of `unsigned` 64 bits from 2**63 on are negative."""
     if not len(labels):
         return
     least, largest = torch.aminmax(labels)
     if least.item() < 0 or largest.item() >= num_classes:
         first = int(((labels < 0) | (labels >= num_classes)).nonzero()[0])
+        label = int(labels[first])
         raise ValueError(
-            f"labels[{first}] is {int(labels[first])}, but the loss was built for {num_classes} classes "
-            f"(0..{num_classes - 1})"
+            f"labels[{first}] is {label + 2**64 if unsigned and label < 0 else label}, but the loss was built for "
+            f"{num_classes} classes (0..{num_classes - 1})"
         )
 
 
@@ -139,11 +168,19 @@ def check_loaded(loss: nn.Module, state: Mapping[str, Any], prefix: str, *_: obj
         loss.set_extra_state(extra)
 
 
-def check_state(loaded: list[int], own: list[int]) -> None:
+def check_state(state: object, own: list[int]) -> None:
     """Raise ValueError if loaded proxies belong to other classes, even where their number is the same.
 
-    Both are lists of C, N, the first class and the one after the last.
+    Args:
+        state: what was loaded; it should be a tensor like `own`.
+        own: C, N, the first class and the one after the last.
     """
+    if not isinstance(state, Tensor) or state.shape != (len(own),) or state.is_floating_point():
+        raise ValueError(
+            f"the state's _extra_state is {str(state)[:100]}, but must be a tensor of {len(own)} whole numbers: it is "
+            "not the state of a ProxyGMLLoss"
+        )
+    loaded: list[int] = state.tolist()
     if loaded != own:
         (theirs, their_number, their_first, their_end), (ours, our_number, our_first, our_end) = loaded, own
         raise ValueError(

@@ -92,8 +92,12 @@ def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> tuple[Tensor
 
 
 def inverse_lengths(proxies: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / length of each proxy (C*N, D), computed in `dtype`: (C*N,); 0 for a proxy of length 0."""
+    """1 / length of each proxy (C*N, D), computed in `dtype`: (C*N,); 0 for a proxy of length 0.
+
+    NaN for a proxy whose squares overflow (1e19 in float32), so that the loss is NaN and does not pass it over.
+    """
     lengths = torch.linalg.vector_norm(proxies, dim=1, dtype=dtype)
+    lengths.masked_fill_(lengths == math.inf, math.nan)
     return torch.nan_to_num_(lengths.reciprocal_(), nan=math.nan, posinf=0.0)
 
 

@@ -210,7 +210,7 @@ class ProxyGMLLoss(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Raise ValueError where loaded proxies are those of other classes, though their number may be the same."""
-        check_state(state.tolist(), self.get_extra_state().tolist())
+        check_state(state, self.get_extra_state().tolist())
 
     def _terms(self) -> graph.Terms:
         return graph.Terms(

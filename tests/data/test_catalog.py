@@ -336,7 +336,7 @@ GOOD_TEST = [("x", "test"), ("x", "test")]
 
 @pytest.mark.parametrize("one", ["train", "val"])
 def test_shared_classes_are_refused(one: str) -> None:
-    with pytest.raises(CatalogError, match=rf"1 classes are in both {one} and test \(x\)"):
+    with pytest.raises(CatalogError, match=rf"1 class in both {one} and test \(x\)"):
         check_splits(catalog_of(("a", "train"), ("b", "train"), ("x", one), *GOOD_TEST))
 
 

@@ -1,5 +1,7 @@
 """Vectors in a Parquet file, and what is no such file."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from proxygml.data.vector_file import VectorFile, write_vectors
-from proxygml.errors import GalleryError, OverwriteError
+from proxygml.errors import CatalogError, GalleryError, OverwriteError, UserError
 
 
 def test_vectors_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
@@ -27,7 +29,7 @@ def test_vectors_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
         write_vectors(tmp_path / "v.parquet", blocks, model="m", run="r")
     table.to_parquet(tmp_path / "t.parquet")
     (tmp_path / "n.parquet").write_text("no")
-    for name, message in (("t", "no column of vectors"), ("n", "cannot be read"), ("x", "there is no")):
+    for name, message in (("t", "no column 'embedding' of vectors"), ("n", "cannot be read"), ("x", "there is no")):
         with pytest.raises(GalleryError, match=message):
             VectorFile(tmp_path / f"{name}.parquet")
 
@@ -77,3 +79,86 @@ def test_a_missing_vector_of_ours_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"embedding": cells}), tmp_path / "v.parquet")
     with pytest.raises(GalleryError, match="no vector in row 1"):
         list(VectorFile(tmp_path / "v.parquet").blocks())
+
+
+FLOATS = pa.list_(pa.float32())
+
+
+def write_lists(path: Path, kind: pa.DataType = FLOATS, **changes: object) -> Path:
+    """Three vectors of four numbers with a label each, as another program may write them."""
+    vectors = pa.array([[1, 2, 3, 4]] * 3, kind)
+    pq.write_table(pa.table({"label": ["a", "b", "c"], "embedding": vectors, **changes}), path)
+    return path
+
+
+def with_two_columns(path: Path) -> None:
+    vectors = pq.read_table(write_lists(path))["embedding"]
+    pq.write_table(pa.Table.from_arrays([vectors, vectors], ["embedding", "embedding"]), path)
+
+
+def with_damaged_pages(path: Path) -> None:
+    labels = pa.array(["a" * 1000, "b" * 1000, "c" * 1000])
+    content = bytearray(write_lists(path, label=labels).read_bytes())
+    content[100:200] = b"\xff" * 100
+    path.write_bytes(content)
+
+
+def with_facts(facts: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        pq.write_table(pq.read_table(write_lists(path)).replace_schema_metadata({b"proxygml": facts}), path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (os.mkfifo, "a folder, a device or a pipe"),
+        (lambda path: path.mkdir(), "a folder, a device or a pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "a folder, a device or a pipe"),
+        (with_two_columns, "has 2 columns 'embedding'"),
+        (lambda path: write_lists(path, pa.list_(pa.int64())), "has list<element: int64> in its column 'embedding'"),
+        (with_damaged_pages, "is damaged"),
+        *((with_facts(facts), "metadata is damaged") for facts in (b"no", b"[1]", b"null", b'{"model": 3}', b"\xff")),
+    ],
+)
+def test_files_that_cannot_be_vectors_are_named(write: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "v.parquet"
+    write(path)
+    with pytest.raises(UserError, match=message) as refused:
+        file = VectorFile(path)
+        assert file.model == "" and file.dimension == 4
+        list(file.blocks())
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("index", ["path", None])
+def test_an_index_of_pandas_is_a_column(index: str | None, tmp_path: Path) -> None:
+    table = pd.DataFrame({"path": ["a", "b", "c"], "tags": [["x"]] * 3, "embedding": [[1.0, 2.0]] * 3})
+    (table[1:] if index is None else table.set_index(index)).to_parquet(tmp_path / "v.parquet")
+    ((_, read),) = VectorFile(tmp_path / "v.parquet").blocks()
+    assert {name: read[name].tolist() for name in read} == {
+        "path": ["b", "c"] if index is None else ["a", "b", "c"],
+        "tags": [["x"]] * len(read),
+    }
+
+
+def test_a_column_that_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    table = pd.DataFrame({"label": ["a", "b"], "mixed": [[("a", 1)], {"b": b"c"}]})
+    with pytest.raises(CatalogError, match="the column 'mixed' cannot be stored"):
+        write_vectors(tmp_path / "v.parquet", [(np.eye(2, dtype=np.float32), table)], model="m", run="r")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "archive", "none"])
+def test_arrays_that_cannot_be_vectors_are_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "v.npy"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "archive":
+        with path.open("wb") as file:
+            np.savez(file, np.eye(2))
+    else:
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"v\.npy"):
+        VectorFile(path)

@@ -488,3 +488,16 @@ def test_a_full_disk_is_named_where_an_index_is_written(kind: Kind) -> None:
     index = ApproximateIndex.build(kind, VectorRows(clustered(3000)))
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         index.write(full)
+
+
+def test_a_build_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    items = pd.DataFrame({"removed": [1, 2]})
+    with pytest.raises(GalleryError, match="a column 'removed'"):
+        Gallery.build(tmp_path / "new", [(np.eye(2, dtype=np.float32), items)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_column_of_your_own_may_be_called_file_stamp(tmp_path: Path) -> None:
+    items = pd.DataFrame({"file_stamp": ["a", "b"]})
+    Gallery.build(tmp_path / "new", [(np.eye(2, dtype=np.float32), items)])
+    assert Gallery.load(tmp_path / "new").items["file_stamp"].tolist() == ["a", "b"]

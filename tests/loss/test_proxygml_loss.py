@@ -2,8 +2,11 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -486,6 +489,65 @@ def test_counts_of_numpy_and_labels_of_any_kind_are_taken() -> None:
     assert torch.equal(loss(embeddings, np.array(labels)), expected)
     with pytest.raises(ValueError, match=r"labels\[1\] is 10"):
         loss(embeddings, [0, 10, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda labels: np.array(labels[::-1])[::-1],
+        lambda labels: np.array(labels, ">i4"),
+        lambda labels: np.array(labels, np.uint64),
+        lambda labels: pd.Series(labels, index=list("abcd")),
+        lambda labels: pd.Series(labels, dtype="Int64").array,
+        lambda labels: [torch.tensor(label) for label in labels],
+        tuple,
+    ],
+)
+def test_labels_in_every_form_count_the_same(convert: Callable[[list[int]], Any]) -> None:
+    torch.manual_seed(0)
+    loss, embeddings, labels = make_loss(20, 8, 2, 0.3), torch.randn(4, 8), [0, 3, 19, 3]
+    assert torch.equal(loss(embeddings, convert(labels)), loss(embeddings, torch.tensor(labels)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["a", "b"], "list and hold no class numbers"),
+        (np.array(["a", "b"]), "ndarray and hold no class numbers"),
+        ([None, 1], "list and hold no class numbers"),
+        (pd.Series([None, 1], dtype="Int64"), "torch.float64"),
+        (pd.Series([None, 1], dtype=object), "Series and hold no class numbers"),
+        (np.ma.array([0, 1], mask=[True, False]), "some are masked"),
+        ({"a": 1}, "dict and hold no class numbers"),
+        ([2**64, 1], "list and hold no class numbers"),
+        (np.array([2**64 - 1, 1], np.uint64), rf"labels\[0\] is {2**64 - 1}, "),
+        (np.array([0.0, 1.0]), "torch.float64"),
+        ([True, False], "torch.bool"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused(labels: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=found):
+        make_loss(20, 8, 2, 0.3)(torch.randn(2, 8), labels)
+
+
+@pytest.mark.parametrize("embeddings", [None, [[0.0] * 8] * 2, np.ones((2, 8)), torch.eye(2, 8).to_sparse()])
+def test_embeddings_that_are_no_dense_tensor_are_refused(embeddings: Any) -> None:
+    with pytest.raises(ValueError, match="the loss needs a dense tensor"):
+        make_loss(20, 8, 2, 0.3)(embeddings, [0, 1])
+
+
+def test_proxies_whose_squares_overflow_are_not_passed_over() -> None:
+    loss = make_loss(20, 8, 2, 0.3)
+    with torch.no_grad():
+        loss.proxies[3] = 1e30
+    assert loss(torch.randn(2, 8), [0, 1]).isnan()
+
+
+@pytest.mark.parametrize("state", [None, "x", [1, 2], torch.tensor(3), torch.zeros(1, 4), torch.zeros(4)])
+def test_a_state_of_another_form_is_refused(state: object) -> None:
+    loss = make_loss(20, 8, 2, 0.3)
+    with pytest.raises(ValueError, match="it is not the state of a ProxyGMLLoss"):
+        loss.load_state_dict(loss.state_dict() | {"_extra_state": state})
 
 
 @pytest.mark.parametrize("length", [1e-25, 1e-13, 1e19, 1e37])
