@@ -91,6 +91,7 @@ class Parser(ArgumentParser):
             if action.dest in options:
                 name = action.option_strings[0] if action.option_strings else action.dest.upper()
                 for value in _values(options[action.dest]):
+                    _check_text(str(value), name)
                     check_local(value, name, gallery=action.dest in self._galleries)
         return options
 
@@ -146,6 +147,7 @@ class Parser(ArgumentParser):
         for before, word in zip(["", *self.args], self.args, strict=False):
             option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
             name = option if option.startswith("--") else "an argument"
+            _check_text(word, name)
             check_local(value, name, gallery=bool(self._galleries))
 
     def _unknown_option(self) -> str:
@@ -175,6 +177,16 @@ class Parser(ArgumentParser):
         found = " ".join(words)
         shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
         return f"{name} is {shown}, but must be {' or '.join(expected)}"
+
+
+def _check_text(text: str, name: str) -> None:
+    """Raise UserError for a word of the command line whose bytes are no text: nothing could store or print it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} is {ascii(text)[1:-1]}, which is no text: its bytes are not UTF-8; rename the file or folder"
+        ) from error
 
 
 def _values(value: object) -> Iterator[object]:

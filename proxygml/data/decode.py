@@ -22,7 +22,10 @@ from proxygml.data.jpeg import decode_jpeg, is_truncated, read_header, without_m
 from proxygml.data.levels import Assumption, as_levels, tell_once
 from proxygml.data.orientation import ORIENTATION, UPRIGHT, Pixels, read_entry, stated_orientation, turned
 from proxygml.errors import ImageError
-from proxygml.files import check_local
+from proxygml.files import check_local, check_size
+
+LARGEST_IMAGE = 2**31
+"""Bytes of a file: twice what MAX_PIXELS take with 16 bits a colour and without compression."""
 
 _SIXTEEN_BITS = re.compile(r"RGB[AXa]?;16[BLN]")
 _EXIF_ITEM = re.compile(rb"(infe.{8}|infe.{10})Exif", re.DOTALL)  # by which an AVIF says that it has EXIF
@@ -56,6 +59,8 @@ def read_file(path: str | Path) -> bytes:
     """The bytes of an image file; ImageError where it cannot be read, or is a URL."""
     check_local(path, "an image", ImageError)
     try:
+        if not Path(path).is_dir():  # of which reading says so itself
+            check_size(Path(path), LARGEST_IMAGE, ImageError)
         return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -5,6 +5,7 @@ They need nothing else: neither the recipe nor the weights that training started
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def fingerprint(run_folder: str | Path) -> str:
     read_description(folder)
     digest = hashlib.sha256()
     for name in (DESCRIPTION, TENSORS):
+        check_size(folder / name, sys.maxsize, RunError)
         try:
             with (folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -83,7 +83,9 @@ def evaluate_run(
     if rules := evaluation.rule_sentences():
         protocol["rules"] = "; ".join(rules)
     place = run.evaluation_on(table)
-    _write(place.figures, evaluation, earlier, protocol)
+    if earlier is None:
+        earlier = _kept_before(place, whole.fingerprint)
+    _write(place, evaluation, earlier, protocol)
     if report:
         _report(run, place, recipe, test, embeddings, evaluation, earlier, protocol)
     return evaluation
@@ -146,12 +148,26 @@ def _describe(
     }
 
 
-def _write(path: Path, evaluation: Evaluation, before: Evaluation | None, protocol: Protocol) -> None:
+def _kept_before(place: EvaluationFolder, fingerprint: str) -> Evaluation | None:
+    """The figures of the network before training that an earlier call has written for the same images, if any."""
+    try:
+        content = json.loads(place.figures.read_text(encoding="utf-8"))
+        same = content["protocol"]["catalog_fingerprint"] == fingerprint
+        return Evaluation.from_dict(content["before_training"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(place: EvaluationFolder, evaluation: Evaluation, before: Evaluation | None, protocol: Protocol) -> None:
+    """Write evaluation.json; a report of other figures is deleted first, so that none lies beside them after a kill."""
     content: dict[str, Any] = evaluation.as_dict() | {"protocol": protocol}
     if before is not None:
         content["before_training"] = before.as_dict()
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if not place.figures.is_file() or place.figures.read_bytes() != text.encode():
+        place.report.unlink(missing_ok=True)
+    with atomic_write(place.figures) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _report(

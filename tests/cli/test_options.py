@@ -138,3 +138,20 @@ def test_options_are_spelt_with_underscores_in_messages() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in [*package.rglob("*.py"), *package.rglob("*.yaml")]}
     found = {str(path): re.findall(r"(?<![\w-])--[a-z]+-[a-z-]+", text) for path, text in texts.items()}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("search", "gallery", "\udcff.png"),
+        ("search", "\udcff", "a.png"),
+        ("index", "run", "--images", "photos", "--out", "\udcff"),
+        ("embed", "run", "--images", "photos", "--out=\udcff.parquet"),
+        ("train", "--recipe", "\udcff.yaml", "--run", "run"),
+        ("prepare", "folder", "--root", "photos/\udcff", "--out", "c.csv"),
+        ("evaluate", "run", "--catalog", "\udcff.csv"),
+    ],
+)
+def test_a_name_that_is_no_text_is_said_to_be_so(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "udcff" in (message := refused(capsys, *words))
+    assert "its bytes are not UTF-8" in message

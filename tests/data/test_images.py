@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import re
 import struct
 import warnings
@@ -376,3 +377,19 @@ def test_a_jpeg_whose_end_is_padded_with_zeros_is_truncated() -> None:
     assert decode_image(whole + b"what cameras append").shape == (3, 64, 64)
     with pytest.raises(ImageError, match="truncated"):
         decode_image(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "huge"])
+def test_what_is_no_ordinary_file_is_refused_unread(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 40 * 2**30)  # takes no room on the disk
+    with pytest.raises(ImageError, match="must be an ordinary file|such a file has at most|Is a directory"):
+        decode_image(path)

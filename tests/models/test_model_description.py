@@ -121,3 +121,22 @@ def test_finite_weights_that_overflow_give_no_vectors(model: Path) -> None:
 def test_an_embedding_layer_of_impossible_size_is_named() -> None:
     with pytest.raises(RecipeError, match="makes a layer of .* numbers"):
         Embedder(EmbedderSettings("conv4", "none", "flatten", 2**16), ImageSettings(size=512, resize=512))
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_model_whose_files_are_no_ordinary_files_is_refused(
+    name: str, kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is read: the fingerprint of a pipe or a device would never be known."""
+    image, path = tmp_path / "a.png", model / name
+    Image.new("RGB", (16, 16)).save(image)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    message = refused(capsys, "embed", model, "--images", image, "--out", tmp_path / "v.parquet", "--workers", 0)
+    assert f"{name} is a folder, a device or a pipe" in message

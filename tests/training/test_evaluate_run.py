@@ -98,3 +98,19 @@ def test_two_processes_evaluate_like_one(ruled_recipe: Recipe, tmp_path: Path) -
         judged.append(json.loads(run.evaluation.read_text()))
     assert [content["protocol"].pop("processes") for content in judged] == [1, 2]
     assert judged[0] == judged[1]
+
+
+def test_figures_before_training_are_kept_and_no_report_lies_beside_other_figures(
+    small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = train(replace(small_recipe, epochs=0), tmp_path / "run")
+    evaluate_run(run, before=True)
+    first = run.evaluation.read_bytes()
+    assert "before_training" in json.loads(first)
+    evaluate_run(run, report=False)
+    assert run.evaluation.read_bytes() == first
+    assert run.report.is_file()
+    run.evaluation.write_text(json.dumps(json.loads(first) | {"map_at_r": None}))
+    evaluate_run(run, report=False)  # as if it was killed before it wrote the report
+    assert json.loads(run.evaluation.read_text())["map_at_r"] == json.loads(first)["map_at_r"]
+    assert not run.report.exists()
