@@ -38,6 +38,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--verify", action="store_true", help=words)
     words = "share of queries of unknown classes that may be given a class; sets the threshold for `none of these`"
     parser.add_argument("--false_accept_rate", type=float, default=0.01, help=words)
+    words = "keep the first so many numbers of each vector; queries are cut likewise; see `embedder.prefixes`"
+    parser.add_argument("--dimensions", type=int | None, default=None, help=words)
     add_embedding(parser)
     options = parser.parse(arguments)
     old = options.rebase or options.verify or options.remove or options.add
@@ -65,7 +67,7 @@ def _build(options: Namespace) -> None:
 
     if options.run is None:
         raise UserError("no run folder is given: proxygml index RUN --out GALLERY ...")
-    settings = chosen(options, *SOURCE, "vectors", "kind", "false_accept_rate", *EMBEDDING)
+    settings = chosen(options, *SOURCE, "vectors", "kind", "false_accept_rate", "dimensions", *EMBEDDING)
     gallery = index(options.run, options.out, **settings)
     say(f"{counted(len(gallery), 'item')}, {gallery.manifest.kind}: {options.out}")
     if gallery.manifest.recall is not None:

@@ -3,7 +3,7 @@
 A gallery keeps the fingerprint of its model; vectors of another model are refused.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from proxygml.gallery.vector_input import ITEM_ID, of_catalog
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
+from proxygml.models.prefix import cut_to, vector_prefix
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.splits import split_for_training
 
@@ -45,6 +46,7 @@ def index(
     force: bool = False,
     workers: int = 2,
     batch_size: int = 64,
+    dimensions: int | None = None,
 ) -> Gallery:
     """Build a gallery of a catalog's images, of images in folders, or of vectors that `embed` wrote.
 
@@ -64,6 +66,7 @@ def index(
         force: replace a gallery that is there.
         workers: processes that decode images; 0 decodes in this one.
         batch_size: images embedded at a time.
+        dimensions: keep the first so many numbers of each vector; queries are cut likewise. See `embedder.prefixes`.
 
     Returns:
         The gallery, ready to search.
@@ -83,6 +86,7 @@ def index(
         force=force,
         workers=workers,
         batch_size=batch_size,
+        dimensions=dimensions,
     )
 
 
@@ -97,6 +101,7 @@ def build_gallery(
     force: bool = False,
     workers: int = 2,
     batch_size: int = 64,
+    dimensions: int | None = None,
 ) -> Gallery:
     """Embed the items, unless they come as vectors, and build a gallery; a stopped call continues when it is repeated.
 
@@ -119,8 +124,8 @@ def build_gallery(
                 _calibrate(gallery, lambda: _vector_validation(gallery, model, source), false_accept_rate)
 
         return Gallery.build(
-            out, given.blocks, kind, model=model.fingerprint, run=str(model.run), force=force, total=given.total,
-            finish=choose,
+            out, _shortened(given.blocks, dimensions), kind, model=model.fingerprint, run=str(model.run), force=force,
+            total=given.total, finish=choose,
         )  # fmt: skip
     images = source.image_list()
     _check_enough(kind, len(images))
@@ -138,11 +143,16 @@ def build_gallery(
             _calibrate(gallery, lambda: None, false_accept_rate)
 
     gallery = Gallery.build(
-        out, embedded.blocks(stamped=True), kind, model=model.fingerprint, run=str(model.run), force=force,
-        total=len(embedded), finish=embed_and_choose,
+        out, _shortened(embedded.blocks(stamped=True), dimensions), kind, model=model.fingerprint,
+        run=str(model.run), force=force, total=len(embedded), finish=embed_and_choose,
     )  # fmt: skip
     discard(work)
     return gallery
+
+
+def _shortened(blocks: Iterable[Block], dimensions: int | None) -> Iterator[Block]:
+    for vectors, table in blocks:
+        yield vector_prefix(vectors, dimensions), table
 
 
 def _check_enough(kind: Kind, count: int) -> None:
@@ -232,7 +242,8 @@ def remove_items(gallery: Gallery, where: Where) -> int:
 def _add_blocks(gallery: Gallery, blocks: Iterable[Block]) -> Added:
     """Add the items that are new, replace those whose vectors differ, and save the gallery."""
     done = Added(0, 0, 0)
-    for vectors, table in blocks:
+    for whole, table in blocks:
+        vectors = cut_to(whole, gallery.manifest.dimension)
         ids = _ids(gallery, table)
         new, known = np.flatnonzero(ids < 0), np.flatnonzero(ids >= 0)
         same = (unit_vectors(vectors[known]) == gallery.vectors(ids[known])).all(axis=1)
@@ -268,7 +279,7 @@ def _calibrate(gallery: Gallery, validation: Callable[[], Block | None], false_a
     try:
         block = validation()
         if block is not None:
-            vectors, items = block
+            vectors, items = cut_to(block[0], gallery.manifest.dimension), block[1]
             gallery.set_threshold(calibrate(gallery, vectors, list(items["label"]), false_accept_rate))
             return
     except UserError as error:  # also where no validation image can be read

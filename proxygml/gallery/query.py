@@ -24,6 +24,7 @@ from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
+from proxygml.models.prefix import cut_to
 from proxygml.spreadsheet import without_formulas
 
 ROWS_SHOWN = 8
@@ -151,7 +152,7 @@ def search_block(
     threshold: float | None = None,
 ) -> Answers:
     """Search the gallery for each of the vectors (q, D) of a block, and predict their classes; see `search_images`."""
-    vectors, table = block
+    vectors, table = cut_to(block[0], gallery.manifest.dimension), block[1]
     queries = ImageList(table)
     exclude = _own_ids(gallery, queries) if leave_out_itself else None
     result = gallery.search(vectors, k, where, exclude=exclude, rerank=rerank)

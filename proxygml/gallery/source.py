@@ -138,6 +138,7 @@ def checked_vectors(path: Path, model: Model) -> VectorFile:
     if file.model and file.model != model.fingerprint:
         raise GalleryError(f"{path} was made by another model ({file.run}) than {model.run}: embed its images again")
     size = read_description(model.run).get("embedder", {}).get("embedding_size")
-    if size and file.rows and file.dimension != size:
+    is_prefix = bool(file.model) and file.dimension < (size or 0)  # of `embed --dimensions`
+    if size and file.rows and file.dimension != size and not is_prefix:
         raise GalleryError(f"{path} has vectors of size {file.dimension}, but {model.run} makes them of {size}")
     return file

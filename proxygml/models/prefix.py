@@ -26,6 +26,11 @@ def prefix(embeddings: Tensor, dimensions: int | None) -> Tensor:
     return F.normalize(embeddings[:, :dimensions], dim=1)
 
 
+def cut_to(vectors: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """Vectors (n, D) as a gallery of prefixes has them: the first `size` numbers, where there are more."""
+    return vector_prefix(vectors, size) if size < vectors.shape[1] else vectors
+
+
 def vector_prefix(vectors: npt.NDArray[np.float32], dimensions: int | None) -> npt.NDArray[np.float32]:
     """The same of an array (n, D)."""
     check_dimensions(dimensions, vectors.shape[1])

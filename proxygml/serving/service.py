@@ -20,6 +20,7 @@ from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where, split
 from proxygml.models.embedder import Embedder
+from proxygml.models.prefix import prefix
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.changes import Changes
 from proxygml.serving.columns import json_cell
@@ -177,7 +178,7 @@ class Service:
         changes = self._check_changes()
         self._check_columns(columns)
         vector = await self.embed(data)
-        return await changes.add(vector, data, FORMATS[kind_of_upload(data)].ending, columns)
+        return await changes.add(self._cut(vector), data, FORMATS[kind_of_upload(data)].ending, columns)
 
     async def add_vector(self, vector: Tensor, columns: Mapping[str, str]) -> int:
         """Add an item without an image; when this returns its id, the item is on disk.
@@ -187,7 +188,7 @@ class Service:
         """
         changes = self._check_changes()
         self._check_columns(columns)
-        return await changes.add_vector(vector, columns)
+        return await changes.add_vector(self._cut(vector), columns)
 
     async def remove(self, item: int) -> None:
         """Remove an item; when this returns, no search finds it again.
@@ -217,7 +218,9 @@ class Service:
     def _search(self, vector: Tensor, k: int, where: Where, leave_out: int | None) -> Answer:
         gallery = self.current.latest()
         try:
-            found = gallery.search(vector[None], k, where, exclude=None if leave_out is None else [leave_out])
+            found = gallery.search(
+                self._cut(vector)[None], k, where, exclude=None if leave_out is None else [leave_out]
+            )
         except GalleryError:
             if leave_out is None or gallery.matching(where).tolist() != [leave_out]:
                 raise
@@ -227,6 +230,11 @@ class Service:
         if is_labelled(found):
             prediction = predict(found, None if threshold is None else threshold.score)[0]
         return Answer(_shown(found, self.hidden), prediction)
+
+    def _cut(self, vector: Tensor) -> Tensor:
+        """The first numbers of a vector (D,), where the gallery holds such alone."""
+        size = self.gallery.manifest.dimension
+        return prefix(vector[None], size)[0] if size < len(vector) else vector
 
     def _check_columns(self, columns: Iterable[str]) -> None:
         known = self.columns

@@ -8,8 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from proxygml import Catalog, Embedder, embed, evaluate
+from proxygml import Catalog, Embedder, embed, evaluate, index, search
 from proxygml.errors import UserError
+from proxygml.gallery.build import add_items
+from proxygml.gallery.source import Model, Source
+from proxygml.serving.limits import Limits
+from proxygml.serving.service import Service
 from proxygml.training.recipe import Recipe
 from proxygml.training.train import train
 from proxygml.training.vectors import embed_vectors
@@ -35,6 +39,17 @@ def test_a_model_trained_with_prefixes_retrieves_with_them(recipe: Recipe, tmp_p
     expected = F.normalize(whole[:, :2], dim=1)
     assert np.allclose(next(short.blocks())[0], expected, atol=1e-6)
     assert torch.allclose(Embedder.load(run.path).embed(labelled_vectors()[0], dimensions=2), expected)
+    gallery = index(run.path, tmp_path / "gallery", vectors=file, dimensions=2)
+    again = index(run.path, tmp_path / "again", vectors=tmp_path / "short.parquet")
+    ids = np.arange(480)
+    assert np.allclose(gallery.vectors(ids), expected, atol=1e-6)
+    assert np.allclose(again.vectors(ids), expected, atol=1e-6)
+    answers = search(gallery, vectors=file, k=2)
+    assert np.allclose(answers.result.scores[:, 0], 1, atol=1e-5)
+    assert add_items(gallery, Model.of(run.path), Source.of(vectors=file)) == (0, 480, 0)
+    service = Service(gallery, Embedder.load(run.path), Limits())
+    found = service._search(whole[0], 3, [], None)
+    assert [item["id"] for item in found.items] == gallery.search(expected[:1], 3).ids[0].tolist()
     for dimensions in (0, 9, -1):
         with pytest.raises(UserError, match="must be 1 to 8"):
             embed(run.path, tmp_path / "no.parquet", vectors=file, dimensions=dimensions)
