@@ -84,15 +84,18 @@ def atomic_write(path: Path, *, tidy: bool = True) -> Iterator[Path]:
     temporary = _temporary_name(path)
     with ExitStack() as held:
         try:
-            temporary.touch()
-            _hold(temporary, held)
-            mode = temporary.stat().st_mode  # as the user's umask has it; some writers make files only they may read
-            yield temporary
-            _hold(temporary, held)  # again: some writers put another file in its place
-            temporary.chmod(mode)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with naming(path, temporary):
+                temporary.touch()
+                _hold(temporary, held)
+                mode = (
+                    temporary.stat().st_mode
+                )  # as the user's umask has it; some writers make files only they may read
+                yield temporary
+                _hold(temporary, held)  # again: some writers put another file in its place
+                temporary.chmod(mode)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -108,9 +111,10 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary_name(path)
     with ExitStack() as held:
         try:
-            temporary.mkdir()
-            _hold(temporary, held)
-            yield temporary
+            with naming(path, temporary):
+                temporary.mkdir()
+                _hold(temporary, held)
+                yield temporary
         finally:
             _delete(temporary)
 
@@ -251,12 +255,20 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let errors of the operating system that name no file, such as that of a full disk, name this one."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let errors of the operating system that name no file, such as that of a full disk, name this one.
+
+    Args:
+        path: the file or folder that is written.
+        temporary: what stands for it meanwhile; an error that names this, or a file in it, names `path` instead.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        named = error.filename
+        if isinstance(named, (str, bytes)) and temporary is not None and error.filename2 is None:
+            named = None if Path(os.fsdecode(named)).is_relative_to(temporary) else named
+        if named is not None or error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
@@ -270,7 +282,7 @@ def translating_os_errors() -> Iterator[None]:
         if error.errno not in ADVICE:
             raise  # from the network or another program, whose own message says more
         place = " -> ".join(str(path) for path in (error.filename, error.filename2) if path is not None) or "a file"
-        raise UserError(f"{place}: {error.strerror}: {ADVICE[error.errno]}") from error
+        raise UserError(f"{place}: {os.strerror(error.errno)}: {ADVICE[error.errno]}") from error
     except ValueError as error:
         if str(error) != "embedded null byte":  # of open(), os.stat() and others, all with this message
             raise

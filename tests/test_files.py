@@ -1,10 +1,13 @@
 """Files that are written whole: what killed processes leave is removed, what living ones write is not."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from proxygml import files
-from proxygml.errors import OverwriteError
-from proxygml.files import atomic_folder, atomic_write, exclusive_lock, remove_leftovers, temporary_folder
+from proxygml.errors import OverwriteError, UserError
+from proxygml.files import (
+    atomic_folder,
+    atomic_write,
+    exclusive_lock,
+    remove_leftovers,
+    temporary_folder,
+    translating_os_errors,
+)
 from tests.helpers.commands import run
 from tests.helpers.kills import survives_kills
 from tests.helpers.models import untrained
@@ -222,3 +232,16 @@ def test_a_held_lock_is_named_whatever_its_holder_has_written(left: bytes | None
             (tmp_path / ".lock-holder").write_bytes(left)
         with pytest.raises(OverwriteError, match="another process .*just started"), exclusive_lock(tmp_path / ".lock"):
             pass
+
+
+@pytest.mark.parametrize("named", ["", "temporary"])
+@pytest.mark.parametrize("write", [atomic_write, atomic_folder])
+def test_an_error_of_the_disk_names_the_file_that_was_to_be_written(
+    write: Callable[[Path], AbstractContextManager[Path]], named: str, tmp_path: Path
+) -> None:
+    """What writes the file may name nothing, or the temporary file, and may word the error in its own way."""
+    path = tmp_path / "out.parquet"
+    with pytest.raises(UserError) as stopped, translating_os_errors(), write(path) as temporary:
+        raise OSError(errno.ENOSPC, "Detail: [errno 28]", *([str(temporary / "x")] if named else []))
+    assert str(stopped.value).startswith(f"{path}: No space left on device: make room")
+    assert not list(tmp_path.iterdir())

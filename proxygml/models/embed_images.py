@@ -21,7 +21,7 @@ from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_checks import ROWS_AT_A_TIME
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole
-from proxygml.files import atomic_write, exclusive_lock, remove_folder, reserve_space
+from proxygml.files import atomic_write, exclusive_lock, naming, remove_folder, reserve_space
 from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
@@ -144,10 +144,11 @@ def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any,
         console.print(f"going on with {np.count_nonzero(found[1]):,} of {count:,} images that are embedded already")
         return found[0], found[1]
     (work / "key").unlink(missing_ok=True)
-    vectors = np.lib.format.open_memmap(files[0], "w+", np.float32, (count, size))
-    stamps = np.lib.format.open_memmap(files[1], "w+", np.int64, (count,))
-    for file in files:
-        reserve_space(file)
+    with naming(work):
+        vectors = np.lib.format.open_memmap(files[0], "w+", np.float32, (count, size))
+        stamps = np.lib.format.open_memmap(files[1], "w+", np.int64, (count,))
+        for file in files:
+            reserve_space(file)
     with atomic_write(work / "key") as path:
         path.write_text(key)
     return vectors, stamps
