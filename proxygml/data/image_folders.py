@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from proxygml.errors import OverwriteError
-from proxygml.files import atomic_folder
+from proxygml.files import atomic_folder, atomic_write
 
 STAMP = ".prepared.json"
 """A file in every folder that is made here: for which catalog, and from what."""
@@ -63,12 +63,17 @@ class ImageFolders:
         if (folder := self.made_from(origin)) is None:
             folder = self._free()
             folder.mkdir(parents=True)
-            self.mark(folder, origin)
+            try:
+                self.mark(folder, origin)
+            except OSError:
+                folder.rmdir()
+                raise
         return folder
 
     def mark(self, folder: Path, origin: str) -> None:
         """Write which catalog a folder belongs to, and from what it is made."""
-        (folder / STAMP).write_text(json.dumps([self.base.name, origin]), encoding="utf-8")
+        with atomic_write(folder / STAMP, tidy=False) as temporary:
+            temporary.write_text(json.dumps([self.base.name, origin]), encoding="utf-8")
 
     def superseded(self, used: Path) -> list[Path]:
         """The other folders that were made for the catalog, where it uses one of them, or a folder inside of it."""

@@ -1,6 +1,7 @@
 """Smaller copies: the right size, the right pixels, the right boxes, and nothing done twice or by halves."""
 
 import os
+import resource
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, folder, table
+from proxygml.data.image_folders import ImageFolders
 from proxygml.data.images import decode_image
 from proxygml.data.prepare import prepare
 from proxygml.data.resize import Size, copy_smaller
@@ -181,3 +183,15 @@ def test_impossible_copies_are_named(tmp_path: Path) -> None:
         prepare(FOLDER, tmp_path / "data", tmp_path / "out.csv", resize=0)
     with pytest.raises(DatasetError, match="among the images"):
         prepare(FOLDER, tmp_path / "data", tmp_path / "data" / "out.csv", resize=20)
+
+
+def test_a_folder_that_cannot_be_begun_is_not_there(tmp_path: Path) -> None:
+    """A limit on the size of files fails a write as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.prepared\.json"):
+            ImageFolders(tmp_path / "c.16px").started("origin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
