@@ -7,6 +7,7 @@ can print its help. Here a command is imported when it is named, and `proxygml -
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -31,6 +32,14 @@ COMMANDS = {
 }
 """Each is the file of its name beside this one, with a function `run(parser, arguments)`."""
 
+SHARING = ("train", "evaluate", "compare")
+"""Commands whose work several processes share, as `accelerate launch` starts them."""
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
+SECONDS_FOR_FIRST = 5
+"""How long a process waits with its message for the first one, which may have the same: the launcher then ends all."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit status 2 for a user's mistake, 130 for Ctrl-C."""
@@ -41,15 +50,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _run(sys.argv[1:] if arguments is None else arguments)
             _leave_process_group()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks for all
-            console.print(f"proxygml: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2)
+    except RuntimeError as error:
+        if not _has_lost_another(error):
+            raise
+        # The other process prints what is wrong. A traceback of this one would only hide it.
+        console.print(f"proxygml: process {_process()} stops, because another one has stopped", markup=False)
+        sys.exit(1)
     except KeyboardInterrupt:
-        console.print(
-            "stopped; to continue, repeat the command (embed, index, cluster, compare), or use train --resume RUN",
-            markup=False,
-        )
+        if _process() == 0:
+            console.print(
+                "stopped; to continue, repeat the command (embed, index, cluster, compare), or use train --resume RUN",
+                markup=False,
+            )
         sys.exit(130)
+
+
+def _process() -> int:
+    """The number of this process among those that were launched together, from 0."""
+    number = os.environ.get("RANK", "")
+    return int(number) if number.isdecimal() else 0
+
+
+def _print_error(message: str) -> None:
+    """Print an error once, though several processes may find it: each other one waits whether the first one does."""
+    if _process() > 0:
+        time.sleep(SECONDS_FOR_FIRST)
+        message = f"process {_process()}: {message}"
+    console.print(f"proxygml: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _has_lost_another(error: RuntimeError) -> bool:
+    """Whether the error comes from an exchange with a process that has ended, in the words of gloo or of NCCL."""
+    return any(words in str(error) for words in LOST)
 
 
 def _leave_process_group() -> None:
@@ -68,9 +102,20 @@ def _run(arguments: Sequence[str]) -> None:
         from proxygml.cli.parser import Parser
 
         name = arguments[0]
+        _check_launch(name)
         import_module(f"proxygml.cli.{name}").run(Parser(name, COMMANDS[name]), arguments[1:])
     else:
         raise UserError(f"there is no command {arguments[0]!r}: {did_you_mean(arguments[0], COMMANDS)}")
+
+
+def _check_launch(name: str) -> None:
+    """Raise UserError where several processes would each do the whole work of a command, and write the same files."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if name not in SHARING and "RANK" in os.environ and processes not in ("", "1"):
+        raise UserError(
+            f"{name} is the work of one process, but {processes} were launched: run proxygml {name} by itself "
+            f"({', '.join(SHARING)} share their work)"
+        )
 
 
 def _print_commands() -> None:

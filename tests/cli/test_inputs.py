@@ -92,3 +92,17 @@ def test_queries_and_conditions_may_stand_in_any_order(words: str) -> None:
 def test_search_takes_queries_behind_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "search", tmp_path, "--where", "label=a", tmp_path / "nope.jpg")
     assert "nope.jpg: give image files" in message
+
+
+@pytest.mark.parametrize("command", ["demo", "embed", "index", "prepare", "search"])
+def test_work_of_one_process_is_not_repeated_by_several(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each would write the same files at the same time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = refused(capsys, command)
+    assert "2 were launched" in message
+    assert f"run proxygml {command} by itself" in message
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from proxygml.evaluation.metrics import evaluate, score_queries
 from proxygml.models.embedder import Embedder
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.recipe import Recipe
+from tests.helpers.launch import launched
 from tests.helpers.runs import train
 
 
@@ -114,3 +116,19 @@ def test_figures_before_training_are_kept_and_no_report_lies_beside_other_figure
     evaluate_run(run, report=False)  # as if it was killed before it wrote the report
     assert json.loads(run.evaluation.read_text())["map_at_r"] == json.loads(first)["map_at_r"]
     assert not run.report.exists()
+
+
+def test_what_only_one_of_several_processes_finds_is_printed(
+    small_recipe: Recipe, small_catalog: Path, tmp_path: Path
+) -> None:
+    """The second process reads every second image. The first one, which waits for it, ends without a traceback."""
+    run = train(replace(small_recipe, epochs=1), tmp_path / "run")
+    shutil.copytree(small_catalog.parent, tmp_path / "damaged")
+    (tmp_path / "damaged/12_1.png").write_bytes(b"no image")
+    with launched(2, "evaluate", run.path, "--catalog", tmp_path / "damaged" / small_catalog.name) as started:
+        printed = [process.communicate(timeout=240)[1] for process in started]
+        assert [process.returncode for process in started] == [1, 2]
+    assert "process 1: " in printed[1]
+    assert "12_1.png is no image" in printed[1]
+    assert "process 0 stops" in printed[0]
+    assert not any("Traceback" in text for text in printed)
