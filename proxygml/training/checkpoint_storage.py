@@ -19,6 +19,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ _PART = re.compile(r"part-\d{5,}-of-\d{5,}\.safetensors")
 
 LARGEST_INDEX = 2**28
 """Bytes of checkpoint.json: thousands of tensors in thousands of parts."""
+
+_MOST_NUMBERS = 2**60  # in a tensor: more bytes than PyTorch could count
 
 _TYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in TYPES}
 
@@ -170,7 +173,7 @@ def read_index(folder: Path) -> Index:
             raise RunError(f"{path} has format {content['format']!r}, but this version of proxygml reads {FORMAT}")
         tensors = {name: _stored(entry) for name, entry in content["tensors"].items()}
         return Index(tensors, dict(content["values"]))
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}): start another run") from error
@@ -202,7 +205,10 @@ def read_rows(folder: Path, name: str, stored: Stored, part: Part, rows: slice) 
 
 def _stored(entry: Mapping[str, Any]) -> Stored:
     """A tensor of the index, checked."""
-    dtype, shape = _TYPES_BY_NAME[entry["dtype"]], torch.Size(entry["shape"])
+    dtype, sizes = _TYPES_BY_NAME[entry["dtype"]], entry["shape"]
+    if not all(type(size) is int and size >= 0 for size in sizes) or max([*sizes, prod(sizes)]) > _MOST_NUMBERS:
+        raise ValueError(f"a tensor cannot have the shape {sizes}")
+    shape = torch.Size(sizes)
     parts = tuple(Part(str(part["file"]), int(part["start"]), int(part["rows"])) for part in entry["parts"])
     parts = tuple(sorted(parts, key=lambda part: part.start))
     end = 0
@@ -212,7 +218,7 @@ def _stored(entry: Mapping[str, Any]) -> Stored:
         if part.start != end or part.rows < 0:
             raise ValueError(f"rows {end} to {part.start} are missing or twice there")
         end += part.rows
-    if min(shape, default=0) < 0 or not parts or end != (shape[0] if shape else 0):
+    if not parts or end != (shape[0] if shape else 0):
         raise ValueError(f"its parts hold {end} rows, but its shape is {tuple(shape)}")
     return Stored(dtype, shape, parts)
 

@@ -1,6 +1,7 @@
 """Checkpoints: a run that was stopped or killed ends like one that was not; wrong ones are named."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -156,6 +157,10 @@ LINEAR = "embedder.head.linear.weight"
         {"tensors": {LINEAR: {"parts": []}}},
         {"tensors": {LINEAR: {"parts": [{"file": "../../secret", "start": 0, "rows": 16}]}}},
         {"tensors": {LINEAR: {"parts": [{"file": "part-00000-of-00001.safetensors", "start": 4, "rows": 12}]}}},
+        {"tensors": {LINEAR: {"parts": [{"file": "part-00000-of-00001.safetensors", "start": 0, "rows": math.inf}]}}},
+        {"tensors": {LINEAR: {"shape": [16, 2**63]}}},
+        {"tensors": {LINEAR: {"shape": [16, 2**70]}}},
+        {"tensors": {LINEAR: {"shape": [16.0, 256]}}},
         {"tensors": {"optimizers.0.14.exp_avg": None}},
         {"tensors": {"optimizers.0.999.exp_avg": {"dtype": "float32", "shape": [], "parts": []}}},
         {"tensors": {"embedder.other": {"dtype": "float32", "shape": [0], "parts": []}}},
