@@ -34,7 +34,7 @@ from proxygml.evaluation.inputs import (
 from proxygml.evaluation.kmeans import kmeans
 from proxygml.evaluation.retrieval import Array, Precision, QueryScores, Retrieval
 from proxygml.evaluation.rules import RuleColumns
-from proxygml.evaluation.sharded import gathered, sharded_retrieval
+from proxygml.evaluation.sharded import check_gatherable, gathered, sharded_retrieval
 
 __all__ = ["Estimate", "Evaluation", "QueryScores", "evaluate", "nearest", "score_queries"]
 
@@ -98,10 +98,11 @@ def evaluate(
         process_group: processes that share the work, each of which calls this with its own part of all arrays, in the
             order of the processes; parts may differ in size or be empty. All get the figures that one process would
             find with all parts put together. No process holds all embeddings, except for NMI: the first process
-            gathers them for k-means, up to 16 GiB.
+            gathers them for k-means, up to 16 GiB, and the others wait for it as long as the group's timeout allows.
 
     Raises:
-        UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive.
+        UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive, more
+            embeddings than are gathered for NMI.
     """
     ks = checked_ks(recall_at)
     check_resampling(bootstrap, seed)
@@ -120,6 +121,8 @@ def evaluate(
         else:
             _check_precision(precision)
             task = sharded_retrieval(embeddings, labels, columns, precision, process_group)
+            if nmi:  # before the ranking, which takes long where there are many
+                check_gatherable(task, np.flatnonzero(task.rules.in_a_class))
         scores = _scores(task, memory_limit, progress, mean_average_precision)
     with _timed("bootstrap", seconds):
         codes = task.codes[scores.index]

@@ -48,18 +48,18 @@ def sharded_retrieval(
     return Retrieval(unit, rules, precision, ring, sum(counts[: ring.rank]))
 
 
-def gathered(task: Retrieval, images: Array) -> Array | None:
-    """The vectors of these images, rising, on the first process; None on the others.
-
-    Raises:
-        UserError: they take more than `NMI_LIMIT`.
-    """
-    needed = len(images) * task.unit.shape[1] * 4
-    if needed > NMI_LIMIT:
+def check_gatherable(task: Retrieval, images: Array) -> None:
+    """Raise UserError where the vectors of these images take more than `NMI_LIMIT`, which `gathered` would need."""
+    needed = len(images) * task.unit.shape[1] * task.unit.itemsize
+    if task.ring.size > 1 and needed > NMI_LIMIT:
         raise UserError(
-            f"NMI clusters all embeddings in one process: these take {needed / 2**30:.0f} GiB, but at most "
+            f"NMI clusters all embeddings in one process: these take {needed / 2**30:,.0f} GiB, but at most "
             f"{NMI_LIMIT / 2**30:.0f} are gathered: give nmi=False"
         )
+
+
+def gathered(task: Retrieval, images: Array) -> Array | None:
+    """The vectors of these images, rising, on the first process; None on the others."""
     bounds = np.array([0, *[len(images)] * task.ring.size])
     vectors = task.unit_of(images, bounds)
     return vectors.cpu().numpy() if task.ring.rank == 0 else None

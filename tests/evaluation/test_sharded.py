@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxygml.errors import UserError
-from proxygml.evaluation import ranking
+from proxygml.evaluation import ranking, sharded
 from proxygml.evaluation.metrics import CPU_MEMORY_LIMIT, Evaluation, evaluate
 from tests.helpers.processes import in_processes
 
@@ -152,6 +152,32 @@ def test_what_is_wrong_on_one_process_is_raised_on_all(tmp_path: Path) -> None:
         strict=True,
     ):
         assert message.startswith(expected)
+
+
+def refused_for_nmi(limit: int) -> tuple[list[str], int]:
+    """The message for each of two types, and how many products were computed before."""
+    products, messages = [0], []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            products[0] += "mm" in function.__name__
+            return function(*arguments, **(options or {}))
+
+    sharded.NMI_LIMIT = limit
+    for dtype in (np.float32, np.float64):
+        embeddings = np.eye(100, dtype=dtype)
+        with Watching(), pytest.raises(UserError) as caught:
+            evaluate(embeddings, np.arange(100) // 2, process_group=dist.group.WORLD)
+        messages.append(str(caught.value))
+    return messages, products[0]
+
+
+def test_too_many_vectors_for_nmi_are_refused_before_they_are_ranked(tmp_path: Path) -> None:
+    """80,000 bytes of float32, 160,000 of float64."""
+    for messages, products in in_processes(2, refused_for_nmi, tmp_path, 79_999):
+        assert all("give nmi=False" in message for message in messages)
+        assert len(messages) == 2
+        assert products == 0
 
 
 def largest_tensor(count: int, size: int) -> int:
