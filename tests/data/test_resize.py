@@ -179,7 +179,7 @@ def test_prepare_scales_the_boxes_of_a_table(tmp_path: Path) -> None:
 
 def test_impossible_copies_are_named(tmp_path: Path) -> None:
     write_picture(tmp_path / "data" / "a" / "0.png", 0)
-    with pytest.raises(DatasetError, match="resize is 0, but must be the shorter side"):
+    with pytest.raises(DatasetError, match="resize is 0, but must be 1 to "):
         prepare(FOLDER, tmp_path / "data", tmp_path / "out.csv", resize=0)
     with pytest.raises(DatasetError, match="among the images"):
         prepare(FOLDER, tmp_path / "data", tmp_path / "data" / "out.csv", resize=20)
