@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from proxygml.data import png
 from proxygml.data.bounds import MAX_PIXELS, check_bounds, check_pixels
 from proxygml.data.formats import FORMATS, HEAD, HEIF_ENDINGS, MAX_TAGS, image_kind, register_heif, tiff_table
 from proxygml.data.jpeg import decode_jpeg, is_truncated, read_header, without_metadata
@@ -27,7 +28,8 @@ from proxygml.files import check_local, check_size
 LARGEST_IMAGE = 2**31
 """Bytes of a file: twice what MAX_PIXELS take with 16 bits a colour and without compression."""
 
-_SIXTEEN_BITS = re.compile(r"RGB[AXa]?;16[BLN]")
+_SIXTEEN_BITS = re.compile(r"(LA|RGB[AXa]?);16[BLN]")
+_BIG_ENDIAN = re.compile(r"([IF];(?:32|64))B(S?F?)$")
 _EXIF_ITEM = re.compile(rb"(infe.{8}|infe.{10})Exif", re.DOTALL)  # by which an AVIF says that it has EXIF
 _PHOTOMETRIC = 262  # the tag of a TIFF that says whether 0 is black
 
@@ -45,6 +47,15 @@ _DECODER_FAILURES = (
     struct.error,
     zlib.error,
 )
+# Grey TIFFs that Pillow can unpack, but has no entry for: 64-bit floating-point numbers; at 16 and 32 bits, 0 as white.
+for _order, _big in ((b"II", ""), (b"MM", "B")):
+    for _black in (0, 1):
+        for _kind, _bits, _mode, _raw in (
+            (1, 16, f"I;16{_big}", f"I;16{_big}"),
+            (2, 32, "I", f"I;32{_big}S"),
+            (3, 64, "F", f"F;64{_big}F"),
+        ):
+            TiffImagePlugin.OPEN_INFO.setdefault((_order, _black, (_kind,), 1, (_bits,), ()), (_mode, _raw))
 # An ImageError says what the user needs to know; Pillow's warnings are not shown.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -118,6 +129,8 @@ def decode_silently(data: bytes, name: str, rows: int = 0, max_pixels: int = MAX
         orientation, data = header.orientation, without_metadata(data)
     elif kind == "TIFF":
         orientation, data = _upright_tiff(data)
+    elif kind == "PNG":
+        data = png.without_metadata(data)
     elif kind == "AVIF":
         data = _EXIF_ITEM.sub(rb"\1skip", data[:HEAD]) + data[HEAD:]
     elif kind == "HEIF":
@@ -165,7 +178,18 @@ def _opened(data: bytes, kind: str) -> Iterator[ImageFile.ImageFile]:
     with _quiet(), Image.open(io.BytesIO(data), formats=(kind,)) as file:
         if kind == "TIFF":  # it states that it is upright, and Pillow would fail on other tags that it need not read
             file.load_end = lambda: None  # type: ignore[method-assign]
+            file.tile = [_in_native_order(tile) for tile in file.tile]
         yield file
+
+
+def _in_native_order(tile: ImageFile._Tile) -> ImageFile._Tile:
+    """A part of a TIFF, as it is stored; of a compressed one, libtiff gives the numbers in this machine's order.
+
+    Pillow takes numbers of 16 bits for that, but those of 32 bits for the file's order.
+    """
+    if tile.codec_name != "libtiff" or not isinstance(tile.args, tuple):
+        return tile
+    return tile._replace(args=(_BIG_ENDIAN.sub(r"\1N\2", tile.args[0]), *tile.args[1:]))
 
 
 def upright_pixels(image: Image.Image, name: str) -> Pixels:
@@ -256,6 +280,8 @@ def _twelve_bits(file: Image.Image, data: bytes, kind: str, stored: str) -> npt.
     if upper[..., :3].max() > 15:
         return None
     layout, order = stored.split(";16")
+    if layout == "LA":
+        return _grey_with_opacity(data, kind)
     little = order == "L" or (order == "N" and sys.byteorder == "little")
     other = f"{layout};16{'B' if little else 'L'}"
     with _opened(data, kind) as again:
@@ -264,6 +290,16 @@ def _twelve_bits(file: Image.Image, data: bytes, kind: str, stored: str) -> npt.
             for tile in again.tile
         ]
         colours: npt.NDArray[np.uint16] = upper << 8 | np.asarray(again)
+    return colours
+
+
+def _grey_with_opacity(data: bytes, kind: str) -> npt.NDArray[np.uint16]:
+    """16-bit grey and its opacity as colours (H, W, 4): a pixel has four bytes, which are read as those of RGBA."""
+    with _opened(data, kind) as file:
+        file._mode = "RGBA"  # there is no public way
+        file.tile = [tile._replace(args="RGBA") for tile in file.tile]
+        numbers = np.asarray(file).view(">u2")
+        colours: npt.NDArray[np.uint16] = numbers[..., [0, 0, 0, 1]].astype(np.uint16)
     return colours
 
 

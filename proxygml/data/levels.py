@@ -1,8 +1,9 @@
 """From pixels of other numbers than 0..255 to 8-bit levels. Files seldom say which range they use: one rule decides.
 
-The smallest of these ranges that holds all numbers of the image is taken: 0..255, 0..4,095 (12 bits) and 0..65,535 for
-whole numbers, 0..1 first for floating-point ones, which may exceed a range by a tenth of it and are then cut to it.
-Where none holds them, the smallest number of the image is black and the largest is white. The rule is ours.
+The smallest of these ranges that holds all numbers of the image is taken: 0..255, 0..1,023 (10 bits), 0..4,095
+(12 bits) and 0..65,535 for whole numbers, 0..1 first for floating-point ones, which may exceed a range by a tenth of it
+and are then cut to it. Where none holds them, the smallest number of the image is black and the largest is white. The
+rule is ours.
 """
 
 import mmap
@@ -16,7 +17,7 @@ Levels = npt.NDArray[np.uint8]
 OWN = 0
 """Stands for the range from the smallest number of an image to its largest."""
 
-_RANGES = (1, 255, 4095, 65535)
+_RANGES = (1, 255, 1023, 4095, 65535)
 _SLACK = 0.1
 # Which ranges were told of, one byte each: memory that the processes which load images share with this one.
 _told = mmap.mmap(-1, 1 + len(_RANGES))
@@ -26,7 +27,7 @@ class Assumption(NamedTuple):
     """What was assumed about the numbers of an image."""
 
     white: int
-    """The number that became white: one of 1, 255, 4095 and 65535, or OWN."""
+    """The number that became white: one of 1, 255, 1023, 4095 and 65535, or OWN."""
     text: str
     """The same as a sentence that names the image."""
 

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,67 @@ def test_exif_that_cannot_be_read_is_no_matter_to_pillow_either(block: bytes, mo
     assert decode(data, "the image").shape == (30, 40, 3)
 
 
+def chunk(kind: bytes, content: bytes, *, damaged: bool = False) -> bytes:
+    """A part of a PNG, with its checksum or a wrong one."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ damaged)
+
+
+def with_chunk(data: bytes, inserted: bytes, before: bytes) -> bytes:
+    at = data.index(before) - 4
+    return data[:at] + inserted + data[at:]
+
+
+METADATA = {
+    "pHYs": bytes(9),
+    "tEXt": b"Comment\0a comment",
+    "zTXt": b"Comment\0\0" + zlib.compress(b"a comment"),
+    "iTXt": b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
+    "iCCP": b"name\0\0" + zlib.compress(b"no profile"),
+    "eXIf": exif(),
+    "gAMA": struct.pack(">I", 45455),
+    "abCd": b"of a program",
+}
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_png_whose_metadata_have_a_wrong_checksum_is_read_without_them(kind: str, before: bytes) -> None:
+    plain = encoded(gradient(), "PNG")
+    damaged = with_chunk(plain, chunk(kind.encode(), METADATA[kind], damaged=True), before)
+    assert np.array_equal(decode(damaged, "a.png"), decode(plain, "a.png"))
+
+
+def test_metadata_of_a_png_may_be_of_any_size() -> None:
+    plain = encoded(gradient(), "PNG")
+    large = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(8 * 2**20)))
+    assert np.array_equal(decode(with_chunk(plain, large, b"IDAT"), "a.png"), decode(plain, "a.png"))
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"eXIf", exif()),
+        (b"iTXt", METADATA["iTXt"]),
+        (b"tEXt", b"Raw profile type exif\0\nexif\n32\n" + exif().hex().encode() + b"\n"),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n32\n" + exif().hex().encode() + b"\n")),
+    ],
+)
+def test_a_png_is_turned_by_metadata_with_the_right_checksum(kind: bytes, content: bytes, before: bytes) -> None:
+    plain = encoded(gradient(), "PNG")
+    turned = decode(with_chunk(plain, chunk(kind, content), before), "a.png")
+    assert np.array_equal(turned, np.rot90(decode(plain, "a.png"), -1))
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"tRNS"])
+def test_a_png_whose_picture_has_a_wrong_checksum_is_refused(kind: bytes) -> None:
+    data = bytearray(encoded(Image.fromarray(np.zeros((4, 4), np.uint8)), "PNG", transparency=3))
+    at = data.index(kind)
+    data[at + 4 + int.from_bytes(data[at - 4 : at])] ^= 1
+    with pytest.raises(ImageError, match=r"a\.png is .*damaged"):
+        decode(bytes(data), "a.png")
+
+
 # Other numbers than 0..255 -------------------------------------------------------------------------------------------
 
 RAMP = np.linspace(0, 1, 12).reshape(3, 4)
@@ -175,6 +237,8 @@ NUMBERS = {
     "float TIFF a little beyond 0..1": (stored(np.concatenate([RAMP, [[-0.02, 1.03, 0, 1]]]).astype(np.float32)), 1),
     "float TIFF of 0..255": (stored((RAMP * 255).astype(np.float32)), 255),
     "float TIFF of other numbers": (stored((RAMP * 1e6 - 10).astype(np.float32)), OWN),
+    "10 bits in a 16-bit PNG": (stored((RAMP * 1023).astype(np.uint16), "PNG"), 1023),
+    "10 bits in a 16-bit TIFF": (stored((RAMP * 1023).astype(np.uint16)), 1023),
     "12 bits in a 16-bit TIFF": (stored((RAMP * 4095).astype(np.uint16)), 4095),
     "12 bits in a 16-bit PNG": (stored((RAMP * 4095).astype(np.uint16), "PNG"), 4095),
     "12 bits in a 16-bit PPM": (stored((RAMP * 4095).astype(np.uint16), "PPM"), 4095),
@@ -198,25 +262,45 @@ def test_numbers_of_any_range_become_levels(kind: str) -> None:
         assert ("4,095 as white was assumed" in assumption.text) == (white == 4095)
 
 
-def big_endian_tiff(values: np.ndarray) -> bytes:
-    """A 16-bit grey TIFF in the byte order MM, which Pillow does not write."""
+def grey_tiff(values: np.ndarray, order: str, *, deflate: bool = False, white: int = 1) -> bytes:
+    """A grey TIFF in either byte order, of kinds that Pillow does not write."""
     height, width = values.shape
-    entries = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
-    entries += [(277, 3, 1), (278, 3, height), (279, 4, values.size * 2)]
-    pixels = values.astype(">u2").tobytes()
-    table = struct.pack(">H", len(entries))
+    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    pixels = zlib.compress(pixels) if deflate else pixels
+    bits, kind = 8 * values.dtype.itemsize, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    entries = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 8 if deflate else 1), (262, 3, white)]
+    entries += [(273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(pixels)), (339, 3, kind)]
+    table = struct.pack(f"{order}H", len(entries))
     for tag, kind, value in entries:
-        table += struct.pack(">HHI", tag, kind, 1) + struct.pack(
-            ">HH" if kind == 3 else ">I", *([value, 0][: 5 - kind])
-        )
-    return b"MM\0*" + struct.pack(">I", 8 + len(pixels)) + pixels + table + bytes(4)
+        packed = struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value)
+        table += struct.pack(f"{order}HHI", tag, kind, 1) + packed
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    return start + struct.pack(f"{order}I", 8 + len(pixels)) + pixels + table + bytes(4)
 
 
 def test_12_bits_in_a_big_endian_tiff() -> None:
-    pixels, assumption = decode_silently(big_endian_tiff((RAMP * 4095).astype(np.uint16)), "scan.tif")
+    pixels, assumption = decode_silently(grey_tiff((RAMP * 4095).astype(np.uint16), ">"), "scan.tif")
     assert np.abs(pixels[..., 0] - RAMP * 255).max() <= 1
     assert assumption is not None
-    assert decode_silently(big_endian_tiff((RAMP * 65535).astype(np.uint16)), "scan.tif").assumption is None
+    assert decode_silently(grey_tiff((RAMP * 65535).astype(np.uint16), ">"), "scan.tif").assumption is None
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("white", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "top"), [("f8", 1), ("f8", 255), ("f4", 1), ("f4", 4095), ("i4", 65535), ("u2", 1023)]
+)
+def test_numbers_of_a_tiff_in_either_byte_order(kind: str, top: int, white: int, order: str, deflate: bool) -> None:
+    data = grey_tiff((RAMP * top).astype(kind), order, deflate=deflate, white=white)
+    levels = decode(data, "scan.tif")[..., 0]
+    expected = RAMP * 255 if white else 255 - RAMP * 255
+    assert np.abs(levels - expected).max() <= 1
+
+
+def test_a_number_beyond_those_of_32_bits_has_no_colour() -> None:
+    with pytest.raises(ImageError, match="infinite"):
+        decode(grey_tiff(np.array([[0.0, 1e300]]), "<"), "scan.tif")
 
 
 def deep_png(values: np.ndarray, colour: int) -> bytes:
@@ -234,6 +318,17 @@ def test_16_bit_colours_of_a_png_that_use_fewer_bits(top: int, opaque: str | int
         colours = np.concatenate([colours, np.full((3, 4, 1), top if opaque == "top" else opaque)], axis=2)
     pixels, assumption = decode_silently(deep_png(colours, 2 if opaque is None else 6), "deep.png")
     assert np.abs(pixels - colours[..., :3] / top * 255).max() <= 1
+    assert (assumption is None) == (top == 65535)
+
+
+@pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
+@pytest.mark.parametrize("opaque", ["top", 65535])
+def test_16_bit_grey_with_opacity_that_uses_fewer_bits(top: int, opaque: str | int) -> None:
+    opacity = np.full((3, 4), top if opaque == "top" else opaque)
+    opacity[0, 0] = 0
+    pixels, assumption = decode_silently(deep_png(np.stack([RAMP * top, opacity], axis=2), 4), "deep.png")
+    expected = np.where(opacity == 0, 255, RAMP * 255)
+    assert np.abs(pixels - expected[..., None]).max() <= 1
     assert (assumption is None) == (top == 65535)
 
 
@@ -281,7 +376,7 @@ def test_pillow_images_follow_the_same_rule() -> None:
 
 
 def test_levels_of_every_range_reach_black_and_white() -> None:
-    for white in (255, 4095, 65535):
+    for white in (255, 1023, 4095, 65535):
         levels, _ = as_levels(np.array([0, white], np.int32), "a", None)
         assert levels.tolist() == [0, 255]
 
