@@ -149,6 +149,6 @@ def counted(number: int, thing: str) -> str:
     """
     if number == 1:
         return f"1 {thing}"
-    ending = "es" if thing.endswith("ss") else "s"
+    ending = "es" if thing.endswith(("ss", "ch")) else "s"
     plural = f"{thing[:-1]}ies" if re.search("[^aeiou]y$", thing) else f"{thing}{ending}"
     return f"{number:,} {plural}"

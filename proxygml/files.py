@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from proxygml.errors import OverwriteError, UserError
+from proxygml.errors import OverwriteError, UserError, counted
 
 if sys.platform != "win32":
     import fcntl
@@ -345,7 +345,9 @@ def check_size(path: Path, most: int, kind: type[UserError] = UserError) -> None
         raise kind(f"{path} is a folder, a device or a pipe, but must be an ordinary file")
     size = path.stat().st_size
     if size > most:
-        raise kind(f"{path} has {size:,} bytes, but such a file has at most {most:,}: check that it is the right one")
+        raise kind(
+            f"{path} has {counted(size, 'byte')}, but such a file has at most {most:,}: check that it is the right one"
+        )
 
 
 def reserve_space(path: Path) -> None:

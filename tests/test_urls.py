@@ -20,6 +20,7 @@ from proxygml.data.images import decode_image
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import UserError
 from proxygml.files import PathLike, check_local
+from proxygml.gallery.clusters.settings import ClusterSettings
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.recipe import Recipe
 from tests.helpers.commands import refused
@@ -120,9 +121,11 @@ def test_every_public_function_refuses_a_url(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     function = getattr(proxygml, name)
-    needed = {
+    needed: dict[str, object] = {
         other.name: "there" for other in inspect.signature(function).parameters.values() if other.default is other.empty
     }
+    if "settings" in needed:
+        needed["settings"] = ClusterSettings("hdbscan")
     if {"catalog", "images"} <= set(inspect.signature(function).parameters):
         needed["images" if parameter == "images" else "catalog"] = "there"
     for value in (kind(URL), [kind("there"), kind(URL)]):

@@ -18,7 +18,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "%(prog)s RUN (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
         "                        --out FOLDER [options]"
     )
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.takes_run(parser.add_argument("run", type=Path, help="the run folder"))
     add_source(parser)
     add_vectors(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")

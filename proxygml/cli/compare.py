@@ -32,9 +32,9 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_class_arguments(Recipe, as_group=False)
     options = parser.parse(arguments, only_given=True)
     rows = options.get("from", [])
-    check_inputs(rows=rows)
     if "out" in options:
         _check_table_options(options)
+        check_inputs(rows=rows)
         from proxygml.comparison.compare import tabulate
 
         tabulate(rows, options.out)
@@ -43,6 +43,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if not options.get("recipe") or "run" not in options:
         alone = "; or, for a table of rows alone, --from and --out" if rows else ""
         raise UserError(f"a comparison needs its recipe, --recipe, and its folder, --run{alone}")
+    check_inputs(rows=rows)
     from proxygml.comparison.plan import Comparison
     from proxygml.training.recipe_files import find_recipe
 

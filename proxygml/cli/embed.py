@@ -16,7 +16,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "%(prog)s RUN (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
         "                      --out FILE [options]"
     )
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.takes_run(parser.add_argument("run", type=Path, help="the run folder"))
     add_source(parser)
     add_vectors(parser)
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")

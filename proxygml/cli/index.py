@@ -23,7 +23,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "           --out GALLERY [options]"
     )
     words = "the run folder; not needed with --add and --remove, because the gallery stores its path"
-    parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
+    parser.takes_run(parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words))
     add_source(parser)
     add_vectors(parser)
     parser.takes_gallery(parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}"))
@@ -31,7 +31,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
-    parser.add_argument("--remove", nargs="+", default=[], help=words)
+    parser.takes_conditions(parser.add_argument("--remove", nargs="+", default=[], help=words))
     words = "change where the items' paths begin, because their files were moved"
     parser.add_argument("--rebase", nargs=2, metavar=("OLD", "NEW"), default=None, help=words)
     words = "check that nothing of the gallery has changed since it was written, to the bit"

@@ -12,6 +12,7 @@ def check_inputs(
     run: Path | None = None,
     catalog: str | Path | None = None,
     images: Iterable[Path] = (),
+    images_hint: str = "",
     vectors: Path | None = None,
     gallery: str | None = None,
     rows: Iterable[Path] = (),
@@ -22,6 +23,7 @@ def check_inputs(
         run: a run folder.
         catalog: a table of images.
         images: files or folders.
+        images_hint: the end of the message about one that is missing.
         vectors: a file that `proxygml embed` wrote, or one of vectors to embed.
         gallery: a folder; one in Milvus is looked for when it is opened.
         rows: files that a comparison wrote.
@@ -32,7 +34,7 @@ def check_inputs(
         raise CatalogError(f"{catalog}: there is no such file; `proxygml prepare` makes a catalog")
     for place in images:
         if not place.exists():
-            raise ImageError(f"there is no {place}: give image files, or folders of them")
+            raise ImageError(f"there is no {place}: give image files, or folders of them{images_hint}")
     if vectors is not None and not vectors.exists():
         raise GalleryError(f"there is no {vectors}; `proxygml embed` makes such files")
     if gallery is not None and not is_milvus(gallery) and not Path(gallery).exists():

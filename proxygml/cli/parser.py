@@ -43,6 +43,9 @@ EXPECTED = {
 LONGEST_SHOWN = 200
 """Characters of a wrong value that a message shows."""
 
+CONDITIONS = "column=value (or !=, <, <=, > or >=), in quotes if it has blanks"
+"""How the conditions of `--where` and `--remove` are written."""
+
 CONFIG_HELP = "a YAML file with keys of this section"
 
 
@@ -77,6 +80,7 @@ class Parser(ArgumentParser):
         )
         self._galleries: set[str] = set()
         self._conditions: set[str] = set()
+        self._run: Action | None = None
         self._reading: tuple[Action, Sequence[str]] | None = None  # the option whose value is being converted
 
     def parse(self, arguments: Sequence[str], *, only_given: bool = False) -> Namespace:
@@ -99,6 +103,10 @@ class Parser(ArgumentParser):
         """Let an option of many values end at the first word that is no condition, such as a query after `--where`."""
         self._conditions.add(action.dest)
 
+    def takes_run(self, action: Action) -> None:
+        """Let a run folder behind the values of an option, as in `--images a.jpg RUN`, be the command's run folder."""
+        self._run = action
+
     def _positionals_first(self, arguments: Sequence[str]) -> list[str]:
         """The words of the command line with those that belong to no option in front, wherever they stood."""
         positionals: list[str] = []
@@ -111,16 +119,28 @@ class Parser(ArgumentParser):
             if not word.startswith("-"):
                 positionals.append(word)
                 continue
-            others.append(word)
-            action = self._option_string_actions.get(word)
-            count = 1 if action is None or action.nargs in (None, "?") else action.nargs
-            most = 0 if "=" in word else count if isinstance(count, int) else len(left)
-            while most > 0 and left and not left[0].startswith("--"):
-                most -= 1
-                value = left.pop(0)
-                swallowed = action is not None and action.dest in self._conditions and not set("=<>") & set(value)
-                (positionals if swallowed else others).append(value)
+            values, behind = self._values_behind(word, left)
+            others += [word, *values]
+            positionals += behind
         return [*positionals, *others]
+
+    def _values_behind(self, word: str, left: list[str]) -> tuple[list[str], list[str]]:
+        """Take an option's values from the words that are left, and the words among them that are positionals."""
+        action = self._option_string_actions.get(word)
+        count = 1 if action is None or action.nargs in (None, "?") else action.nargs
+        most = 0 if "=" in word else count if isinstance(count, int) else len(left)
+        values: list[str] = []
+        while len(values) < most and left and not left[0].startswith("--"):
+            values.append(left.pop(0))
+        if action is None or count != "+":
+            return values, []
+        if action.dest in self._conditions:
+            if values and not _is_condition(values[0]):
+                check_local(values[0], word)
+                raise UserError(f"{word} is {values[0]}, which has no operator: expected {CONDITIONS}")
+            return [value for value in values if _is_condition(value)], [v for v in values if not _is_condition(v)]
+        runs = [value for value in values if self._run is not None and _is_run(value)]
+        return (values, []) if len(runs) != 1 else ([value for value in values if value not in runs], runs)
 
     def takes_gallery(self, action: Action) -> None:
         """Let the value of an option also be the address of a Milvus server; all others must be no URL."""
@@ -140,7 +160,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError with one message."""
         self._check_words()
-        raise UserError(f"{self._unknown_option() or self._wrong_value() or message} (see {self.prog} --help)") from ex
+        found = self._unknown_option() or self._wrong_value() or self._missing_run(message) or message
+        raise UserError(f"{found} (see {self.prog} --help)") from ex
 
     def _check_words(self) -> None:
         """Refuse a URL where no other message would name it, such as that of a file with the keys of a section."""
@@ -161,6 +182,11 @@ class Parser(ArgumentParser):
                     f"there is no option {name}: {did_you_mean(name.replace('-', '_').replace('__', '--', 1), spelt)}"
                 )
         return ""
+
+    def _missing_run(self, message: str) -> str:
+        if self._run is None or not re.search(rf"arguments are required: (.*, )?{self._run.dest}\b", message):
+            return ""
+        return f"no run folder is given: put it first, as in `{self.prog} RUN ...`"
 
     def _wrong_value(self) -> str:
         if self._reading is None:
@@ -187,6 +213,15 @@ def _check_text(text: str, name: str) -> None:
         raise UserError(
             f"{name} is {ascii(text)[1:-1]}, which is no text: its bytes are not UTF-8; rename the file or folder"
         ) from error
+
+
+def _is_condition(word: str) -> bool:
+    return bool(set("=<>") & set(word))
+
+
+def _is_run(word: str) -> bool:
+    """Whether a word is the path of a run folder."""
+    return any((Path(word) / name).is_file() for name in ("recipe.yaml", "model.json"))
 
 
 def _values(value: object) -> Iterator[object]:

@@ -62,13 +62,13 @@ def _rebase(parser: Parser, arguments: Sequence[str]) -> None:
     options = parser.parse(arguments)
     from proxygml.console import console
     from proxygml.data.rebase import rebase_catalog
-    from proxygml.errors import first_few
+    from proxygml.errors import counted, first_few
 
     done = rebase_catalog(options.out, *options.rebase)
     if done.missing:
-        words = f"warning: {len(done.missing):,} of these files are not there: {first_few(done.missing)}"
+        words = f"warning: {counted(len(done.missing), 'file')} not found at the new place: {first_few(done.missing)}"
         console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    say(f"{done.changed:,} of {done.rows:,} paths changed: {options.out}")
+    say(f"{done.changed:,} of {counted(done.rows, 'path')} changed: {options.out}")
 
 
 def _print_datasets(parser: Parser) -> None:

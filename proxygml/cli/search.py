@@ -6,7 +6,7 @@ from pathlib import Path
 from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import GALLERY_HELP, add_on_bad, add_run, add_vectors, add_workers, chosen
 from proxygml.cli.output import output, say
-from proxygml.cli.parser import Parser
+from proxygml.cli.parser import CONDITIONS, Parser
 from proxygml.errors import UserError, counted
 
 QUERIES_PRINTED = 5
@@ -38,7 +38,14 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_on_bad(parser, "answer none")
     add_workers(parser)
     options = parser.parse(arguments)
-    check_inputs(gallery=options.gallery, images=options.queries, vectors=options.vectors, run=options.run)
+    filtered = f"; or, for --where, {CONDITIONS}" if options.where else ""
+    check_inputs(
+        gallery=options.gallery,
+        images=options.queries,
+        images_hint=filtered,
+        vectors=options.vectors,
+        run=options.run,
+    )
     from proxygml.files import check_ending
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search, write_answers
 

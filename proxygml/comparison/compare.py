@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from proxygml.arguments import check_arguments
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.process import end_where_imported
 from proxygml.comparison.report import write_comparison
@@ -18,13 +19,14 @@ from proxygml.training.recipe_files import find_recipe
 from proxygml.training.train import with_absolute_paths
 
 
+@check_arguments
 def compare(
     recipe: Comparison | PathLike,
     run: PathLike,
     *,
     catalog: PathLike | None = None,
     part: str = "1/1",
-    rows: Sequence[PathLike] = (),
+    rows: PathLike | Sequence[PathLike] = (),
 ) -> Summary | None:
     """Train and evaluate methods with several seeds under one protocol, and write one table of all.
 
@@ -63,7 +65,8 @@ def compare(
     return _write(Summary(found, runner.planned()), folder)
 
 
-def tabulate(rows: Sequence[PathLike], out: PathLike) -> Summary:
+@check_arguments
+def tabulate(rows: PathLike | Sequence[PathLike], out: PathLike) -> Summary:
     """Make the table and the report of a comparison from the rows of its cells.csv files alone.
 
     Args:

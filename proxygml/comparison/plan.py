@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from proxygml.comparison.settings import Settings, is_word, merged, merged_settings, nested, short_key
-from proxygml.errors import RecipeError, did_you_mean
+from proxygml.errors import RecipeError, counted, did_you_mean
 from proxygml.training.recipe import Recipe, check_content
 from proxygml.training.recipe_files import find_recipe, read_yaml
 
@@ -218,8 +218,8 @@ def _family(name: str, section: Mapping[str, Any], where: str) -> Iterator[Metho
         count = math.prod(map(len, choices.values()))
         if count > MOST_COMBINATIONS:
             raise RecipeError(
-                f"{where}: {key} has {count:,} combinations of values, but may have at most {MOST_COMBINATIONS:,}: "
-                "list fewer"
+                f"{where}: {key} has {counted(count, 'combination')} of values, but may have at most "
+                f"{MOST_COMBINATIONS:,}: list fewer"
             )
     for content in (changes, _spread(tune), _spread(vary)):
         check_content(content, where)
@@ -236,8 +236,8 @@ def _family(name: str, section: Mapping[str, Any], where: str) -> Iterator[Metho
         label = " ".join([name, *(f"{short_key(key)}={value}" for key, value in varied.items())])
         if len(label) > LONGEST_NAME:
             raise RecipeError(
-                f"{where}: a method's name is {len(label)} characters long with the values that are varied, but must "
-                f"have at most {LONGEST_NAME}: shorten it"
+                f"{where}: a method's name is {counted(len(label), 'character')} long with the values that are varied, "
+                f"but must have at most {LONGEST_NAME}: shorten it"
             )
         yield Method(label, merged_settings(changes, varied), tune, name, varied)
 

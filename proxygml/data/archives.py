@@ -19,7 +19,7 @@ from proxygml.console import console, progress_bar
 from proxygml.data.archive_names import is_of_a_file_manager, tar_name, zip_name
 from proxygml.data.image_files import Kind, LeftOut
 from proxygml.data.image_folders import ImageFolders
-from proxygml.errors import DatasetError, first_few
+from proxygml.errors import DatasetError, counted, first_few
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Photos hardly shrink and small drawings shrink little: an archive that grows more than this is meant to fill the disk.
@@ -134,7 +134,7 @@ def unpack(archive: Path, folder: Path) -> None:
         console.print(f"{archive}: {left_out}", markup=False, highlight=False, soft_wrap=True)
     if guessed:
         console.print(
-            f"{archive} does not say in which characters {len(guessed):,} of its names are written "
+            f"{archive} does not say in which characters its names are written "
             f"({first_few(guessed, 3)}): if they look wrong, unpack it with the program that made it, and give the "
             "folder",
             style="yellow",
@@ -177,7 +177,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
             # tarfile takes a damaged or missing header for the end of the archive; the true end is a block of zeros.
             raw.seek(opened.offset)
             if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"it breaks off, or is damaged, after {opened.offset} bytes")
+                raise tarfile.ReadError(f"it breaks off, or is damaged, after {counted(opened.offset, 'byte')}")
         # The checksum of a compressed tar comes last, behind padding that tarfile leaves unread.
         for _ in range(FREE_GROWTH // _BLOCK):
             if opened.fileobj is None or not opened.fileobj.read(_BLOCK):
@@ -208,7 +208,7 @@ def _write(member: Member, folder: Path, archive: Path, bytes_left: int) -> int:
                 )
             file.write(block)
     if written != member.size:
-        raise EOFError(f"{member.name} ends after {written} of {member.size} bytes")
+        raise EOFError(f"{member.name} ends after {written:,} of {counted(member.size, 'byte')}")
     return written
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from proxygml.data.formats import CODESTREAM, HEAD, MAX_TAGS, PNG, TIFF, image_size, tiff_table
 from proxygml.data.jpeg import JPEG, JpegParts, count_parts
-from proxygml.errors import ImageError
+from proxygml.errors import ImageError, counted
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before they are decoded: half a gigabyte as RGB, Pillow's own bound."""
@@ -44,8 +44,7 @@ def check_pixels(height: int, width: int, name: str, most: int = MAX_PIXELS) -> 
     """Raise ImageError where an image of that height and width has more than `most` pixels."""
     if height * width > most:
         raise ImageError(
-            f"{name} has {width:,} x {height:,} pixels, but at most {most:,} pixels are decoded: scale it down, or "
-            "leave it out"
+            f"{name} has {width:,} x {height:,} pixels, but may have at most {most:,}: scale it down, or leave it out"
         )
 
 
@@ -90,7 +89,7 @@ def _check_jpeg(data: bytes, name: str, pixels: int) -> None:
     if segments > MAX_SEGMENTS:
         _refuse(name, f"is a JPEG with more than {MAX_SEGMENTS:,} segments", MAX_SEGMENTS, "are read")
     if pixels * scans > MAX_SCANNED_PIXELS:
-        found = f"is a JPEG with {pixels:,} pixels in {scans} scans"
+        found = f"is a JPEG with {counted(pixels, 'pixel')} in {counted(scans, 'scan')}"
         _refuse(name, found, MAX_SCANNED_PIXELS // pixels, "scans are decoded at that size")
 
 
@@ -100,7 +99,9 @@ def _check_chunks(data: bytes, name: str, kind: str, at: int, order: str) -> Non
     while at + 8 <= len(data):
         chunks += 1
         if chunks > most:
-            _refuse(name, f"is a {kind} with more than {most:,} chunks in {len(data):,} bytes", most, "are read")
+            _refuse(
+                name, f"is a {kind} with more than {most:,} chunks in {counted(len(data), 'byte')}", most, "are read"
+            )
         if order == "big":
             if data[at + 4 : at + 8] == b"IEND":
                 return
@@ -120,7 +121,8 @@ def _check_gif(data: bytes, name: str) -> None:
             at += 1 + data[at]
         at += 1
         if extensions > MAX_GIF_EXTENSIONS or at - start > MAX_GIF_METADATA:
-            found = f"is a GIF with {extensions:,} extensions of {at - start:,} bytes before its first frame"
+            sizes = f"{counted(extensions, 'extension')} of {counted(at - start, 'byte')}"
+            found = f"is a GIF with {sizes} before its first frame"
             _refuse(name, found, MAX_GIF_EXTENSIONS, f"of at most {MAX_GIF_METADATA:,} bytes are read")
 
 
@@ -129,7 +131,7 @@ def _check_bmp(data: bytes, name: str, pixels: int) -> None:
     if header < 40 or compression not in (1, 2):
         return
     if pixels > MAX_RLE_PIXELS or len(data) > 4 * MAX_RLE_PIXELS:
-        found = f"is a run-length encoded BMP of {pixels:,} pixels and {len(data):,} bytes"
+        found = f"is a run-length encoded BMP of {counted(pixels, 'pixel')} and {counted(len(data), 'byte')}"
         _refuse(name, found, MAX_RLE_PIXELS, "pixels, and four times as many bytes, are decoded of that kind")
 
 
@@ -137,13 +139,13 @@ def _check_tiff(data: bytes, name: str) -> None:
     """The first table of tags: Pillow reads the values of all, which may name the same bytes again and again."""
     order, big, tags = tiff_table(data)
     if len(tags) > MAX_TAGS:
-        _refuse(name, f"is a TIFF with {len(tags):,} tags", MAX_TAGS, "are read")
+        _refuse(name, f"is a TIFF with {counted(len(tags), 'tag')}", MAX_TAGS, "are read")
     claimed = 0
     for at in tags:
         kind, values = struct.unpack_from(order + ("HQ" if big else "HI"), data, at + 2)
         claimed += values * _BYTES_OF_TYPE.get(kind, 1)
     if claimed > 2 * len(data):
-        found = f"is a TIFF of {len(data):,} bytes with tags of {claimed:,} bytes"
+        found = f"is a TIFF of {counted(len(data), 'byte')} with tags of {counted(claimed, 'byte')}"
         _refuse(name, found, 2 * len(data), "bytes of tags are read")
 
 
@@ -151,4 +153,4 @@ def _check_tiles(data: bytes, name: str, at: int) -> None:
     right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, at + 8)
     tiles = -(-(right - left) // max(width, 1)) * -(-(bottom - top) // max(height, 1))
     if tiles > MAX_TILES:
-        _refuse(name, f"is a JPEG 2000 image of {tiles:,} tiles", MAX_TILES, "are decoded")
+        _refuse(name, f"is a JPEG 2000 image of {counted(tiles, 'tile')}", MAX_TILES, "are decoded")

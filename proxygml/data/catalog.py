@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from proxygml.arguments import check_arguments
 from proxygml.data.columns import (
     BOX_COLUMNS,
     EMBEDDING_ROW,
@@ -81,6 +82,7 @@ class Catalog:
         return cls(pd.DataFrame(list(rows), columns=list(columns)), folder)
 
     @classmethod
+    @check_arguments
     def read(cls, path: Path | str, check_boxes: bool = True) -> "Catalog":
         """Read a CSV or Parquet table, ours or one made for open-metric-learning.
 

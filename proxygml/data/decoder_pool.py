@@ -173,7 +173,7 @@ class _Process:
             self._connection.settimeout(max(0.001, stop - time.monotonic()))
             return receive(self._connection)
         except TimeoutError:
-            raise DecoderStoppedError(f"{request['name']} could not be decoded within {seconds:g} seconds") from None
+            raise DecoderStoppedError(f"{request['name']} could not be decoded within {seconds:g} s") from None
         except (EOFError, OSError):
             raise self._reason(request) from None
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from proxygml.errors import check_setting
+from proxygml.arguments import check_fields
+from proxygml.errors import RecipeError, check_setting
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -49,6 +50,10 @@ class ImageSettings:
     """How pixels are interpolated when an image is scaled; always with antialiasing."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.interpolation in get_args(Interpolation), "interpolation", self.interpolation, "bilinear or bicubic"
+        )
+        check_fields(self, RecipeError, "images.")
         least_scale, greatest_scale = _pair("crop_scale", self.crop_scale)
         least_ratio, greatest_ratio = _pair("crop_ratio", self.crop_ratio)
         _check(1 <= self.size <= LARGEST_SIDE, "size", self.size, f"1 to {LARGEST_SIDE:,}")
@@ -68,9 +73,6 @@ class ImageSettings:
         )
         _check(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
         _check(0 <= self.fill <= 255, "fill", self.fill, "between 0 and 255")
-        _check(
-            self.interpolation in get_args(Interpolation), "interpolation", self.interpolation, "bilinear or bicubic"
-        )
 
 
 def _check(holds: bool, key: str, found: object, expected: str) -> None:

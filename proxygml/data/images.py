@@ -26,7 +26,7 @@ from proxygml.data.transforms import (
     test_transform,
     train_transform,
 )
-from proxygml.errors import ImageError, RecipeError
+from proxygml.errors import ImageError, RecipeError, counted
 
 
 def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
         ImageError: the file is missing, empty, truncated, damaged, no image, or exceeds a bound (see bounds.py).
     """
     if isinstance(source, bytes):
-        return _decoded(source, name or f"the image in memory ({len(source)} bytes)")
+        return _decoded(source, name or f"the image in memory ({counted(len(source), 'byte')})")
     return _decoded(read_file(source), str(source))
 
 
@@ -129,7 +129,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         seed: int = 0,
     ) -> None:
         if boxes is not None and boxes.shape != (len(paths), 4):
-            raise ImageError(f"boxes have shape {boxes.shape}, but there are {len(paths)} images: expected (n, 4)")
+            raise ImageError(
+                f"boxes have shape {boxes.shape}, but must have ({len(paths)}, 4): four edges for each image"
+            )
         if seed < 0:
             raise RecipeError(f"seed is {seed}, but must be 0 or more")
         self.paths = list(map(str, paths))

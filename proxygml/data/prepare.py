@@ -19,6 +19,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Column, Table
 
+from proxygml.arguments import check_arguments
 from proxygml.console import console, track
 from proxygml.data.archives import is_archive, unpacked
 from proxygml.data.bounds import MAX_PIXELS
@@ -30,7 +31,7 @@ from proxygml.data.datasets.layout import check_root
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.image_folders import ImageFolders
 from proxygml.data.resize import Size, copy_smaller
-from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole
+from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole, counted
 from proxygml.files import PathLike, atomic_write, check_local, check_overwrite, local_path, remove_folder
 from proxygml.spreadsheet import without_formulas
 
@@ -65,6 +66,7 @@ class Inspection:
     problem: str = ""
 
 
+@check_arguments
 def prepare(
     dataset: str | Dataset,
     root: PathLike | None,
@@ -225,8 +227,9 @@ def _compare_counts(catalog: Catalog, dataset: Dataset) -> None:
         images, classes = found.get(part, (0, 0))
         if (images, classes) != published:
             warn(
-                f"{dataset.name} {part} has {images:,} images of {classes:,} classes, but {published.images:,} of "
-                f"{published.classes:,} were published: its figures cannot be compared with published ones"
+                f"{dataset.name} {part} has {counted(images, 'image')} of {counted(classes, 'class')}, but "
+                f"{published.images:,} of {published.classes:,} were published: its "
+                "figures cannot be compared with published ones"
             )
 
 
@@ -368,7 +371,9 @@ def _summary(bad: Sequence[Finding], files: int) -> str:
     for kind in dict.fromkeys(finding.kind for finding in bad):
         paths = [finding.path for finding in bad if finding.kind == kind]
         names = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
-        parts.append(f"{len(paths):,} of {files:,} files {'is' if len(paths) == 1 else 'are'} {kind} ({names})")
+        parts.append(
+            f"{len(paths):,} of {counted(files, 'file')} {'is' if len(paths) == 1 else 'are'} {kind} ({names})"
+        )
     return "; ".join(parts)
 
 

@@ -15,7 +15,7 @@ from proxygml.data.datasets.layout import Dataset
 from proxygml.data.datasets.vectors import VectorTable
 from proxygml.data.prepare import Finding, OnBad, check_free, print_counts, publish, warn
 from proxygml.data.vector_source import VectorSource
-from proxygml.errors import CatalogError, DatasetError
+from proxygml.errors import CatalogError, DatasetError, counted
 
 NAMED = 3
 """Rows of each kind of problem that a message names."""
@@ -99,7 +99,9 @@ def _copies(catalog: Catalog, digests: npt.NDArray[np.uint64]) -> list[str]:
         return []
     labels = catalog.table["label"].astype("category").cat.codes.to_numpy()
     mixed = int(np.count_nonzero(labels != labels[first][group]))
-    kept = f"{copies:,} of {len(digests):,} vectors are copies of another one, and are kept"
+    kept = (
+        f"of {counted(len(digests), 'vector')}, {copies:,} equal another one, and {'is' if copies == 1 else 'are'} kept"
+    )
     return [f"{kept}; {mixed:,} of them are of another class than it: look at those labels" if mixed else kept]
 
 
@@ -110,5 +112,5 @@ def _summary(findings: list[Finding], source: VectorSource) -> str:
         rows = [finding.path for finding in findings if finding.kind == kind]
         names = ", ".join(rows[:NAMED]) + (", ..." if len(rows) > NAMED else "")
         verb = "has" if len(rows) == 1 else "have"
-        parts.append(f"{len(rows):,} of {source.rows:,} rows of {source.path} {verb} {kind} ({names})")
+        parts.append(f"{len(rows):,} of {counted(source.rows, 'row')} of {source.path} {verb} {kind} ({names})")
     return "; ".join(parts)

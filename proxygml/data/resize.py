@@ -18,7 +18,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.images import decode_image
 from proxygml.data.transforms import scale_down, scaled_size
-from proxygml.errors import DatasetError
+from proxygml.errors import DatasetError, counted
 from proxygml.files import atomic_write, remove_leftovers
 
 JPEG_QUALITY = 95
@@ -61,12 +61,17 @@ def copy_smaller(
         remove_leftovers(place)
     try:
         jobs = pool.map(lambda path: _copy(path, folder / _place(sources[path]), sizes[path], shorter_side), sources)
-        copies = dict(zip(sources, track(jobs, f"Copying at {shorter_side} pixels", len(sources)), strict=True))
+        copies = dict(
+            zip(sources, track(jobs, f"Copying at {counted(shorter_side, 'pixel')}", len(sources)), strict=True)
+        )
     finally:
         pool.shutdown(cancel_futures=True)
     _check_clashes(copies)
     before, after = (sum(path.stat().st_size for path in paths) for paths in (copies.keys(), copies.values()))
-    console.print(f"{len(copies):,} copies in {folder}: {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB", markup=False)
+    console.print(
+        f"{counted(len(copies), 'smaller copy')} in {folder}: {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB",
+        markup=False,
+    )
     table = catalog.table.assign(path=[copies[path].relative_to(folder).as_posix() for path in catalog.paths])
     if BOX_COLUMNS[0] in table:
         table[list(BOX_COLUMNS)] = _scaled_boxes(catalog, sizes, shorter_side)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from proxygml.data.columns import EMBEDDING
 from proxygml.data.vector_checks import LARGEST_VECTOR, ROWS_AT_A_TIME, Floats, checked_matrix
-from proxygml.errors import CatalogError, UserError, did_you_mean
+from proxygml.errors import CatalogError, UserError, counted, did_you_mean
 from proxygml.files import atomic_write, cache_folder, check_size, reserve_space
 
 
@@ -62,7 +62,9 @@ class VectorSource:
         """F. Where lists may be of any length, the length that most of the first vectors have."""
         size = self._npy.shape[1] if self.is_npy else self._size_of_lists()
         if not 1 <= size <= LARGEST_VECTOR:
-            raise CatalogError(f"{self.path} has vectors of {size:,} numbers, but 1 to {LARGEST_VECTOR:,} are possible")
+            raise CatalogError(
+                f"{self.path} has vectors of {counted(size, 'number')}, but 1 to {LARGEST_VECTOR:,} are possible"
+            )
         return int(size)
 
     @cached_property
@@ -195,7 +197,7 @@ def vector_type(path: Path, column: str, error: type[UserError]) -> Any:
         hint = did_you_mean(column, lists) if lists else "none of its columns is a list of floats"
         raise error(f"{path} has no column {column!r} of vectors: {hint}")
     if len(fields) > 1:
-        raise error(f"{path} has {len(fields)} columns {column!r}: rename all but one")
+        raise error(f"{path} has {counted(len(fields), 'column')} {column!r}: rename all but one")
     if not is_vector_type(kind := fields[0].type):
         raise error(f"{path} has {kind} in its column {column!r}: expected lists of floats, one vector a row")
     return kind
@@ -232,4 +234,4 @@ def checked_lists(lists: Any, size: int) -> tuple[Floats, dict[int, str]]:
 
 
 def _length_problem(length: int, size: int) -> str:
-    return "no vector" if length < 0 else f"a vector of {length} numbers instead of {size}"
+    return "no vector" if length < 0 else f"a vector of {counted(length, 'number')} instead of {size}"

@@ -89,19 +89,19 @@ class Evaluation:
         counts, sentences = self.rules, []
         if "excluded_matches_of_same_sequence" in counts:
             sentences.append(
-                "An image may not answer for its own sequence: "
-                f"{counts['excluded_matches_of_same_sequence']:,} matches do not count, and "
-                f"{counts['queries_with_matches_in_own_sequence_only']:,} queries that have no other count as not found"
+                "An image may not answer for its own sequence. Matches that do not count: "
+                f"{counts['excluded_matches_of_same_sequence']:,}; queries without any other match, which count as not "
+                f"found: {counts['queries_with_matches_in_own_sequence_only']:,}"
             )
         if "excluded_matches_of_same_camera" in counts:
             sentences.append(
-                "An image may not answer for one of its class and camera: "
-                f"{counts['excluded_matches_of_same_camera']:,} matches do not count"
+                "An image may not answer for one of its class and camera. Matches that do not count: "
+                f"{counts['excluded_matches_of_same_camera']:,}"
             )
         if "junk_images" in counts:
-            sentences.append(f"{counts['junk_images']:,} junk images are left out")
+            sentences.append(f"Junk images, which are left out: {counts['junk_images']:,}")
         if "distractor_images" in counts:
-            sentences.append(f"{counts['distractor_images']:,} distractors are searched, and are always wrong")
+            sentences.append(f"Distractors, which are searched and always wrong: {counts['distractor_images']:,}")
         return sentences
 
     def table(self, before: Evaluation | None = None) -> Table:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from proxygml.errors import UserError
+from proxygml.errors import UserError, check_whole, counted
 from proxygml.evaluation.retrieval import Array
 from proxygml.evaluation.rules import RuleColumns, Rules, make_rules, named_groups
+
+MOST_RESAMPLES = 10**6
+"""Of a bootstrap; 1,000 give a steady interval."""
 
 Labels = Tensor | Array | Sequence[int] | Sequence[str]
 Mask = Tensor | Array | Sequence[bool]
@@ -57,7 +60,7 @@ def label_values(labels: Labels, count: int) -> Array:
     array = as_array(labels)
     if array.shape != (count,):
         raise UserError(
-            f"labels has the shape {array.shape}, but there are {count} embeddings: give one label for each"
+            f"labels has the shape {array.shape} for {counted(count, 'embedding')}: give one label for each"
         )
     if array.dtype == object:
         wrong = [label for label in array if not isinstance(label, str | int | np.integer)]
@@ -94,8 +97,12 @@ def _group_numbers(groups: Groups | None, name: str, count: int) -> Array | None
 def checked_groups(groups: Groups, name: str, count: int) -> tuple[list[int | str], Array]:
     """The sequences or cameras that occur, and which each of n images is of, as `named_groups` gives them."""
     values = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else groups
+    if not isinstance(values, Sized):
+        raise UserError(f"{name} is {values!r}, but must have one value for each embedding")
     if len(values) != count:
-        raise UserError(f"{name} has {len(values)} values, but there are {count} embeddings: give one for each")
+        raise UserError(
+            f"{name} has {counted(len(values), 'value')} for {counted(count, 'embedding')}: give one for each"
+        )
     return named_groups(values, name)
 
 
@@ -106,12 +113,12 @@ def checked_mask(mask: Mask | None, name: str, count: int, all_false: bool = Fal
     array = as_array(mask)
     if array.shape != (count,):
         raise UserError(
-            f"{name} has the shape {array.shape}, but there are {count} embeddings: give one boolean for each"
+            f"{name} has the shape {array.shape} for {counted(count, 'embedding')}: give one boolean for each"
         )
     if array.dtype != bool:
         raise UserError(f"{name} is of {array.dtype}, but booleans were expected: convert it with .astype(bool)")
     if not all_false and not array.any():
-        raise UserError(f"{name} is False for all {count} images: mark at least one")
+        raise UserError(f"{name} is False for every image: mark at least one")
     return array
 
 
@@ -123,15 +130,13 @@ def checked_images(queries: Tensor | Array | Sequence[int], count: int) -> Array
         raise UserError(f"queries is of {images.dtype}, but indices of images were expected: integers in 0..n-1")
     outside = images[(images < 0) | (images >= count)]
     if len(outside):
-        raise UserError(f"queries holds {outside[0]}, but there are {count} embeddings: give 0..n-1")
+        raise UserError(f"queries holds {outside[0]}, which is no row of embeddings: give 0..{count - 1}")
     return images.astype(np.int64)
 
 
 def check_resampling(bootstrap: int, seed: int) -> None:
-    if bootstrap < 1:
-        raise UserError(f"bootstrap is {bootstrap}, but at least 1 resample is needed: give 1000 for a steady interval")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}, but an integer from 0 to below 2**32 was expected")
+    check_whole("bootstrap", bootstrap, 1, MOST_RESAMPLES)
+    check_whole("seed", seed, 0, 2**32 - 1)
 
 
 def checked_ks(recall_at: Sequence[int]) -> list[int]:

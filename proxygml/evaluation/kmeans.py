@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from proxygml.errors import counted
+
 if TYPE_CHECKING:
     from proxygml.arrays import Rows, Vectors
 
@@ -31,7 +33,7 @@ def kmeans(
     if progress:
         from proxygml.console import console  # noqa: PLC0415  (with Rich; only needed here)
 
-        with console.status(f"Clustering {len(vectors):,} embeddings into {num_clusters:,} clusters"):
+        with console.status(f"Clustering {counted(len(vectors), 'embedding')} into {counted(num_clusters, 'cluster')}"):
             return kmeans(vectors, num_clusters, seed, plus_plus_starts=plus_plus_starts)
     faiss: Any = import_module("faiss")  # slow to load
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)

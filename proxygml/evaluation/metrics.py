@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from proxygml.errors import UserError
+from proxygml.arguments import check_arguments
+from proxygml.errors import UserError, check_whole, counted
 from proxygml.evaluation import ranking
 from proxygml.evaluation.bootstrap import bootstrap_interval, full_mean, information_by_class, means_over_classes
 from proxygml.evaluation.estimates import Estimate, Evaluation
@@ -42,6 +43,7 @@ CPU_MEMORY_LIMIT = 256 * 2**20
 GPU_MEMORY_LIMIT = 8 * 2**30  # small tiles leave a GPU waiting for the next one
 
 
+@check_arguments
 def evaluate(
     embeddings: Tensor | Array,
     labels: Labels,
@@ -104,8 +106,12 @@ def evaluate(
         UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive, more
             embeddings than are gathered for NMI.
     """
+    if labels is None:
+        raise UserError("labels is None: give one label for each embedding")
     ks = checked_ks(recall_at)
     check_resampling(bootstrap, seed)
+    if memory_limit is not None:
+        check_whole("memory_limit", memory_limit, 1, 2**62)
     seconds: dict[str, float] = {}
     columns = RuleColumns(
         is_query=is_query,
@@ -221,9 +227,9 @@ def _check_precision(precision: str) -> None:
 def _scores(task: Retrieval, memory_limit: int | None, progress: bool, whole_ranking: bool = False) -> QueryScores:
     rules = task.rules
     if not (rules.is_query & (rules.num_matches > 0)).any():
-        counted = " that counts" if rules.groups else ""
+        which = " that counts" if rules.groups else ""
         raise UserError(
-            f"none of the {rules.is_query.sum()} queries has another image of its class{counted} in the gallery of "
+            f"none of {counted(rules.is_query.sum(), 'query')} has another image of its class{which} in the gallery of "
             f"{task.num_gallery}: retrieval needs classes with at least two images"
         )
     # The same on all processes, whose tiles must be of one shape.

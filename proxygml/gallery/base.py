@@ -12,8 +12,9 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
+from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows, Vectors
-from proxygml.errors import EmptyGalleryError, GalleryError, check_whole
+from proxygml.errors import EmptyGalleryError, GalleryError, check_whole, counted
 from proxygml.gallery.backend import Backend, Embeddings, Finish
 from proxygml.gallery.backends import backend_of, memory_backend
 from proxygml.gallery.filters.grammar import Where, describe, parse_where
@@ -113,6 +114,7 @@ class Gallery(Backend):
         return backend_of(place)._build(place, blocks, Manifest(kind, model, run), force, total, finish)
 
     @staticmethod
+    @check_arguments
     def load(place: str | Path) -> "Gallery":
         """Open a gallery; its vectors stay where they are and are read when they are needed.
 
@@ -160,7 +162,7 @@ class Gallery(Backend):
         own = _excluded_ids(exclude, len(queries))
         spare = 0 if exclude is None else 1
         wanted = (max(k, RERANKED) if rerank else k) + spare
-        conditions = parse_where(where, self.schema) if where else []
+        conditions = [] if where is None else parse_where(where, self.schema)
         candidates = self._candidates(queries, wanted, conditions)
         others = [int(np.count_nonzero(found.ids != one)) for found, one in zip(candidates, own, strict=True)]
         k = min([k, *others])
@@ -221,5 +223,5 @@ def _excluded_ids(exclude: Ids | None, count: int) -> Rows:
         return np.full(count, -1)
     ids = whole_ids(exclude, "exclude")
     if ids.shape != (count,):
-        raise GalleryError(f"exclude has the shape {ids.shape}, but there are {count} queries: one id for each")
+        raise GalleryError(f"exclude has the shape {ids.shape} for {counted(count, 'query')}: one id for each")
     return ids

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
@@ -32,6 +33,7 @@ from proxygml.training.run_folder import RunFolder
 from proxygml.training.splits import split_for_training
 
 
+@check_arguments
 def index(
     run: PathLike,
     out: PathLike,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxygml.arguments import check_arguments
 from proxygml.data.vector_file import VectorFile, write_vectors
 from proxygml.errors import UserError
 from proxygml.files import PathLike, check_ending, check_overwrite, local_path
@@ -12,6 +13,7 @@ from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_i
 from proxygml.models.prefix import check_dimensions, vector_prefix
 
 
+@check_arguments
 def embed(
     run: PathLike,
     out: PathLike,

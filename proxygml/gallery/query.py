@@ -11,11 +11,12 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike, atomic_write, check_local, local_path, local_paths, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
@@ -43,6 +44,7 @@ class Answers:
     """None where the items have no labels."""
 
 
+@check_arguments
 def search(
     gallery: PathLike | Gallery,
     images: PathLike | Sequence[PathLike] = (),
@@ -83,6 +85,8 @@ def search(
     """
     files, folder = local_paths(images, "images"), None if run is None else local_path(run, "run")
     check_local(vectors, "vectors")
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise UserError(f"threshold is {threshold}, but must be a cosine, -1 to 1")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
     model = Model.of_gallery(loaded, folder)
     if vectors is not None or model.takes_vectors:

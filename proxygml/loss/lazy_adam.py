@@ -60,7 +60,7 @@ class LazyAdam(Optimizer):
             param_group.get(key, self.defaults[key]) for key in ("lr", "betas", "eps", "weight_decay")
         )
         _check(0 <= lr < math.inf, "lr", lr, "0 or more")
-        _check(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+        _check(_are_fractions(betas), "betas", betas, "two numbers in [0, 1)")
         _check(0 < eps < math.inf, "eps", eps, "above 0")
         _check(0 <= decay < math.inf, "weight_decay", decay, "0 or more")
         super().add_param_group(param_group)
@@ -177,6 +177,15 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
     # Noise must not turn infinity or NaN into a number.
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
+
+
+def _are_fractions(values: object) -> bool:
+    """Whether these are two numbers from 0 to below 1."""
+    return (
+        isinstance(values, (tuple, list))
+        and len(values) == 2
+        and all(isinstance(value, (int, float)) and 0 <= value < 1 for value in values)
+    )
 
 
 def _check(holds: bool, name: str, value: object, expected: str) -> None:

@@ -163,7 +163,7 @@ class BNInception(nn.Module):
         problems = [f"{len(names)} {kind} ({_shortened(names)})" for kind, names in kinds.items() if names]
         if problems:
             raise WeightsError(
-                f"the weights are not BN-Inception's: of its {len(expected)} tensors, {'; '.join(problems)}. Expected "
+                f"the weights are not BN-Inception's: of its tensors, {'; '.join(problems)}. Expected "
                 "the state dict of the PyTorch port (bn_inception-52deb4733.pth)"
             )
         self.load_state_dict({**expected, **given})

@@ -20,7 +20,7 @@ from proxygml.console import console, progress_bar
 from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_checks import ROWS_AT_A_TIME
-from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole
+from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole, counted
 from proxygml.files import atomic_write, exclusive_lock, naming, remove_folder, reserve_space
 from proxygml.models.embedder import Embedder, checked_embeddings
 
@@ -116,7 +116,7 @@ def embed_images(
         first = ", ".join(images.paths[row] for row in list(problems)[:3]) + (", ..." if len(problems) > 3 else "")
         fix = "leave them out with --on_bad drop" if len(problems) < len(images) else "check the paths"
         raise ImageError(
-            f"{len(problems):,} of {len(images):,} images cannot be embedded ({first}): repair them, or {fix}"
+            f"{len(problems):,} of {counted(len(images), 'image')} cannot be embedded ({first}): repair them, or {fix}"
         )
     return EmbeddedImages(images, vectors, now, problems)
 
@@ -141,7 +141,7 @@ def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any,
     files = work / "vectors.npy", work / "stamps.npy"
     if (work / "key").is_file() and (work / "key").read_text() == key:
         found = [np.lib.format.open_memmap(file, "r+") for file in files]
-        console.print(f"going on with {np.count_nonzero(found[1]):,} of {count:,} images that are embedded already")
+        console.print(f"going on with {np.count_nonzero(found[1]):,} of {counted(count, 'image')} embedded already")
         return found[0], found[1]
     (work / "key").unlink(missing_ok=True)
     with naming(work):
@@ -223,4 +223,4 @@ def _report(problems: Mapping[int, str], images: ImageList, most: int = 10) -> N
     for row in list(problems)[:most]:
         console.print(problems[row], style="yellow", markup=False, soft_wrap=True)
     if len(problems) > most:
-        console.print(f"and {len(problems) - most:,} more of {len(images):,} images", style="yellow")
+        console.print(f"and {len(problems) - most:,} more of {counted(len(images), 'image')}", style="yellow")

@@ -4,7 +4,7 @@ Its settings are in embedder_settings.py, backbones and their weights in backbon
 model_files.py; training/ trains it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -14,9 +14,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from proxygml.arguments import check_arguments
 from proxygml.console import track
 from proxygml.data.image_settings import ImageSettings
-from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, RecipeError, WeightsError, check_whole
+from proxygml.errors import (
+    LARGEST_BATCH,
+    MOST_WORKERS,
+    ImageError,
+    RecipeError,
+    UserError,
+    WeightsError,
+    check_whole,
+    counted,
+)
 from proxygml.models.backbones import Backbone, build_backbone
 from proxygml.models.dilation import FinerMap
 from proxygml.models.embedder_settings import EmbedderSettings
@@ -188,6 +198,8 @@ class Embedder(nn.Module):
             raise ImageError("embed takes a list of images, but got one array: put arrays (H, W, 3) in a list")
         if isinstance(images, (str, Path)):
             raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
+        if not isinstance(images, Sized):
+            raise ImageError(f"images is {images!r}, but embed takes a list of them")
         check_dimensions(dimensions, self.embedding_size)
         if len(images) == 0:
             return torch.empty(0, dimensions or self.embedding_size)
@@ -217,6 +229,7 @@ class Embedder(nn.Module):
         write_model(folder, description, self.state_dict())
 
     @classmethod
+    @check_arguments
     def load(cls, run_folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
         """The embedder of a run folder, ready to embed; a VectorEmbedder where it was trained on vectors.
 
@@ -229,7 +242,7 @@ class Embedder(nn.Module):
                 another type or impossible.
             WeightsError: the tensors do not fit the description, or hold NaN.
         """
-        folder = Path(run_folder)
+        folder, device = Path(run_folder), checked_device(device)
         model = read_model(folder)
         if isinstance(model, VectorModelDescription):
             from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415  (it is a kind of this class)
@@ -250,13 +263,26 @@ class Embedder(nn.Module):
         return self
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device of that name; UserError where PyTorch does not know it, or this machine has none."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device is {device!r}, but must be the name of one, such as cpu, cuda or cuda:1") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device is {device!r}, but PyTorch finds {counted(torch.cuda.device_count(), 'GPU')}: take cpu"
+        )
+    return found
+
+
 def checked_embeddings(embeddings: Tensor) -> Tensor:
     """The embeddings (n, D); WeightsError where one is NaN, which no comparison would find, nor miss."""
     finite = embeddings.isfinite().all(dim=1)
     if not finite.all():
         raise WeightsError(
-            f"the model gives NaN for {int((~finite).sum()):,} of {len(finite):,} images: its weights are damaged, or "
-            "overflow in this precision; take the model of a training that ended well, or float32"
+            f"the model gives NaN for {int((~finite).sum()):,} of {counted(len(finite), 'image')}: its weights "
+            "are damaged, or overflow in this precision; take the model of a training that ended well, or float32"
         )
     return embeddings
 
@@ -272,8 +298,7 @@ def check_layer(num_features: int, settings: EmbedderSettings) -> None:
     numbers = num_features * max(settings.embedding_size, units)
     if numbers > LARGEST_LAYER:
         raise RecipeError(
-            f"embedder.embedding_size is {settings.embedding_size:,} ({units:,} hidden units) and there are "
-            f"{num_features:,} features, which "
-            f"makes a layer of {numbers:,} numbers, but at most {LARGEST_LAYER:,} are possible: take a smaller one, or "
-            "another pooling than flatten"
+            f"embedder.embedding_size is {settings.embedding_size:,} ({counted(units, 'hidden unit')}) for "
+            f"{counted(num_features, 'feature')}, which makes a layer of {counted(numbers, 'number')}, but at most "
+            f"{LARGEST_LAYER:,} are possible: take a smaller one, or another pooling than flatten"
         )

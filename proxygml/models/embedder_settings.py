@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
+from proxygml.arguments import check_fields
 from proxygml.errors import RecipeError
 from proxygml.files import check_local
 
@@ -87,6 +88,7 @@ class EmbedderSettings:
             if getattr(self, key) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))
                 raise RecipeError(f"embedder.{key} is {getattr(self, key)!r}, but must be one of {allowed}")
+        check_fields(self, RecipeError, "embedder.")
         if not 0 <= self.embedding_size <= LARGEST_EMBEDDING:
             raise RecipeError(
                 f"embedder.embedding_size is {self.embedding_size}, but must be 0 to {LARGEST_EMBEDDING:,}"

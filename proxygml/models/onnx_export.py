@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from proxygml.arguments import check_arguments
 from proxygml.errors import UserError, check_extra
 from proxygml.files import PathLike, atomic_write, check_ending, check_overwrite, local_path
 from proxygml.models.embedder import Embedder
@@ -23,6 +24,7 @@ TOLERANCE = 1e-4  # greatest difference of a component from PyTorch's
 BATCHES = (1, 5)  # sizes that the written graph is tried with
 
 
+@check_arguments
 def export(run: PathLike, out: PathLike, *, force: bool = False) -> float:
     """Write a run's embedder as ONNX, and its preprocessing as JSON beside it (birds.onnx, birds.json).
 

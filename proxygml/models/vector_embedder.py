@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from proxygml.console import track
 from proxygml.data.vector_checks import ROWS_AT_A_TIME, checked_matrix
-from proxygml.errors import UserError
+from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, UserError, check_whole, counted
 from proxygml.models.embedder import Embedder, check_layer, checked_embeddings, head_of
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_batches import ImageLike
@@ -89,6 +89,8 @@ class VectorEmbedder(Embedder):
         check_dimensions(dimensions, self.embedding_size)
         if not len(vectors):
             return torch.empty(0, dimensions or self.embedding_size)
+        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        check_whole("workers", workers, 0, MOST_WORKERS)
         was_training = self.training
         self.eval()
         try:
@@ -103,11 +105,11 @@ class VectorEmbedder(Embedder):
         vectors = given.detach().cpu().float().numpy() if isinstance(given, Tensor) else given
         if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f":
             found = f"{vectors.shape}, {vectors.dtype}" if isinstance(vectors, np.ndarray) else type(given).__name__
-            raise UserError(f"this model takes vectors, floats (n, {self.num_features}), but got {found}")
+            raise UserError(f"images is {found}, but this model takes vectors: floats (n, {self.num_features})")
         if vectors.shape[1] != self.num_features:
             raise UserError(
-                f"the vectors have {vectors.shape[1]} numbers, but this model takes {self.num_features}: give vectors "
-                "of the model that made those which it was trained on"
+                f"the vectors have {counted(vectors.shape[1], 'number')}, but this model takes "
+                f"{self.num_features}: give vectors of the model that made those which it was trained on"
             )
         return vectors
 

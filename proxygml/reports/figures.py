@@ -22,6 +22,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
+from proxygml.errors import counted
 from proxygml.evaluation.metrics import Estimate
 
 Image = npt.NDArray[np.uint8]  # (H, W, 3), upright RGB
@@ -437,7 +438,9 @@ def proxy_usage(counts: npt.NDArray[np.int64]) -> Figure:
         ordered = -np.sort(-relative[np.argsort(-relative.sum(axis=1), kind="stable")], axis=1)
         image = table.imshow(ordered.T, aspect="auto", cmap="cividis", interpolation="antialiased", vmin=0)
         table.set_title("Within the classes")
-        table.set(xlabel=f"{num_classes:,} classes, most selected first", ylabel=f"its {per_class} proxies")
+        table.set(
+            xlabel=f"{counted(num_classes, 'class')}, most selected first", ylabel=f"its {counted(per_class, 'proxy')}"
+        )
         table.set_yticks([])
         table.grid(visible=False)
         figure.colorbar(image, ax=table, label="selections, mean = 1").outline.set_visible(False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from proxygml.console import console, track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
-from proxygml.errors import UserError
+from proxygml.errors import UserError, counted
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
 from proxygml.reports import figures
 from proxygml.reports.html import Picture, Section, write_page
@@ -61,7 +61,7 @@ def write_report(
     """
     if len(embeddings) != len(catalog):
         raise UserError(
-            f"there are {len(embeddings)} embeddings, but {len(catalog)} rows in the catalog: embed them all"
+            f"embeddings has {counted(len(embeddings), 'row')}, but the catalog has {len(catalog):,}: embed them all"
         )
     split = _TestSplit(embeddings, catalog, evaluation, seed)
     sections = [
@@ -88,7 +88,7 @@ class _TestSplit:
         self.labels = np.array(catalog.labels)
         self.paths = catalog.paths if catalog.has_images else None
         self.names = _names(catalog)
-        self.items = "images" if catalog.has_images else "vectors"
+        self.item = "image" if catalog.has_images else "vector"
         self.boxes = catalog.boxes
         self.rules = catalog.rules
         self.seed = seed
@@ -129,13 +129,13 @@ def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol
 
 
 def _protocol(evaluation: Evaluation, catalog: Catalog) -> str:
-    items = "images" if catalog.has_images else "vectors"
+    item = "image" if catalog.has_images else "vector"
     count = evaluation.num_queries + evaluation.queries_without_positive
     if catalog.is_query is None and count == evaluation.num_gallery:
-        sentence = f"Each of the {evaluation.num_gallery:,} test {items} searched all the others"
+        sentence = f"Each of the {counted(count, f'test {item}')} searched all the others"
     else:
-        sentence = f"Each of the {count:,} queries searched a gallery of {evaluation.num_gallery:,} {items}"
-    sentence += f" ({evaluation.num_classes:,} classes) by cosine similarity, and none could find itself. "
+        sentence = f"Each of {counted(count, 'query')} searched a gallery of {counted(evaluation.num_gallery, item)}"
+    sentence += f" ({counted(evaluation.num_classes, 'class')}) by cosine similarity, and none could find itself. "
     if evaluation.queries_without_positive:
         sentence += (
             f"{evaluation.queries_without_positive:,} had nothing else of their class to find and are left out. "
@@ -232,7 +232,7 @@ def _classes_section(split: _TestSplit) -> Section:
         rows.append([str(label), f"{row['queries']:.0f}", *per_cent, _taken_for(split, str(label))])
     if cut:
         rows.insert(CLASSES, ["\N{VERTICAL ELLIPSIS}", "", "", "", ""])
-    text = f"The {len(classes):,} classes from the hardest to the easiest, figures in per cent"
+    text = f"{counted(len(classes), 'class')} from the hardest to the easiest, figures in per cent"
     text += f": the first and the last {CLASSES}." if cut else "."
     return Section("Hard and easy classes", text, (), head, rows)
 
@@ -253,7 +253,7 @@ def _taken_for(split: _TestSplit, label: str) -> str:
 
 def _map_section(split: _TestSplit) -> Section:
     chosen = _whole_classes(split.labels, split.seed)
-    with console.status(f"Drawing the map of {len(chosen):,} {split.items}"):
+    with console.status(f"Drawing the map of {counted(len(chosen), split.item)}"):
         vectors = torch.nn.functional.normalize(split.embeddings[chosen].float(), dim=1).cpu().numpy()
         points = figures.project(vectors, split.seed)
     shown: list[int] = [] if split.paths is None else list(figures.uncrowded(points, THUMBNAIL_GAP, split.seed))
@@ -262,12 +262,12 @@ def _map_section(split: _TestSplit) -> Section:
     drawn = figures.png(figures.embedding_map(points, classes, thumbnails))
     of_all = "" if len(chosen) == len(split.labels) else f" of {len(split.labels):,}, drawn by whole classes"
     text = (
-        f"{len(chosen):,} test {split.items}{of_all}, laid out in the plane by t-SNE: what is near each other here is "
-        "near each other in the embedding, but distances between groups mean little. Colour and marker tell classes "
-        "apart."
+        f"{counted(len(chosen), f'test {split.item}')}{of_all}, laid out in the plane by t-SNE: what is near each "
+        "other here is near each other in the embedding, but distances between groups mean little. Colour and marker "
+        "tell classes apart."
     )
     return Section(
-        f"A map of the test {split.items}", text, (Picture("map", "Map of the embeddings", drawn, wide=False),)
+        f"A map of the test {split.item}s", text, (Picture("map", "Map of the embeddings", drawn, wide=False),)
     )
 
 

@@ -113,7 +113,7 @@ class _Body:
                 return await self.receive_rest()
         except TimeoutError:
             seconds = self._owner.limits.timeout
-            self.error = self.error or RequestError(503, f"the request did not arrive within {seconds:g} seconds")
+            self.error = self.error or RequestError(503, f"the request did not arrive within {seconds:g} s")
             raise self.error from None
         finally:
             self._waiting = None

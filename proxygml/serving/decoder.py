@@ -60,7 +60,7 @@ class Decoder:
         if size is not None and pixels > self._max_pixels:
             raise RequestError(
                 413,
-                f"the image has {size[1]:,} x {size[0]:,} pixels, but at most {self._max_pixels:,} pixels are taken",
+                f"the image has {size[1]:,} x {size[0]:,} pixels, but may have at most {self._max_pixels:,}",
             )
         return await self._decoded(data, "the image", self._max_pixels, pixels, then)
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from proxygml.data.vector_checks import LARGEST_VECTOR
-from proxygml.errors import UserError, did_you_mean
+from proxygml.errors import UserError, counted, did_you_mean
 from proxygml.gallery.filters.grammar import column_values
 from proxygml.serving.limits import RequestError
 
@@ -95,7 +95,7 @@ class _FormRequest(Request):
             most = _LONG.get(name, MAX_FIELD_BYTES)
             if not isinstance(value, UploadFile) and len(value) > most:
                 await form.close()
-                raise RequestError(413, f"the field {name[:MAX_VALUE]!r} is longer than {most:,} bytes")
+                raise RequestError(413, f"the field {name[:MAX_VALUE]!r} is longer than {counted(most, 'byte')}")
         return form
 
 
@@ -152,7 +152,7 @@ def read_item(texts: Sequence[str]) -> dict[str, str]:
 def _check_text(text: str, what: str, most: int) -> None:
     """Raise RequestError, 422, for a text that is too long or has control characters."""
     if len(text) > most or len(text.encode(errors="replace")) > most * _MAX_VALUE_BYTES // MAX_VALUE:
-        found = f"{text[:20]!r}... has {len(text):,} characters"
+        found = f"{text[:20]!r}... has {counted(len(text), 'character')}"
         raise RequestError(
             422, f"a {what} is too long: {found}, but may have {most}, of {most // MAX_VALUE} KiB in all"
         )

@@ -60,4 +60,7 @@ class RequestError(Exception):
 
 def too_many(limits: Limits) -> RequestError:
     """The error of a request that comes while as many as allowed are under way, or arriving."""
-    return RequestError(429, f"{limits.queue} requests are under way or arriving already: try again in a second")
+    return RequestError(
+        429,
+        f"as many requests as are allowed ({limits.queue:,}) are under way or arriving: try again in a second",
+    )

@@ -5,6 +5,7 @@ import re
 import time
 
 from proxygml.console import printable
+from proxygml.errors import counted
 
 LINES, SECONDS = 5, 60.0
 """So many lines of one kind are written in so many seconds."""
@@ -34,7 +35,7 @@ class RepeatedLines(logging.Filter):
             left_out, start, count = max(0, count - LINES), now, 0
         self._kinds[kind] = (start, count + 1)
         if left_out:
-            record.msg = f"{record.msg} ({left_out:,} more lines like this one were left out)"
+            record.msg = f"{record.msg} (left out: {counted(left_out, 'more line')} like this one)"
         return count < LINES
 
 

@@ -100,7 +100,7 @@ class Service:
             async with asyncio.timeout(self.limits.timeout):
                 yield
         except TimeoutError:
-            message = f"no answer within {self.limits.timeout:g} seconds: a change that was sent may still be made"
+            message = f"no answer within {self.limits.timeout:g} s: a change that was sent may still be made"
             raise RequestError(503, message) from None
         finally:
             self.active -= 1

@@ -9,6 +9,7 @@ from fastapi.params import Depends as Dependency
 from torch import Tensor
 
 from proxygml.data.vector_checks import checked_matrix
+from proxygml.errors import counted
 from proxygml.serving.answers import Added, Embedding, SearchAnswer, search_answer
 from proxygml.serving.forms import WHERE, read_conditions, read_item
 from proxygml.serving.limits import RequestError
@@ -72,7 +73,7 @@ def read_vector(text: str, size: int) -> Tensor:
     except (ValueError, TypeError, RecursionError, OverflowError):
         raise RequestError(422, f"vector is no list of numbers: send {size}, as JSON or separated by commas") from None
     if len(numbers) != size:
-        raise RequestError(422, f"vector has {len(numbers):,} numbers, but the model takes {size:,}")
+        raise RequestError(422, f"vector has {counted(len(numbers), 'number')}, but the model takes {size:,}")
     found = torch.tensor(numbers, dtype=torch.float32)
     _, problems = checked_matrix(found[None].numpy())
     for problem in problems.values():

@@ -7,6 +7,7 @@ were written.
 import math
 from dataclasses import replace
 
+from proxygml.errors import counted
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.recipe import Recipe
 from proxygml.training.splits import split_for_training
@@ -44,8 +45,13 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
         loss=replace(recipe.loss, neighbor_ratio=_neighbor_ratio(recipe, classes)),
     )
     changes = _changes(recipe, fitting)
-    what = "vectors" if recipe.takes_vectors else "images"
-    return fitting, f"few {what} to train on ({number:,} of {classes:,} classes), so {changes}" if changes else ""
+    item = "vector" if recipe.takes_vectors else "image"
+    return (
+        fitting,
+        f"few {item}s to train on ({counted(number, item)} of {counted(classes, 'class')}), so {changes}"
+        if changes
+        else "",
+    )
 
 
 def _training_classes(recipe: Recipe) -> int:

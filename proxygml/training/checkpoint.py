@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
-from proxygml.errors import RunError
+from proxygml.errors import RunError, counted
 from proxygml.files import atomic_write, check_ending, check_overwrite, remove_folder
 from proxygml.loss.lazy_adam import LazyAdam
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
@@ -59,7 +59,7 @@ class Progress:
             if type(getattr(self, name)) is not int:
                 raise TypeError(f"progress.{name} is {getattr(self, name)!r}, but must be a whole number")
         if not (0 <= self.best_epoch <= self.epoch == len(self.history) and self.steps >= 0):
-            raise ValueError(f"it is of epoch {self.epoch} and of {len(self.history)} rows of metrics")
+            raise ValueError(f"it is of epoch {self.epoch} and of {counted(len(self.history), 'row')} of metrics")
         for row in self.history:
             if not isinstance(row, dict) or not all(isinstance(value, (int, float)) for value in row.values()):
                 raise TypeError("progress.history must be rows of numbers")
@@ -70,8 +70,8 @@ def training_data_fingerprint(images: Catalog) -> str:
     own = ["path"] if images.has_images else [EMBEDDING_ROW]
     columns = [*own, "label", *(column for column in BOX_COLUMNS if column in images.table)]
     digest = hashlib.sha256(images.table[columns].to_csv(index=False).encode()).hexdigest()[:12]
-    items = "images" if images.has_images else "vectors"
-    return f"{len(images)} training {items} of {len(images.classes)} classes ({digest})"
+    item = "image" if images.has_images else "vector"
+    return f"{counted(len(images), f'training {item}')} of {counted(len(images.classes), 'class')} ({digest})"
 
 
 @dataclass(frozen=True)

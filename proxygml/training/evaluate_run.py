@@ -13,8 +13,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
+from proxygml.arguments import check_arguments
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, check_splits
+from proxygml.errors import counted
 from proxygml.evaluation.metrics import Evaluation, evaluate
 from proxygml.evaluation.rules import part_of
 from proxygml.files import PathLike, atomic_write, check_local, local_path
@@ -30,6 +32,7 @@ from proxygml.training.vectors import check_size, unit_blocks
 Protocol = dict[str, str | int]
 
 
+@check_arguments
 def evaluate_run(
     run: PathLike | RunFolder, catalog: PathLike | None = None, *, before: bool = False, report: bool = True
 ) -> Evaluation | None:
@@ -69,7 +72,9 @@ def evaluate_run(
         untrained = _before(recipe, embedder, test, accelerator)
     seen = sorted(set(test.classes) & set(embedder.classes))
     if seen:
-        warnings.append(f"{len(seen)} test classes were trained on, such as {seen[0]!r}: this tests no unseen classes")
+        warnings.append(
+            f"training had {counted(len(seen), 'test class')} too, such as {seen[0]!r}: this tests no unseen classes"
+        )
     if len(test.classes) == 1:
         warnings.append("the test split has one class only, so that every answer is right: the figures say nothing")
     for warning in warnings if accelerator.is_main_process else ():

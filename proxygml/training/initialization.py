@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_vectors import rows_of
-from proxygml.errors import RecipeError
+from proxygml.errors import RecipeError, counted
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.backbones import build_backbone
 from proxygml.models.embedder import Embedder
@@ -123,8 +123,9 @@ def start_head(head: Head, blocks: Callable[[], Iterator[Tensor]], labels: Tenso
     moments = Moments.of(normed, labels if by_class else None)
     if not moments.products.any():
         raise RecipeError(
-            f"embedding_start is {recipe.embedding_start}, but all features of the {len(labels):,} training images are "
-            "0: take other weights of the backbone, or embedding_start random"
+            f"embedding_start is {recipe.embedding_start}, but all features of "
+            f"{counted(len(labels), 'training image')} are 0: take other weights of the backbone, or "
+            "embedding_start random"
         )
     size = recipe.embedder.embedding_size
     if by_class:
@@ -139,8 +140,9 @@ def check_directions(size: int, images: int, features: int) -> None:
     most = min(images, features)
     if size > most:
         raise RecipeError(
-            f"embedder.embedding_size is {size}, but only {most} directions are in {images:,} training images of "
-            f"{features:,} features: take at most {most}, or embedding_start random"
+            f"embedder.embedding_size is {size}, but only {counted(most, 'direction')} can be found in "
+            f"{counted(images, 'training image')} of {counted(features, 'feature')}: take at most {most}, or "
+            "embedding_start random"
         )
 
 

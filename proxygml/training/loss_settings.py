@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from proxygml.arguments import check_fields
 from proxygml.errors import RecipeError, check_setting
 
 OURS = "ProxyGMLLoss"
@@ -78,6 +79,7 @@ class LossSettings:
     false: each process holds all proxies and computes the whole loss. The results are the same."""
 
     def __post_init__(self) -> None:
+        check_fields(self, RecipeError, "loss.")
         for key, holds, expected in (
             ("proxies_per_class", 1 <= self.proxies_per_class <= MOST_PROXIES, f"1 to {MOST_PROXIES:,}"),
             ("neighbor_ratio", 0 < self.neighbor_ratio <= 1, "above 0 and at most 1"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
+from proxygml.arguments import check_fields
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import MOST_WORKERS, RecipeError, check_setting, did_you_mean
 from proxygml.files import atomic_write, check_local
@@ -146,8 +147,9 @@ class Recipe:
     """Where losses and metrics are logged besides metrics.csv: tensorboard, wandb, mlflow or none."""
 
     def __post_init__(self) -> None:
-        _check_values(self)
         _check_choices(self)
+        check_fields(self, RecipeError)
+        _check_values(self)
         _check_starts(self)
         _check_combinations(self)
 
@@ -351,7 +353,9 @@ def flattened(content: Mapping[str, object]) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """Tuples as lists, which YAML knows."""
+    """Tuples as lists, and NumPy's numbers as Python's, which YAML knows."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return [_plain(inner) for inner in value]
+    return value.item() if hasattr(value, "item") else value

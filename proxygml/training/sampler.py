@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from proxygml.errors import RecipeError
+from proxygml.errors import RecipeError, counted
 
 Indices = npt.NDArray[np.int64]
 
@@ -89,7 +89,7 @@ def check_batch_classes(num_classes: int, batch_size: int, images_per_class: int
     if images_per_class and num_classes * images_per_class < batch_size:
         raise RecipeError(
             f"a batch of {batch_size} with images_per_class {images_per_class} needs "
-            f"{batch_size // images_per_class} classes, but there are {num_classes} to train on"
+            f"{counted(batch_size // images_per_class, 'class')}, but {num_classes:,} can be trained on"
         )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from proxygml.arguments import check_arguments
 from proxygml.console import console
 from proxygml.files import PathLike, check_local, local_path
 from proxygml.training.adaptation import adapted_recipe
@@ -13,6 +14,7 @@ from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
 
 
+@check_arguments
 def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike | None = None) -> RunFolder:
     """Train an embedder by a recipe, on the training split of its catalog; or go on with a run that was stopped.
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_vectors import rows_of
 from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
-from proxygml.errors import CatalogError
+from proxygml.errors import CatalogError, counted
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.vector_embedder import unit
 
@@ -74,7 +74,8 @@ def check_size(catalog: Catalog, expected: int) -> None:
     rows_of(catalog)
     if catalog.vectors is not None and catalog.vectors.size != expected:
         raise CatalogError(
-            f"{catalog.vectors.path} has vectors of {catalog.vectors.size} numbers, but the model takes {expected}"
+            f"{catalog.vectors.path} has vectors of {counted(catalog.vectors.size, 'number')}, but the model "
+            f"takes {expected}"
         )
 
 

@@ -24,6 +24,7 @@ MISSING = [
     "embed . --catalog nope.csv --out a.parquet",
     "index nope --images . --out g",
     "index . --images nope --out g",
+    "embed . --vectors nope.parquet --out a.parquet",
     "index . --vectors nope.parquet --out g",
     "index --out nope --verify",
     "index --out nope --remove id=4",
@@ -31,9 +32,11 @@ MISSING = [
     "index --out nope --add --images .",
     "search nope .",
     "search . nope.jpg",
+    "search . --vectors nope.npy",
     "search . . --run nope",
     "cluster nope --images . --out c --num_clusters 3",
     "cluster . --images nope --out c --num_clusters 3",
+    "cluster . --vectors nope.parquet --out c --num_clusters 3",
     "serve nope",
     "export nope --onnx a.onnx",
     "compare --recipe glyphs --catalog nope.csv --run run",
@@ -106,3 +109,46 @@ def test_work_of_one_process_is_not_repeated_by_several(
     assert "2 were launched" in message
     assert f"run proxygml {command} by itself" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_may_stand_behind_the_images(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.json").touch()
+    for words in (
+        "RUN --images a b --k 5",
+        "--images a b RUN --k 5",
+        "--k 5 --images RUN a b",
+        "--images a b --k 5 RUN",
+    ):
+        parser = Parser("embed", "")
+        parser.takes_run(parser.add_argument("run"))
+        parser.add_argument("--images", nargs="+", default=[])
+        parser.add_argument("--k", type=int)
+        run = str(tmp_path / "run")
+        options = parser.parse(words.replace("RUN", run).split())
+        assert (options.run, options.images, options.k) == (run, ["a", "b"], 5)
+
+
+@pytest.mark.parametrize("command", ["embed", "cluster"])
+def test_no_run_folder(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where none of the images is one, the message says where it belongs."""
+    message = refused(capsys, command, "--images", tmp_path, tmp_path, "--out", tmp_path / "out")
+    assert f"no run folder is given: put it first, as in `proxygml {command} RUN ...`" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("search . q.jpg --where label", "--where is label"),
+        ("search . --where label q.jpg", "--where is label"),
+        ("search . q.jpg --where label = sparrow", "--where is label"),
+        ("index --out . --remove label", "--remove is label"),
+    ],
+)
+def test_a_condition_without_an_operator_is_named(words: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{option}, which has no operator: expected column=value" in refused(capsys, *words.split())
+
+
+def test_a_word_behind_conditions_that_is_neither_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "search", tmp_path, "--where", "label=house", "sparrow")
+    assert "there is no sparrow: give image files, or folders of them; or, for --where, column=value" in message

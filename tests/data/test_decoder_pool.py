@@ -51,7 +51,7 @@ def test_the_pixels_are_those_of_this_process(pool: DecoderPool, format: str) ->
 def test_a_bad_image_is_named_and_the_next_one_is_decoded(pool: DecoderPool, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="page is no image of a known format"):
         pool.decode(b"<html>", "page")
-    with pytest.raises(ImageError, match="has 40 x 30 pixels, but at most 100 pixels"):
+    with pytest.raises(ImageError, match="has 40 x 30 pixels, but may have at most 100"):
         pool.decode(PHOTO, "a", max_pixels=100)
     with pytest.raises(ImageError, match=r"none\.jpg cannot be read"):
         pool.inspect(tmp_path / "none.jpg")
@@ -107,7 +107,7 @@ def test_one_that_is_stopped_at_work_is_nobodys_fault() -> None:
     with DecoderPool(1, seconds=1) as pool:
         pool.decode(PHOTO, "a")
         os.kill(processes(pool)[0], signal.SIGSTOP)
-        with pytest.raises(DecoderStoppedError, match="a could not be decoded within 1 seconds"):
+        with pytest.raises(DecoderStoppedError, match="a could not be decoded within 1 s"):
             pool.decode(PHOTO, "a")
 
 

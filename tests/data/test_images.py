@@ -360,7 +360,7 @@ def test_test_images_are_the_centre_of_their_box(paths: list[Path]) -> None:
 
 
 def test_wrong_arguments_of_the_data_set_are_named(paths: list[Path]) -> None:
-    with pytest.raises(ImageError, match=r"shape \(2, 4\), but there are 6 images"):
+    with pytest.raises(ImageError, match=r"shape \(2, 4\), but must have \(6, 4\)"):
         ImageDataset(paths, np.zeros((2, 4), dtype=np.int64), SMALL, training=False)
     with pytest.raises(RecipeError, match="seed is -1"):
         ImageDataset(paths, None, SMALL, training=True, seed=-1)

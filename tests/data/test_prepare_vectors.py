@@ -170,7 +170,7 @@ def test_copies_of_another_class_are_counted(tmp_path: Path, capsys: pytest.Capt
     vectors, labels = labelled_vectors()
     vectors[1], vectors[24] = vectors[0], vectors[0]  # of another class, and of the same
     prepared(write_file(tmp_path / "f.parquet", vectors, labels), tmp_path / "c.parquet")
-    assert "2 of 480 vectors are copies of another one, and are kept; 1 of them" in capsys.readouterr().err
+    assert "of 480 vectors, 2 equal another one, and are kept; 1 of them" in capsys.readouterr().err
 
 
 def test_a_catalog_of_vectors_is_written_again_in_any_order(tmp_path: Path) -> None:

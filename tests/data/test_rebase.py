@@ -176,4 +176,6 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path, capsys: Capture) -
     touch(tmp_path / "new" / "a.jpg")
     catalog = write_table(tmp_path / "c.csv", ["old/a.jpg", "old/b.jpg", "old/c.jpg"])
     run("prepare", "--rebase", tmp_path / "old", tmp_path / "new", "--out", catalog)
-    assert "warning: 2 of these files are not there: new/b.jpg, new/c.jpg" in " ".join(capsys.readouterr().err.split())
+    assert "warning: 2 files not found at the new place: new/b.jpg, new/c.jpg" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -199,7 +199,7 @@ def test_none_nan_and_empty_text_are_no_sequence():
     assert halves[0].recall == halves[1].recall
     with pytest.raises(UserError, match=r"sequence holds 0\.5, but integers, strings or None"):
         evaluate(EMBEDDINGS, labels, sequence=[0.5, 1, 1, 1])
-    with pytest.raises(UserError, match="camera has 3 values, but there are 4 embeddings"):
+    with pytest.raises(UserError, match="camera has 3 values for 4 embeddings"):
         evaluate(EMBEDDINGS, labels, camera=[1, 1, 1])
 
 

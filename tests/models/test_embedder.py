@@ -171,7 +171,7 @@ def test_embed_cuts_boxes(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     boxed = embedder.embed([tmp_path / "a.png"], boxes=np.array([[10, 5, 50, 45]]))
     assert torch.allclose(boxed, embedder.embed([pixels[5:45, 10:50]]), atol=1e-6)
-    with pytest.raises(ImageError, match=r"shape \(2, 4\), but there are 1 images"):
+    with pytest.raises(ImageError, match=r"shape \(2, 4\), but must have \(1, 4\)"):
         embedder.embed([tmp_path / "a.png"], boxes=np.zeros((2, 4), np.int64))
     with pytest.raises(ImageError, match="decoded already"):
         embedder.embed([pixels], boxes=np.array([[10, 5, 50, 45]]))

@@ -102,7 +102,7 @@ def test_queries_search_only_their_gallery(birds, tmp_path, monkeypatch):
     monkeypatch.setattr(report.figures, "retrieval_grid", spy(report.figures.retrieval_grid, drawn))
     evaluation = evaluate(embedded(), birds.labels, **masks)
     page = written(tmp_path / "report.html", Catalog(table, birds.folder), evaluation=evaluation)
-    assert "Each of the 6 queries searched a gallery of 12 images" in page.found["p"][1]
+    assert "Each of 6 queries searched a gallery of 12 images" in page.found["p"][1]
     greys = {int(tile.image[0, 0, 0]) // 10 for rows in drawn for row in rows for tile in row[1:]}
     assert greys <= set(np.flatnonzero(masks["is_gallery"]))
     queries = {int(row[0].image[0, 0, 0]) // 10 for rows in drawn for row in rows}
@@ -179,6 +179,6 @@ def test_the_smallest_test_split_has_a_report(tmp_path):
 
 
 def test_embeddings_of_another_catalog_are_refused(birds, tmp_path):
-    with pytest.raises(UserError, match="there are 23 embeddings, but 24 rows"):
+    with pytest.raises(UserError, match="embeddings has 23 rows, but the catalog has 24"):
         written(tmp_path / "report.html", birds, embeddings=embedded(23))
     assert not (tmp_path / "report.html").exists()

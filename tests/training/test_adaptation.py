@@ -102,8 +102,9 @@ def test_what_changes_is_named_with_both_values(tmp_path: Path) -> None:
     adapted, message = adapted_recipe(recipe)
     assert (adapted.validation_classes, adapted.embedder.embedding_size, adapted.batch_size) == (0.0, 32, 20)
     assert message == (
-        "few images to train on (45 of 5 classes), so validation_classes is 0 instead of 0.5, embedder.embedding_size "
-        "is 32 instead of 512, batch_size is 20 instead of 32, loss.neighbor_ratio is 0.208 instead of 0.05"
+        "few images to train on (45 images of 5 classes), so validation_classes is 0 instead of 0.5, "
+        "embedder.embedding_size is 32 instead of 512, batch_size is 20 instead of 32, "
+        "loss.neighbor_ratio is 0.208 instead of 0.05"
     )
     random = replace(recipe, embedding_start="random", whitening=0.0)
     assert adapted_recipe(random)[0].embedder.embedding_size == 512  # a layer of its own needs no image per direction

@@ -79,8 +79,8 @@ def test_the_rules_of_a_table_hold_in_validation_and_evaluation(ruled_recipe: Re
         "junk_images": 6,
         "distractor_images": 1,
     }  # fmt: skip
-    assert "180 matches do not count" in content["protocol"]["rules"]
-    assert "180 matches do not count" in run.report.read_text()
+    assert "Matches that do not count: 180" in content["protocol"]["rules"]
+    assert "Matches that do not count: 180" in run.report.read_text()
 
 
 def test_two_processes_evaluate_like_one(ruled_recipe: Recipe, tmp_path: Path) -> None:

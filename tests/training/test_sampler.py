@@ -40,7 +40,7 @@ def test_images_per_class(class_sizes: list[int], shape: tuple[int, int], seed: 
 
 
 def test_too_few_classes_are_named() -> None:
-    with pytest.raises(RecipeError, match="batch of 32 with images_per_class 4 needs 8 classes, but there are 3"):
+    with pytest.raises(RecipeError, match="batch of 32 with images_per_class 4 needs 8 classes, but 3 can be"):
         Batches([0, 1, 2], 32, 4)
 
 

@@ -154,7 +154,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(small_recipe: Recipe, tmp_path
     for recipe, message in (
         (still, "nothing of the network would learn"),
         (gem, "nothing of the network would learn"),
-        (few, "only 96 directions are in 96 training images"),
+        (few, "only 96 directions can be found in 96 training images"),
     ):
         with pytest.raises(RecipeError, match=message):
             train(recipe, tmp_path / "run")

@@ -9,7 +9,7 @@ from pathlib import Path
 from proxygml.data.catalog import Catalog, Count
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets.layout import existing_path, read_number, read_numbered
-from proxygml.errors import DatasetError
+from proxygml.errors import DatasetError, counted
 
 PUBLISHED = {"train": Count(5_864, 100), "test": Count(5_924, 100)}
 ARCHIVES = {"CUB_200_2011": "CUB_200_2011"}
@@ -32,7 +32,7 @@ def read(root: Path, *, boxes: bool = False) -> Catalog:
     classes = read_numbered(labels)
     if names.keys() != classes.keys():
         raise DatasetError(
-            f"{folder}: images.txt lists {len(names)} images and image_class_labels.txt {len(classes)}, "
+            f"{folder}: images.txt lists {counted(len(names), 'image')} and image_class_labels.txt {len(classes)}, "
             f"{len(names.keys() & classes.keys())} of them the same: are both of the same edition?"
         )
     rows: list[tuple[object, ...]] = [

@@ -11,7 +11,7 @@ from proxygml.data.archives import ARCHIVE_SUFFIXES
 from proxygml.data.catalog import Count
 from proxygml.data.class_names import class_named
 from proxygml.data.image_files import SYSTEM_FILES, LeftOut
-from proxygml.errors import DatasetError, did_you_mean
+from proxygml.errors import DatasetError, counted, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ def read_list(path: Path, fields: int, header: int = 0) -> list[list[str]]:
     for number, line in enumerate(lines[header:], start=header + 1):
         row = line.split()
         if len(row) not in (0, fields):
-            raise DatasetError(f"{path}, line {number}, has {len(row)} fields instead of {fields}: {line[:80]!r}")
+            raise DatasetError(
+                f"{path}, line {number}, has {counted(len(row), 'field')} instead of {fields}: {line[:80]!r}"
+            )
         if row:
             rows.append(row)
     if not rows:
@@ -130,7 +132,8 @@ def choose_test_classes(classes: list[str], test_classes: str) -> set[str]:
     if test_classes.isdecimal():
         if not 0 < (number := int(test_classes)) < len(classes):
             raise DatasetError(
-                f"--test_classes is {number}, but must be 1 to {len(classes) - 1} of the {len(classes)} classes"
+                f"--test_classes is {number}, but must be 1 to {len(classes) - 1} of the "
+                f"{counted(len(classes), 'class')}"
             )
         return set(classes[-number:])
     file = Path(test_classes).expanduser()
@@ -144,7 +147,7 @@ def choose_test_classes(classes: list[str], test_classes: str) -> set[str]:
         raise DatasetError(f"{file} is no text file: expected one class name per line") from error
     chosen = {name: class_named(name, classes) for name in names}
     if unknown := sorted(name for name, known in chosen.items() if known is None):
-        raise DatasetError(f"{file} names {len(unknown)} classes that are not there, such as {unknown[0]!r}")
+        raise DatasetError(f"{file} names {counted(len(unknown), 'unknown class')}, such as {unknown[0]!r}")
     if not names:
         raise DatasetError(f"{file} names no class: expected one class name per line")
     return {known for known in chosen.values() if known is not None}

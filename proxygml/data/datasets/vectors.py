@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.datasets.layout import choose_test_classes
-from proxygml.errors import DatasetError, did_you_mean
+from proxygml.errors import DatasetError, counted, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,8 @@ def read(
     table = load_table(root, source if vectors is None else None)
     if len(table) != source.rows:
         raise DatasetError(
-            f"{root} has {len(table):,} rows, but {source.path} {source.rows:,} vectors: give one for each"
+            f"{root} has {counted(len(table), 'row')}, but {source.path} {counted(source.rows, 'vector')}: "
+            "give one for each"
         )
     table = table.drop(columns=EMBEDDING, errors="ignore").assign(**{EMBEDDING_ROW: range(len(table))})
     if label not in table:
@@ -89,7 +90,8 @@ def _with_splits(table: "pd.DataFrame", root: Path, test_classes: str | None) ->
         return table
     if test_classes is None:
         raise DatasetError(
-            f"{root} has {len(classes):,} classes: say which are for testing: --test_classes half, NUMBER or FILE"
+            f"{root} has {counted(len(classes), 'class')}: say which are for testing: "
+            "--test_classes half, NUMBER or FILE"
         )
     tested = choose_test_classes(classes, test_classes)
     return table.assign(split=table["label"].isin(tested).map({True: "test", False: "train"}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from proxygml.arguments import check_arguments
 from proxygml.data.image_list import ImageList
 from proxygml.files import PathLike, local_path
 from proxygml.gallery.clusters.clustering import Clusters
@@ -12,6 +13,7 @@ from proxygml.gallery.source import Model, Source
 from proxygml.models.embed_images import OnBad, discard
 
 
+@check_arguments
 def cluster(
     run: PathLike,
     out: PathLike,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from proxygml.errors import UserError
+from proxygml.arguments import check_fields
+from proxygml.errors import UserError, check_whole
 
 Method = Literal["kmeans", "hdbscan", "agglomerative"]
 Layout = Literal["table", "links", "copies"]
@@ -37,6 +38,8 @@ class ClusterSettings:
     """Of kmeans."""
 
     def __post_init__(self) -> None:
+        check_fields(self, UserError)
+        check_whole("seed", self.seed, 0, 2**32 - 1)
         if self.method not in get_args(Method):
             raise UserError(f"method is {self.method!r}, but must be one of {', '.join(get_args(Method))}")
         if self.method == "kmeans" and self.num_clusters is None:

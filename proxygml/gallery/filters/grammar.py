@@ -119,6 +119,8 @@ def _parts(where: Where, columns: Sequence[str]) -> list[tuple[str, str, Any]]:
         return [(str(column), "=", values) for column, values in where.items()]
     if isinstance(where, str):
         raise GalleryError(f"a filter is {where!r}: give a list of conditions, [{where!r}], or {{column: value}}")
+    if not isinstance(where, Iterable):
+        raise GalleryError(f"where is {where!r}, but must be a list of conditions or {{column: value}}, {EXAMPLES}")
     return [split(part, columns) if isinstance(part, str) else _checked(part) for part in where]
 
 

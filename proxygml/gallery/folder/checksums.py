@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 
 _PART = 32 * 2**20
 """Bytes of each part that has a checksum: what is appended changes the last one only."""
@@ -47,7 +47,7 @@ def check_sizes(folder: Path, files: Mapping[str, StoredFile]) -> None:
         size = (folder / name).stat().st_size
         if size < stored.size:
             raise GalleryError(
-                f"{folder / name} has {size:,} bytes instead of {stored.size:,}: build the gallery again"
+                f"{folder / name} has {counted(size, 'byte')} instead of {stored.size:,}: build the gallery again"
             )
 
 

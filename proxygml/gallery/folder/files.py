@@ -20,7 +20,7 @@ import pandas as pd
 
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
-from proxygml.errors import GalleryError, OverwriteError
+from proxygml.errors import GalleryError, OverwriteError, counted
 from proxygml.files import atomic_write, naming
 from proxygml.gallery.folder.checksums import StoredFile, check_contents, check_sizes, stored_file
 from proxygml.gallery.folder.item_file import read_items, write_items
@@ -86,7 +86,9 @@ def read_manifest(folder: Path) -> FolderManifest:
         raise GalleryError(f"{folder} is no gallery: it holds no {MANIFEST}; `proxygml index` makes one")
     check_no_links(folder)
     if (size := path.stat().st_size) > MANIFEST_BYTES:
-        raise GalleryError(f"{path} has {size:,} bytes, but a gallery's has at most {MANIFEST_BYTES:,}: build it again")
+        raise GalleryError(
+            f"{path} has {counted(size, 'byte')}, but a gallery's has at most {MANIFEST_BYTES:,}: build it again"
+        )
     try:
         manifest = parse_manifest(path.read_text(encoding="utf-8"), str(path), FolderManifest)
     except (OSError, UnicodeDecodeError) as error:
@@ -167,7 +169,9 @@ def mapped_vectors(folder: Path, manifest: FolderManifest) -> Vectors:
     shape = (manifest.rows, manifest.dimension)
     size = (folder / manifest.vectors).stat().st_size
     if size < 4 * manifest.rows * manifest.dimension:
-        raise GalleryError(f"{folder / manifest.vectors} has {size} bytes, too few for {shape} vectors: build it again")
+        raise GalleryError(
+            f"{folder / manifest.vectors} has {counted(size, 'byte')}, too few for {shape} vectors: build it again"
+        )
     return np.memmap(folder / manifest.vectors, "<f4", "c", shape=shape).view(np.ndarray)
 
 

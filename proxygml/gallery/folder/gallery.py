@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
+from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
@@ -182,6 +183,7 @@ class FolderGallery(Gallery):
         self._table, changed = self._table.rebased(old, new)
         return changed
 
+    @check_arguments
     def save(self, place: str | Path | None = None) -> None:
         """See Backend.save."""
         if place is not None and backend_of(place) is not FolderGallery:

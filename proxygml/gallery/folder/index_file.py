@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 
 _PARTS = {"IHNf", "IxFI", "IwPQ", "ilar", "full", "sprs"}
 """The parts of HNSW over plain vectors and of IVF-PQ with its lists in memory, as FAISS names them."""
@@ -47,9 +47,9 @@ class _Reader:
     def _check_number(self, number: int) -> None:
         self._numbers += 1
         if not 0 <= number <= self._size and number != _UNUSED:
-            raise ValueError(f"it states the size {number:,}, but has {self._size:,} bytes")
+            raise ValueError(f"it states the size {number:,}, but has {counted(self._size, 'byte')}")
         if self._kind == "IwPQ" and self._numbers == _PLACE_OF_BITS and number != _BITS:
-            raise ValueError(f"its codes have {number} bits instead of {_BITS}")
+            raise ValueError(f"its codes have {counted(number, 'bit')} instead of {_BITS}")
 
 
 def read_faiss(path: Path, kind: str, dimension: int, most: int) -> Any:
@@ -84,7 +84,7 @@ def _check(faiss: Any, index: Any, kind: str, dimension: int, most: int) -> None
     if index.d != dimension or index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.is_trained:
         raise ValueError(f"it is of vectors of size {index.d}, but the gallery's have {dimension}")
     if not 0 < index.ntotal <= most:
-        raise ValueError(f"it holds {index.ntotal:,} vectors, but the gallery {most:,}")
+        raise ValueError(f"it holds {counted(index.ntotal, 'vector')}, but the gallery {most:,}")
     if kind == "hnsw":
         _check_graph(faiss, index)
     else:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxygml.data.arrow import to_pandas
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 from proxygml.files import naming
 from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.items.cells import arrow_table, converted
@@ -38,8 +38,8 @@ def read_items(path: Path, manifest: Manifest) -> pd.DataFrame:
     columns, expected = set(pq.read_schema(path).names), {"id", "removed", *manifest.columns}
     if found.num_rows != manifest.rows or columns != expected:
         raise GalleryError(
-            f"{path} has {found.num_rows:,} rows of {', '.join(sorted(columns))}, but its gallery {manifest.rows:,} of "
-            f"{', '.join(sorted(expected))}: build it again"
+            f"{path} has {counted(found.num_rows, 'row')} of {', '.join(sorted(columns))}, but its gallery "
+            f"{manifest.rows:,} of {', '.join(sorted(expected))}: build it again"
         )
     table = to_pandas(pq.read_table(path))
     ids = table["id"].to_numpy(dtype=np.int64)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 from proxygml.gallery.items.column_types import ColumnType
 from proxygml.gallery.neighbors import Kind
 
@@ -116,7 +116,7 @@ def parse_manifest(text: str, place: str, kind: type[AnyManifest]) -> AnyManifes
         raise GalleryError(f"{place} is damaged ({error}): build the gallery again") from error
     if manifest.dimension < 1 or not manifest.rows <= manifest.next_id:
         raise GalleryError(
-            f"{place} has vectors of size {manifest.dimension}, {manifest.rows} rows and the next id "
+            f"{place} has vectors of size {manifest.dimension}, {counted(manifest.rows, 'row')} and the next id "
             f"{manifest.next_id}, which cannot be: build the gallery again"
         )
     return manifest

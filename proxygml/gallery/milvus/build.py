@@ -12,7 +12,7 @@ import pandas as pd
 
 from proxygml.arrays import Block, Vectors
 from proxygml.console import progress_bar
-from proxygml.errors import GalleryError, OverwriteError
+from proxygml.errors import GalleryError, OverwriteError, counted
 from proxygml.files import atomic_write
 from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.items.coercion import check_items, conformed
@@ -108,7 +108,7 @@ class UnfinishedCollection:
         self._connection.load(self.collection)
         if (found := self._connection.count(self.collection, "id >= 0")) != self.rows:
             raise GalleryError(
-                f"{self._connection.address} has kept {found:,} of {self.rows:,} items: repeat the command"
+                f"{self._connection.address} has kept {found:,} of {counted(self.rows, 'item')}: repeat the command"
             )
         return MilvusManifest(
             manifest.kind, manifest.model, manifest.run, dimension=self.dimension, next_id=self.rows,

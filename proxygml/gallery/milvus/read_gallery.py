@@ -10,7 +10,7 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.data.image_list import FILE_STAMP
-from proxygml.errors import GalleryError, GalleryUnavailableError
+from proxygml.errors import GalleryError, GalleryUnavailableError, counted
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.filters.grammar import Condition, Where, one_of
@@ -88,7 +88,9 @@ class ReadMilvusGallery(Gallery):
         """See Backend.verify: that every item is there once, can be read, and has a vector of length 1."""
         ids = self._matching([])
         if (found := len(self)) != len(np.unique(ids)):
-            raise GalleryError(f"{self.place} holds {found:,} items under {len(ids):,} ids: build it again")
+            raise GalleryError(
+                f"{self.place} holds {counted(found, 'item')} under {counted(len(ids), 'id')}: build it again"
+            )
         for start in range(0, len(ids), self._reader.largest_answer):
             part = ids[start : start + self._reader.largest_answer]
             self.rows(part)

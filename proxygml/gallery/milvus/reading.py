@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from proxygml.arrays import Rows, Vectors
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 from proxygml.gallery.milvus.connection import MESSAGE_BYTES, Connection
 from proxygml.gallery.milvus.expressions import ids_between, ids_in
 from proxygml.gallery.neighbors import HNSW_SEARCH, PROBED, REFINED, Kind
@@ -89,8 +89,8 @@ class CollectionReader:
         """
         if wanted + _SPARE > self.largest_answer:
             raise GalleryError(
-                f"k needs {wanted:,} candidates, but Milvus gives no more than about {self.largest_answer:,} vectors "
-                "in an answer: choose a smaller k"
+                f"k needs {counted(wanted, 'candidate')}, but Milvus gives no more than about "
+                f"{counted(self.largest_answer, 'vector')} in an answer: choose a smaller k"
             )
         limits = {"exact": wanted + _SPARE, "hnsw": 2 * wanted, "ivfpq": _MORE * max(100, REFINED * wanted)}
         found = [_by_id([], self.dimension)] * len(queries)

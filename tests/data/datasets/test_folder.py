@@ -42,7 +42,7 @@ def test_a_file_names_the_test_classes(five: Path, tmp_path: Path) -> None:
     names.write_text("\ufeffb\n\n  d \n", encoding="utf-8")
     assert folder.read(five, test_classes=str(names)).split("test").classes == ["b", "d"]
     names.write_text("b\nz\n")
-    with pytest.raises(DatasetError, match="1 classes that are not there, such as 'z'"):
+    with pytest.raises(DatasetError, match="1 unknown class, such as 'z'"):
         folder.read(five, test_classes=str(names))
     names.write_text("\n")
     with pytest.raises(DatasetError, match="names no class"):
