@@ -60,6 +60,8 @@ class PrefixLosses:
             for size in recipe.embedder.prefixes:
                 loss = make_criterion(recipe.loss, num_classes, size, process_group)
                 self._parts.append(_Part(size, loss, _cuts(criterion, loss)))
+                for parameter in loss.parameters():  # each call puts parts of the whole loss's in their place
+                    parameter.data = parameter.data.new_empty(0)
         finally:
             console.quiet = quiet
 

@@ -1,5 +1,6 @@
 """The loss on prefixes of the embeddings: what it is, and that short embeddings become good ones."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,21 @@ def test_without_prefixes_it_is_the_loss_itself() -> None:
     embeddings, labels = batch()
     found = PrefixLosses(Recipe(), whole, 8, 8, None)(whole, embeddings, labels)
     assert torch.equal(found, whole(embeddings, labels))
+
+
+def numbers_in_tensors() -> int:
+    gc.collect()
+    return sum(each.numel() for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
+
+
+def test_prefixes_hold_no_proxies_of_their_own() -> None:
+    """There may be millions of them."""
+    recipe = Recipe(embedder=EmbedderSettings(embedding_size=64, prefixes=(8, 16, 32)), loss=LOSSES[0])
+    whole = make_criterion(recipe.loss, 500, 64)
+    before = numbers_in_tensors()
+    prefixes = PrefixLosses(recipe, whole, 500, 64, None)
+    assert numbers_in_tensors() - before < 1000
+    prefixes(whole, torch.randn(4, 64), torch.arange(4)).backward()
 
 
 @pytest.mark.parametrize("prefixes", [(0,), (8,), (4, 4), (5, 3), (9,), (-1,)])
