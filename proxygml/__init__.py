@@ -9,6 +9,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from proxygml import errors as errors
+    from proxygml.auditing.audit import audit as audit
     from proxygml.comparison.compare import compare as compare
     from proxygml.data.catalog import Catalog as Catalog
     from proxygml.data.prepare import prepare as prepare
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["errors"],
     submod_attrs={
+        "auditing.audit": ["audit"],
         "comparison.compare": ["compare"],
         "data.catalog": ["Catalog"],
         "data.prepare": ["prepare"],

@@ -22,11 +22,23 @@ def test_every_exported_name_can_be_imported_and_says_what_it_is() -> None:
 
 def test_a_function_is_not_hidden_by_a_module_of_its_name() -> None:
     """`proxygml.compare` stays a function after comparison/compare.py has been imported; so do the others."""
+    import proxygml.auditing.audit
     import proxygml.comparison.compare
     import proxygml.gallery.clusters.cluster
     import proxygml.training.train
 
-    for name in ("prepare", "train", "evaluate", "evaluate_run", "compare", "index", "search", "embed", "cluster"):
+    for name in (
+        "prepare",
+        "train",
+        "evaluate",
+        "evaluate_run",
+        "compare",
+        "index",
+        "search",
+        "embed",
+        "cluster",
+        "audit",
+    ):
         assert callable(getattr(proxygml, name)), name
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Train an embedder by a recipe, then evaluate it.",
     "evaluate": "Evaluate a run on the test split of its catalog, or of another one.",
     "compare": "Compare losses over several seeds under one protocol, in one table.",
+    "audit": "Find labels of a catalog that are probably wrong, and say how sure that is.",
     "embed": "Write the vectors of images, or better ones of vectors, to a Parquet file.",
     "index": "Build a gallery to search in; add items to it, or remove some.",
     "search": "Find the items of a gallery that are most similar to yours.",

@@ -44,7 +44,7 @@ class Moments:
             count += len(exact)
         if labels is None:
             return cls(count, total, products, torch.zeros_like(products))
-        scaled = sums / torch.bincount(labels).clamp_min(1).sqrt()[:, None]
+        scaled = sums / torch.bincount(labels).clamp_min(1).double().sqrt()[:, None]
         return cls(count, total, products, scaled.T @ scaled, len(sums))
 
     @property

@@ -1,0 +1,68 @@
+"""The evidence on all labels of a catalog: contradictions, from two passes, and how likely they make a wrong label."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from proxygml.arrays import Rows, Vectors
+from proxygml.auditing.contradiction import Contradictions, contradictions
+from proxygml.auditing.feature_rows import FeatureRows
+from proxygml.auditing.probability import Doubles, LabelNoise
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known about n labels.
+
+    Attributes:
+        labels: int64 (n,) in 0..C-1.
+        found: what speaks for each label and against it.
+        noise: the share of wrong labels.
+        probability: float64 (n,), that a label is wrong, in 0..1; NaN where it cannot be judged.
+    """
+
+    labels: Rows
+    found: Contradictions
+    noise: LabelNoise
+    probability: Doubles
+
+    @property
+    def margin(self) -> Vectors:
+        """float32 (n,), by how much the best other class has the higher score; NaN where a label cannot be judged."""
+        return self.found.margin
+
+    @property
+    def order(self) -> Rows:
+        """int64 (n,), the images from the most to the least contradicted; last those that cannot be judged."""
+        return np.argsort(-np.nan_to_num(self.margin, nan=-np.inf), kind="stable")
+
+    @classmethod
+    def of(cls, features: FeatureRows, labels: Rows, num_classes: int, seed: int = 0) -> "Evidence":
+        """That of all images. Ours.
+
+        The second pass makes its models without the labels that the first contradicts most, as many as it takes for
+        wrong: wrong labels draw the proxies of their classes towards them.
+
+        Args:
+            features: of n images.
+            labels: int64 (n,) in 0..C-1.
+            num_classes: C.
+            seed: of the folds.
+        """
+        found = contradictions(features, labels, num_classes, seed=seed)
+        noise = _noise(found)
+        margin = np.nan_to_num(found.margin, nan=-np.inf)
+        doubtful = np.argsort(-margin, kind="stable")[: round(noise.share * len(labels))]
+        doubtful = doubtful[margin[doubtful] > 0]
+        if len(doubtful):
+            trusted = np.ones(len(labels), bool)
+            trusted[doubtful] = False
+            found = contradictions(features, labels, num_classes, seed=seed, trusted=trusted).or_earlier(found)
+            noise = _noise(found)
+        return cls(labels, found, noise, noise.probability(found.scores, found.margin))
+
+
+def _noise(found: Contradictions) -> LabelNoise:
+    margin = found.margin
+    judged = ~np.isnan(margin)
+    return LabelNoise.fit(found.gap[judged], margin[judged] > 0)

@@ -1,0 +1,166 @@
+"""From margins to probabilities: how many labels are wrong, how sure that is, and which ones.
+
+The gap between the two best classes of an image does not depend on its label. Where labels are right, a label differs
+from the best class less and less often as the gap grows: in logistic fashion. Wrong labels differ at any gap. So the
+share of labels that still differ where the gap is wide is the share of wrong labels, whatever they were changed to.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from proxygml.arrays import Vectors
+
+BINS = 400
+"""Of images with gaps of about the same width."""
+
+DROP_95 = 1.92
+"""By so much the log-likelihood falls to the ends of a 95% interval of one parameter: half a chi-squared quantile."""
+
+CLOSENESS = (*np.linspace(1, 0, 21).tolist(),)
+"""Parts of the slope that are tried for the preference of right labels for closer classes."""
+
+MOST_OFFSET = 4.0
+"""At a gap of 0, at most so many (logistic, 98%) labels of images between many classes differ from the best one."""
+
+AT_WIDEST = 3.0
+"""Where the gap is widest, at most so many (logistic, 5%) right labels differ from the best class."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """The share of wrong labels, and the probability that a label which differs from the best class is wrong.
+
+    Attributes:
+        share: the most likely share of wrong labels, in 0..1.
+        low, high: of its 95% interval, by profile likelihood.
+        slope, offset: of the logistic curve by which right labels differ from the best class.
+    """
+
+    share: float
+    low: float
+    high: float
+    slope: float
+    offset: float
+
+    @classmethod
+    def fit(cls, gap: Vectors, differs: npt.NDArray[np.bool_]) -> "LabelNoise":
+        """The most likely one. Ours: a logistic curve with a floor, fitted to how often labels differ at each gap.
+
+        Args:
+            gap: float (n,), 0 or more, of the images that can be judged.
+            differs: bool (n,), whether the label is another than the best class.
+        """
+        if not len(gap):
+            return cls(0.0, 0.0, 1.0, 0.0, 0.0)
+        order = np.argsort(gap, kind="stable")
+        groups = [group for group in np.array_split(order, min(BINS, len(order))) if len(group)]
+        width = max(float(np.std(gap)), 1e-6)
+        counts = np.array([len(group) for group in groups], float)
+        wrong = np.array([differs[group].sum() for group in groups], float)
+        middle = np.array([gap[group].mean() for group in groups], float) / width
+        shares = np.concatenate([[0.0], np.geomspace(1e-5, 0.95, 40)])
+        curve = [_profile(share, middle, counts, wrong) for share in shares]
+        near = int(np.argmax([value for value, _, _ in curve]))
+        finer = np.linspace(shares[max(near - 1, 0)], shares[min(near + 1, len(shares) - 1)], 21)[1:-1]
+        curve += [_profile(share, middle, counts, wrong) for share in finer]
+        order = np.argsort(np.concatenate([shares, finer]), kind="stable")
+        shares, curve = np.concatenate([shares, finer])[order], [curve[place] for place in order]
+        likelihood = np.array([value for value, _, _ in curve])
+        best = int(likelihood.argmax())
+        inside = np.flatnonzero(likelihood >= likelihood[best] - DROP_95)
+        _, slope, offset = curve[best]
+        low, high = shares[inside[0]], shares[min(inside[-1] + 1, len(shares) - 1)]
+        return cls(float(shares[best]), float(low), float(high), slope / width, offset)
+
+    def probability(self, scores: Vectors, margin: Vectors) -> Doubles:
+        """That a label is wrong, in 0..1, by the margin of the best other class over it; never less with a wider one.
+
+        A local false discovery rate (Efron 2008): how many more labels differ by such a margin than right labels would.
+        0 where the label is the best class, or where no label seems to be wrong.
+
+        Args:
+            scores: float (n, R), those of the best R classes of each image, falling.
+            margin: float (n,); NaN, where a label cannot be judged, stays so.
+        """
+        known = ~np.isnan(margin)
+        probability = np.where(known, 0.0, np.nan)
+        differs = known & (margin > 0)
+        if not self.share or not differs.any():
+            return probability
+        behind = (scores[known, :1] - scores[known, 1:]).astype(float)
+        observed = margin[differs].astype(float)
+        probability[differs] = _excess(behind.ravel(), self._right(behind, observed).ravel(), observed)
+        return probability
+
+    def _right(self, behind: Doubles, margin: Doubles) -> Doubles:
+        """How many right labels are expected to be each of the other classes of an image, (n, R) in 0..1.
+
+        They are rather the closer classes: as much rather as possible, while no more labels than the wrong ones are
+        left to be explained at any margin.
+
+        Args:
+            behind: (n, R), by how much the other classes are behind the best one.
+            margin: (m,), by how much the class of a label is, of images whose label differs.
+        """
+        differing = (1 - self.share) * _logistic(-(self.slope * behind[:, :1] + self.offset))
+        most = self.share * len(behind)
+        most += math.sqrt(most)  # as much as chance adds
+        edges = np.quantile(margin, np.linspace(0, 1, 50))
+        observed = len(margin) - np.searchsorted(np.sort(margin), edges)
+        for closeness in CLOSENESS:
+            likelihood = np.exp(-closeness * self.slope * (behind - behind[:, :1]))
+            expected: Doubles = differing * likelihood / likelihood.sum(axis=1, keepdims=True)
+            wider = np.histogram(behind, np.append(edges, np.inf), weights=expected)[0][::-1].cumsum()[::-1]
+            if (observed - wider).max() <= most:
+                break
+        return expected
+
+
+def _excess(places: Doubles, expected: Doubles, margin: Doubles) -> Doubles:
+    """The share of labels, at each margin at which labels differ, that right labels do not explain: (m,) in 0..1.
+
+    Args:
+        places: (k,), margins at which right labels are expected to differ.
+        expected: (k,), how many at each.
+        margin: (m,), at which labels differ.
+    """
+    from sklearn.isotonic import IsotonicRegression  # noqa: PLC0415
+
+    values = np.concatenate([np.ones(len(places)), np.zeros(len(margin))])
+    weights = np.concatenate([expected, np.ones(len(margin))])
+    fitted = IsotonicRegression(increasing=False, out_of_bounds="clip")
+    fitted.fit(np.concatenate([places, margin]), values, sample_weight=weights)
+    right = fitted.predict(margin).clip(0, 1 - 1e-9)
+    return np.asarray(np.clip(1 - right / (1 - right), 0, 1), np.float64)
+
+
+def _logistic(values: Doubles) -> Doubles:
+    return 1 / (1 + np.exp(-np.clip(values, -500, 500)))
+
+
+def _profile(share: float, gap: Doubles, counts: Doubles, wrong: Doubles) -> tuple[float, float, float]:
+    """The largest log-likelihood at this share of wrong labels, with the slope and offset that give it."""
+    from scipy.optimize import minimize  # noqa: PLC0415
+
+    def slope_and_offset(parameters: Doubles) -> tuple[float, float]:
+        # An image between two classes, whose gap is 0, differs as often as not, or more often: the offset is below 0.
+        offset = min(math.exp(min(parameters[1], 50)), MOST_OFFSET)
+        # And where the gap is widest, right labels hardly differ. Without these bounds, a curve that does not fall
+        # could explain all labels that differ.
+        return (AT_WIDEST + offset) / widest + math.exp(min(parameters[0], 50)), -offset
+
+    def loss(parameters: Doubles) -> float:
+        slope, offset = slope_and_offset(parameters)
+        differs = share + (1 - share) * _logistic(-(slope * gap + offset))
+        differs = np.clip(differs, 1e-12, 1 - 1e-12)
+        return -float((wrong * np.log(differs) + (counts - wrong) * np.log1p(-differs)).sum())
+
+    widest = max(float(gap.max()), 1e-9)
+    starts = ([0.0, -1.0], [2.0, -1.0])
+    fitted = min((minimize(loss, start, method="Nelder-Mead") for start in starts), key=lambda found: found.fun)
+    return -float(fitted.fun), *slope_and_offset(fitted.x)

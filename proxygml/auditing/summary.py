@@ -1,0 +1,66 @@
+"""What an audit has found, in sentences: how many labels are wrong, how sure that is, and what could not be judged."""
+
+import math
+
+import numpy as np
+
+from proxygml.auditing.evidence import Evidence
+from proxygml.auditing.table import LIKELY
+from proxygml.errors import counted
+
+MANY = 0.4
+"""Share of wrong labels from which on the suggestions themselves are in doubt."""
+
+MOST = 0.7
+"""Share from which on the features are in doubt too."""
+
+FEW = 200
+"""Images below which a share can hardly be estimated."""
+
+
+def summary(evidence: Evidence, classes: list[str], item: str) -> tuple[str, ...]:
+    """The findings, one sentence or two each.
+
+    Args:
+        evidence: on all labels.
+        classes: the C classes.
+        item: image or vector.
+    """
+    margin = evidence.margin
+    judged = int(np.count_nonzero(~np.isnan(margin)))
+    if len(classes) == 1:
+        return (
+            f"All {counted(len(margin), item)} have the label {classes[0]}: with one class, none can be contradicted.",
+        )
+    sentences = [*_wrong(evidence, judged, item)]
+    if alone := len(margin) - judged:
+        verb = "is the only one" if alone == 1 else "are the only ones"
+        sentences.append(f"{counted(alone, item)} {verb} of the class and cannot be judged.")
+    if 0 < judged < FEW:
+        sentences.append(
+            f"With {counted(judged, item)}, these figures are rough: look at the top of the list in any case."
+        )
+    return tuple(sentences)
+
+
+def _wrong(evidence: Evidence, judged: int, item: str) -> list[str]:
+    noise = evidence.noise
+    if not judged:
+        return [f"No label could be judged: every class has one {item}."]
+    likely = int(np.count_nonzero(evidence.probability >= LIKELY))
+    most = math.ceil(noise.high * judged)
+    if not likely:
+        return [
+            f"No wrong label was found among {counted(judged, item)}; with 95% confidence, at most {most:,} "
+            f"({noise.high:.1%}) are wrong."
+        ]
+    found = [
+        f"About {round(noise.share * judged):,} of {judged:,} labels are wrong: {noise.share:.1%}, with 95% confidence "
+        f"{noise.low:.1%} to {noise.high:.1%}.",
+        f"{counted(likely, 'label')} {'is' if likely == 1 else 'are'} more likely wrong than right; they come first.",
+    ]
+    if noise.share >= MOST:
+        found.append("Either that is so, or the features do not tell these classes apart: look at some of them first.")
+    elif noise.share >= MANY:
+        found.append("With so many wrong labels, suggestions are less sure: correct the first ones, then audit again.")
+    return found

@@ -1,0 +1,72 @@
+"""The table of an audit: one row an image, the most contradicted label first, with reasons in words."""
+
+import numpy as np
+import pandas as pd
+
+from proxygml.auditing.evidence import Evidence
+from proxygml.data.catalog import Catalog
+
+NAMES = ("path", "id")
+"""Columns of a catalog that name an item."""
+
+LIKELY = 0.5
+"""From this probability on, a label is more likely wrong than right."""
+
+
+def audit_table(catalog: Catalog, classes: list[str], evidence: Evidence) -> pd.DataFrame:
+    """All images, from the most to the least contradicted.
+
+    Returns:
+        Columns: `rank` from 1; `row` of the catalog; `path` and `id` where the catalog has them; `label`; `split`;
+        `suggestion`, the best other class; `probability` that the label is wrong; `margin`, by how much the suggestion
+        has the higher score; `own_proxy`, `own_neighbors`, `suggestion_proxy` and `suggestion_neighbors`, the cosines
+        that the scores are sums of; `keep`, False where the label is more likely wrong than right; `reasons`.
+    """
+    found = evidence.found
+    names = np.array([*classes, ""], dtype=object)
+    table = pd.DataFrame({"row": catalog.table.index.to_numpy()})
+    for name in NAMES:
+        if name in catalog.table:
+            table[name] = catalog.table[name].to_numpy()
+    table = table.assign(
+        label=catalog.table["label"].to_numpy(),
+        split=catalog.table["split"].to_numpy(),
+        suggestion=names[found.other],
+        probability=evidence.probability.round(4),
+        margin=found.margin.round(4),
+        own_proxy=found.own_proxy.round(4),
+        own_neighbors=found.own_neighbors.round(4),
+        suggestion_proxy=found.other_proxy.round(4),
+        suggestion_neighbors=found.other_neighbors.round(4),
+        keep=~(evidence.probability >= LIKELY),
+    )
+    table["reasons"] = _reasons(evidence, table["label"].tolist(), table["suggestion"].tolist())
+    ordered = table.iloc[evidence.order].reset_index(drop=True)
+    ordered.insert(0, "rank", np.arange(1, len(table) + 1))
+    return ordered
+
+
+def _reasons(evidence: Evidence, labels: list[str], suggestions: list[str]) -> list[str]:
+    found = evidence.found
+    columns = (found.margin, found.own_proxy, found.own_neighbors, found.other_proxy, found.other_neighbors)
+    rows = zip(labels, suggestions, *(column.tolist() for column in columns), strict=True)
+    return [_reason(*row) for row in rows]
+
+
+def _reason(
+    label: str, suggestion: str, margin: float, own_proxy: float, own_near: float, proxy: float, near: float
+) -> str:
+    if np.isnan(own_proxy):
+        return f"no other image of {label} to compare it with"
+    if np.isnan(margin):
+        return "no other class to compare it with"
+    if margin <= 0:
+        return ""
+    parts = []
+    if proxy > own_proxy:
+        parts.append(
+            f"closer to the proxy of {suggestion} than to that of {label} ({proxy:.2f} against {own_proxy:.2f})"
+        )
+    if near > own_near:
+        parts.append(f"its most similar images are of {suggestion}, not of {label} ({near:.2f} against {own_near:.2f})")
+    return "; ".join(parts)

@@ -1,0 +1,31 @@
+"""`proxygml audit`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from proxygml.cli.inputs import check_inputs
+from proxygml.cli.options import add_force, add_workers, chosen
+from proxygml.cli.output import say
+from proxygml.cli.parser import Parser
+
+
+def run(parser: Parser, arguments: Sequence[str]) -> None:
+    """Find labels that are probably wrong."""
+    parser.usage = "%(prog)s [RUN] --catalog TABLE --out FOLDER [options]"
+    words = "the run folder whose backbone gives the features; vectors are used as they are without one"
+    parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
+    words = "a table of images or vectors, as `proxygml prepare` writes it"
+    parser.add_argument("--catalog", type=Path, required=True, help=words)
+    words = "the part of the catalog to audit"
+    parser.add_argument("--split", type=Literal["all", "train", "val", "test"], default="all", help=words)
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make, with audit.csv")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds in which labels are judged")
+    add_force(parser)
+    add_workers(parser)
+    options = parser.parse(arguments)
+    check_inputs(run=options.run, catalog=options.catalog)
+    from proxygml.auditing.audit import TABLE, audit
+
+    found = audit(options.run, options.catalog, options.out, **chosen(options, "split", "seed", "force", "workers"))
+    say(*found.summary, f"labels: {options.out / TABLE}")
