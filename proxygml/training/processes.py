@@ -10,7 +10,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
@@ -43,6 +43,13 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
         )
     except ValueError as error:
         raise RecipeError(f"precision {recipe.precision} is not possible here: {error}") from error
+
+
+def of_main_process(path: Path | None) -> Path | None:
+    """The main process's value, on every process: over a network, two machines may list a folder differently."""
+    values: list[Path | None] = [path]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def check_precision(recipe: Recipe) -> None:

@@ -40,6 +40,7 @@ from proxygml.training.processes import (
     data_parallel,
     gather_batch,
     make_accelerator,
+    of_main_process,
     own_part,
     process_group,
     share_batch_statistics,
@@ -114,7 +115,7 @@ class Training:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.batches = Batches(labels, recipe.batch_size, recipe.images_per_class, recipe.seed, rank, world_size)
 
-        restored = run.checkpoint
+        restored = of_main_process(run.checkpoint)
         is_new = restored is None
         self.embedder = initial_embedder(
             recipe, classes, self.accelerator, (self.train_images, self.labels), restored=not is_new
