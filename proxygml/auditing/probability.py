@@ -28,6 +28,9 @@ MOST_OFFSET = 4.0
 AT_WIDEST = 3.0
 """Where the gap is widest, at most so many (logistic, 5%) right labels differ from the best class."""
 
+SAMPLED = 50_000
+"""Images, evenly spaced, that stand for all where it is computed how right labels differ."""
+
 Doubles = npt.NDArray[np.float64]
 
 
@@ -92,23 +95,27 @@ class LabelNoise:
         differs = known & (margin > 0)
         if not self.share or not differs.any():
             return probability
-        behind = (scores[known, :1] - scores[known, 1:]).astype(float)
+        places = np.flatnonzero(known)
+        sample = places[np.linspace(0, len(places) - 1, min(len(places), SAMPLED)).astype(int)]
+        behind = (scores[sample, :1] - scores[sample, 1:]).astype(float)
         observed = margin[differs].astype(float)
-        probability[differs] = _excess(behind.ravel(), self._right(behind, observed).ravel(), observed)
+        probability[differs] = _excess(behind.ravel(), self._right(behind, observed, len(places)).ravel(), observed)
         return probability
 
-    def _right(self, behind: Doubles, margin: Doubles) -> Doubles:
-        """How many right labels are expected to be each of the other classes of an image, (n, R) in 0..1.
+    def _right(self, behind: Doubles, margin: Doubles, count: int) -> Doubles:
+        """How many right labels are expected to be each of the other classes of an image, (s, R), 0 or more.
 
         They are rather the closer classes: as much rather as possible, while no more labels than the wrong ones are
         left to be explained at any margin.
 
         Args:
-            behind: (n, R), by how much the other classes are behind the best one.
-            margin: (m,), by how much the class of a label is, of images whose label differs.
+            behind: (s, R), by how much the other classes are behind the best one, of a sample of the images.
+            margin: (m,), by how much the class of a label is, of all images whose label differs.
+            count: n, how many images the sample stands for.
         """
         differing = (1 - self.share) * _logistic(-(self.slope * behind[:, :1] + self.offset))
-        most = self.share * len(behind)
+        differing *= count / len(behind)
+        most = self.share * count
         most += math.sqrt(most)  # as much as chance adds
         edges = np.quantile(margin, np.linspace(0, 1, 50))
         observed = len(margin) - np.searchsorted(np.sort(margin), edges)

@@ -81,3 +81,12 @@ def test_real_vectors_with_wrong_labels() -> None:
     wrong = labels != right
     assert wrong[found.order[: wrong.sum()]].mean() > 0.9
     assert found.noise.low - 0.01 <= wrong.mean() <= found.noise.high + 0.01
+
+
+def test_a_sample_stands_for_all_images_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, right = clustered(2000, classes=20, spread=1.0)
+    labels = mislabelled_at_random(right, 0.1)
+    whole = evidence_of(vectors, labels)
+    monkeypatch.setattr("proxygml.auditing.probability.SAMPLED", 1000)
+    sampled = evidence_of(vectors, labels)
+    assert abs(sampled.probability.sum() - whole.probability.sum()) < 0.1 * whole.probability.sum()
