@@ -183,4 +183,4 @@ def test_a_diverged_cell_keeps_no_checkpoints(content: dict[str, Any], tmp_path:
     runner.run(Part())
     cell = runner.store.cell(Key("Wild", 0))
     assert cell.diverged
-    assert not cell.run.checkpoint.parent.exists()
+    assert not cell.run.checkpoints.exists()

@@ -62,7 +62,7 @@ def test_impossible_settings_are_named(arguments: dict[str, object], message: st
 
 
 def test_more_clusters_than_images() -> None:
-    with pytest.raises(UserError, match="there are 3 images"):
+    with pytest.raises(UserError, match="num_clusters is 4, more than the 3 images"):
         cluster_vectors(groups([3])[0], ClusterSettings(num_clusters=4))
 
 

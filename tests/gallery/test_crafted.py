@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, UserError
@@ -200,7 +201,7 @@ def test_items_that_do_not_fit_are_refused(change: str, crafted: Callable[[str],
 
 @pytest.mark.parametrize("name", ["vectors", "items", "index"])
 def test_a_flipped_bit_is_found_by_verify(
-    name: str, crafted: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    name: str, crafted: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = crafted("hnsw")
     gallery = Gallery.load(folder)
@@ -220,7 +221,9 @@ def test_a_flipped_bit_is_found_by_verify(
             refused(capsys, "index", "--verify", "--out", folder)
         data[place] ^= 1
     path.write_bytes(data[:-1])
-    assert "bytes instead of" in refused(capsys, "search", folder, "x.png")
+    photo = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    assert "bytes instead of" in refused(capsys, "search", folder, photo)
 
 
 def test_checksums_of_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
