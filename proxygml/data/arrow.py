@@ -28,7 +28,7 @@ def to_pandas(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
     """The table in pandas, with nullable types for whole numbers and truth values of which some are missing.
 
     Arrow's own conversion turns such whole numbers into floats, which are exact only up to 2**53; so it does within
-    lists, which become lists of Python's values. What pandas has written as its index is a column like any other, but
+    lists and structs, which become lists and dictionaries of Python's values. What pandas has written as its index is a column like any other, but
     for row numbers, which are left out.
     """
     if b"pandas" in (table.schema.metadata or {}):
@@ -38,7 +38,7 @@ def to_pandas(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
     }
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, ignore_metadata=True)
     for place, column in enumerate(table.columns):
-        if pa.types.is_nested(column.type) and not pa.types.is_struct(column.type):
+        if pa.types.is_nested(column.type):
             frame.isetitem(place, pd.Series(column.to_pylist(), frame.index, dtype=object))
     return frame
 

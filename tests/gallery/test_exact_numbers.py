@@ -50,6 +50,18 @@ def test_a_row_without_a_column_leaves_the_column_exact(gallery: Gallery, tmp_pa
     assert gallery.matching({"zero": 0}).tolist() == list(range(6))
 
 
+def test_whole_numbers_in_mappings_and_lists_stay_exact(tmp_path: Path) -> None:
+    """A missing cell, or a missing number in one, makes floats of all in Arrow's own conversion."""
+    boxes = [{"id": IDS[0], "of": [{"n": IDS[1]}, {"n": None}]}, None, {"id": None, "of": []}]
+    items = pd.DataFrame({"path": list("xyz"), "box": boxes, "lists": [[[IDS[2]], [None]], None, []]})
+    Gallery.create(clustered(3), items).save(tmp_path / "saved")
+    stored = Gallery.load(tmp_path / "saved").items
+    assert stored["box"].iloc[0] == boxes[0]
+    assert isinstance(stored["box"].iloc[0]["id"], int)
+    assert stored["lists"].iloc[0] == [[IDS[2]], [None]]
+    assert stored["box"].isna().tolist() == [False, True, False]
+
+
 def test_a_mask_names_items_and_nothing_but_whole_numbers_are_ids(gallery: Gallery) -> None:
     gallery.remove([0])
     mask = gallery.items["path"].isin(["b", "f"])
