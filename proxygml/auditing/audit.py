@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from proxygml.arguments import check_arguments
 from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.features import audited_features
 from proxygml.auditing.summary import summary
@@ -37,6 +38,7 @@ class Audit:
     summary: tuple[str, ...]
 
 
+@check_arguments
 def audit(
     run: PathLike | None,
     catalog: PathLike,

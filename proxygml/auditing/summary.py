@@ -55,8 +55,8 @@ def _wrong(evidence: Evidence, judged: int, item: str) -> list[str]:
             f"({noise.high:.1%}) are wrong."
         ]
     found = [
-        f"About {round(noise.share * judged):,} of {judged:,} labels are wrong: {noise.share:.1%}, with 95% confidence "
-        f"{noise.low:.1%} to {noise.high:.1%}.",
+        f"About {round(noise.share * judged):,} of {counted(judged, 'label')} are wrong: {noise.share:.1%}, "
+        f"with 95% confidence {noise.low:.1%} to {noise.high:.1%}.",
         f"{counted(likely, 'label')} {'is' if likely == 1 else 'are'} more likely wrong than right; they come first.",
     ]
     if noise.share >= MOST:

@@ -28,8 +28,8 @@ def to_pandas(table: pa.Table | pa.RecordBatch) -> pd.DataFrame:
     """The table in pandas, with nullable types for whole numbers and truth values of which some are missing.
 
     Arrow's own conversion turns such whole numbers into floats, which are exact only up to 2**53; so it does within
-    lists and structs, which become lists and dictionaries of Python's values. What pandas has written as its index is a column like any other, but
-    for row numbers, which are left out.
+    lists and structs, which become lists and dictionaries of Python's values. What pandas has written as its index is a
+    column like any other, but for row numbers, which are left out.
     """
     if b"pandas" in (table.schema.metadata or {}):
         table = table.drop_columns([name for name in table.schema.names if _ROW_NUMBERS.fullmatch(name)])

@@ -62,12 +62,8 @@ class ImageFolders:
         """The folder that was made from this, or was started by a command that was stopped; else a new one."""
         if (folder := self.made_from(origin)) is None:
             folder = self._free()
-            folder.mkdir(parents=True)
-            try:
-                self.mark(folder, origin)
-            except OSError:
-                folder.rmdir()
-                raise
+            with atomic_folder(folder, replace=False) as temporary:
+                self.mark(temporary, origin)
         return folder
 
     def mark(self, folder: Path, origin: str) -> None:

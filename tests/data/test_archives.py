@@ -245,7 +245,7 @@ def test_names_in_other_characters_are_read_as_stated_or_named(
     assert "does not say" not in capsys.readouterr().err
     unpacked(write_raw_zip(tmp_path / "silent.zip", {raw: b"1"}), tmp_path / "silent", {})
     printed = " ".join(capsys.readouterr().err.split())
-    assert f"does not say in which characters 1 of its names are written ({raw.decode('cp437')})" in printed
+    assert f"does not say in which characters its names are written ({raw.decode('cp437')})" in printed
 
 
 def test_backslashes_separate_folders_as_windows_writes_them(tmp_path: Path) -> None:

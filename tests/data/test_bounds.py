@@ -33,7 +33,6 @@ BOMBS = {
         "JPEG with more than 1,000 segments",
     ),
     "PNG chunks": (bombs.png_with_chunks(2000), "PNG with more than 1,0.. chunks"),
-    "PNG text": (bombs.png_with_chunks(0, bytes(2**24)), "too large"),
     "WebP chunks": (bombs.webp_with_chunks(WEBP, 2000), "WebP with more than 1,0.. chunks"),
     "GIF comments": (bombs.gif_with_comments(200), "GIF with 101 extensions"),
     "GIF comment": (bombs.gif_with_comments(1, 5000), "at most 1,048,576 bytes are read"),
@@ -42,6 +41,10 @@ BOMBS = {
     "BMP runs": (bombs.bmp_of_runs(3000), "run-length encoded BMP of 9,000,000 pixels"),
     "tiles": (bombs.jpeg2000_with_tiles(4000, 16), "JPEG 2000 image of 62,500 tiles, but at most 10,000"),
 }
+
+
+def test_a_large_text_in_a_png_is_not_read() -> None:
+    assert decode(bombs.png_with_chunks(0, bytes(2**24)), "the image") is not None
 
 
 @pytest.mark.parametrize("kind", BOMBS)

@@ -62,7 +62,7 @@ def test_vectors_that_other_programs_have_written_are_read(kind: pa.DataType, tm
     ("cell", "found"),
     [
         (None, "no vector"),
-        ([1.0], "a vector of 1 numbers"),
+        ([1.0], "a vector of 1 number instead of"),
         ([], "a vector of 0"),
         ([1.0, None, 2.0], "a missing number"),
     ],

@@ -480,8 +480,11 @@ LABELS = [0, 0, 1, 1]
         (lambda: evaluate(GOOD, LABELS, recall_at=(0, 1)), r"recall_at is \(0, 1\)"),
         (lambda: evaluate(GOOD, LABELS, recall_at=()), r"recall_at is \(\)"),
         (lambda: evaluate(GOOD, LABELS, bootstrap=0), "bootstrap is 0"),
-        (lambda: evaluate(GOOD, LABELS, seed=-1), "seed is -1, but an integer from 0"),
-        (lambda: evaluate(GOOD, LABELS, precision="fp8"), "precision is 'fp8', but one of float32, tf32, bfloat16"),
+        (lambda: evaluate(GOOD, LABELS, seed=-1), "seed is -1, but must be 0 to 4,294,967,295"),
+        (
+            lambda: evaluate(GOOD, LABELS, precision="fp8"),
+            "precision is 'fp8', but must be one of float32, tf32",
+        ),
         (lambda: evaluate(GOOD, [0, 1, 2, 3]), "none of 4 queries has another image of its class"),
         (lambda: evaluate(GOOD, LABELS, is_query=[True]), r"is_query has the shape \(1,\)"),
         (lambda: evaluate(GOOD, LABELS, is_gallery=[1, 1, 1, 0]), "is_gallery is of int64, but booleans"),

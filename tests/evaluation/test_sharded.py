@@ -141,13 +141,13 @@ def test_what_is_wrong_on_one_process_is_raised_on_all(tmp_path: Path) -> None:
         one,
         [
             "process 1: embeddings[0] holds a NaN",
-            "process 1: labels has the shape (3,), but there are 4",
+            "process 1: labels has the shape (3,) for 4 embeddings",
             "the processes give embeddings of different widths",
             "labels are numbers on some processes and text on others",
             "camera is given on some processes and not on others",
             "process 1: camera holds 0.5",
             "no process has an embedding",
-            "none of the 8 queries has another image",
+            "none of 8 queries has another image",
         ],
         strict=True,
     ):

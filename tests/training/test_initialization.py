@@ -75,7 +75,7 @@ def test_an_embedding_larger_than_what_the_images_span_is_refused(shape: tuple[i
 
 
 def test_features_of_nothing_but_zeros_are_named() -> None:
-    with pytest.raises(RecipeError, match="all features of the 50 training images are 0"):
+    with pytest.raises(RecipeError, match="all features of 50 training images are 0"):
         start_embedding(nn.Linear(20, 6), torch.zeros(50, 20))
 
 
