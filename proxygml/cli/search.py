@@ -14,29 +14,7 @@ QUERIES_PRINTED = 5
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Search a gallery with images."""
-    parser.usage = "%(prog)s GALLERY (IMAGE ... | --vectors FILE) [options]"
-    parser.takes_gallery(parser.add_argument("gallery", type=str, help=GALLERY_HELP))
-    parser.add_argument("queries", type=Path, nargs="*", default=[], help="images, or folders of them")
-    add_vectors(parser)
-    parser.add_argument("--k", type=int, default=10, help="how many items to find for each image")
-    words = (
-        "find only items that meet all conditions: label=sparrow (several of a column: one is enough), label!=sparrow, "
-        "'price>=10', 'taken<2021-02' (also <= and >), label= (missing), tags=red (a list that holds it), id=4"
-    )
-    parser.takes_conditions(parser.add_argument("--where", nargs="+", default=[], help=words))
-    words = "draw the first 8 answers into this .png file"
-    parser.add_argument("--show", type=Path | None, default=None, help=words)
-    words = "write all answers to this .csv or .parquet file"
-    parser.add_argument("--out", type=Path | None, default=None, help=words)
-    words = "order the nearest 100 by their k-reciprocal neighbours"
-    parser.add_argument("--rerank", action="store_true", help=words)
-    words = "an image that is in the gallery does not find itself"
-    parser.add_argument("--leave_out_itself", action="store_true", help=words)
-    words = "cosine of the nearest item below which an image is `none of these` (default: the gallery's own)"
-    parser.add_argument("--threshold", type=float | None, default=None, help=words)
-    add_run(parser)
-    add_on_bad(parser, "answer none")
-    add_workers(parser)
+    _add_options(parser)
     options = parser.parse(arguments)
     filtered = f"; or, for --where, {CONDITIONS}" if options.where else ""
     check_inputs(
@@ -75,3 +53,29 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if options.show is not None:
         draw_answers(answers, options.show)
         say(f"picture: {options.show}")
+
+
+def _add_options(parser: Parser) -> None:
+    parser.usage = "%(prog)s GALLERY (IMAGE ... | --vectors FILE) [options]"
+    parser.takes_gallery(parser.add_argument("gallery", type=str, help=GALLERY_HELP))
+    parser.add_argument("queries", type=Path, nargs="*", default=[], help="images, or folders of them")
+    add_vectors(parser)
+    parser.add_argument("--k", type=int, default=10, help="how many items to find for each image")
+    words = (
+        "find only items that meet all conditions: label=sparrow (several of a column: one is enough), label!=sparrow, "
+        "'price>=10', 'taken<2021-02' (also <= and >), label= (missing), tags=red (a list that holds it), id=4"
+    )
+    parser.takes_conditions(parser.add_argument("--where", nargs="+", default=[], help=words))
+    words = "draw the first 8 answers into this .png file"
+    parser.add_argument("--show", type=Path | None, default=None, help=words)
+    words = "write all answers to this .csv or .parquet file"
+    parser.add_argument("--out", type=Path | None, default=None, help=words)
+    words = "order the nearest 100 by their k-reciprocal neighbours"
+    parser.add_argument("--rerank", action="store_true", help=words)
+    words = "an image that is in the gallery does not find itself"
+    parser.add_argument("--leave_out_itself", action="store_true", help=words)
+    words = "cosine of the nearest item below which an image is `none of these` (default: the gallery's own)"
+    parser.add_argument("--threshold", type=float | None, default=None, help=words)
+    add_run(parser)
+    add_on_bad(parser, "answer none")
+    add_workers(parser)

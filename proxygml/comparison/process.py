@@ -7,10 +7,11 @@ that has only loaded the modules, which is faster than loading them for each cel
 import inspect
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
+from contextlib import suppress
+from copy import copy
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -115,12 +116,10 @@ def sendable(error: UserError | OSError) -> UserError | OSError:
 
     Python makes an exception anew from the arguments that it was given, which fails where its class needs others.
     """
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-        if type(copy) is type(error) and str(copy) == str(error):
+    with suppress(Exception):  # whatever the class raises
+        made_anew = copy(error)  # as the other process does it
+        if type(made_anew) is type(error) and str(made_anew) == str(error):
             return error
-    except Exception:  # whatever the class raises
-        pass
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror, error.filename, None, error.filename2)
     return UserError(f"{type(error).__name__}: {error}")

@@ -305,7 +305,7 @@ class _LoadPlanner(LoadPlanner):
         return tensor.narrow(0, read_item.dest_offsets[0], read_item.lengths[0])
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        pass
+        """Nothing is left to do: the rows were read into the tensor itself."""
 
 
 class _Writer(StorageWriter):
@@ -317,7 +317,7 @@ class _Writer(StorageWriter):
         self.values = values
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
+        """Nothing is kept from one checkpoint to the next: each has an object of its own."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **__: Any) -> None:
         if is_coordinator:  # before any process writes
@@ -377,7 +377,7 @@ class _Reader(StorageReader):
         self.index = index
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        pass
+        """Nothing is kept from one checkpoint to the next: each has an object of its own."""
 
     def read_metadata(self) -> Metadata:
         return Metadata(
@@ -390,7 +390,7 @@ class _Reader(StorageReader):
         )
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **__: Any) -> None:
-        pass
+        """Nothing is left to do: the index was read before."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
