@@ -122,6 +122,14 @@ def make_app(
     _add_state(app, service, metrics, bool(token))
 
     add_docs(app)
+    _add_middleware(app, service, metrics, hosts, origins, root)
+    return app
+
+
+def _add_middleware(
+    app: FastAPI, service: Service, metrics: Metrics, hosts: Sequence[str], origins: Sequence[str], root: str
+) -> None:
+    """What every request passes, the last one first."""
     app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(Failures)
     if origins:
@@ -134,7 +142,6 @@ def make_app(
     app.add_middleware(HeadRequests)
     app.add_middleware(RootPath, path=root)
     app.add_middleware(Measured, metrics=metrics)  # the outermost, which counts what the others refuse
-    return app
 
 
 def _add_image_questions(app: FastAPI, service: Service) -> None:

@@ -71,12 +71,7 @@ def evaluate_run(
     if before:
         untrained = _before(recipe, embedder, test, accelerator)
     seen = sorted(set(test.classes) & set(embedder.classes))
-    if seen:
-        warnings.append(
-            f"training had {counted(len(seen), 'test class')} too, such as {seen[0]!r}: this tests no unseen classes"
-        )
-    if len(test.classes) == 1:
-        warnings.append("the test split has one class only, so that every answer is right: the figures say nothing")
+    warnings += _doubts(test, seen)
     for warning in warnings if accelerator.is_main_process else ():
         console.print(warning, style="yellow", markup=False)
     evaluation = _evaluate(embeddings, test, recipe, accelerator)
@@ -94,6 +89,18 @@ def evaluate_run(
     if report:
         _report(run, place, recipe, test, embeddings, evaluation, earlier, protocol)
     return evaluation
+
+
+def _doubts(test: Catalog, seen: list[str]) -> list[str]:
+    """Why the figures may say little; `seen` are the test classes that training had too."""
+    doubts = []
+    if seen:
+        doubts.append(
+            f"training had {counted(len(seen), 'test class')} too, such as {seen[0]!r}: this tests no unseen classes"
+        )
+    if len(test.classes) == 1:
+        doubts.append("the test split has one class only, so that every answer is right: the figures say nothing")
+    return doubts
 
 
 def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Tensor:
