@@ -93,8 +93,7 @@ class Changes:
         removals = [change for change in changes if not isinstance(change, Addition)]
         try:
             images = self._images_of(removals)
-            gallery, results = self._current.gallery.change_at_once(changes)
-            self._current.take(gallery)
+            gallery, results = self._current.change_at_once(changes)
         except OverwriteError:
             return [RequestError(409, "another process is changing the gallery: try again later")] * len(changes)
         except GalleryServerError as error:
@@ -102,7 +101,6 @@ class Changes:
             message = f"{UNAVAILABLE}; the change may have been made or not"
             return [RequestError(503, message)] * len(changes)
         made = [change for change, result in zip(changes, results, strict=True) if isinstance(result, int)]
-        self._current.items += sum(1 if isinstance(change, Addition) else -1 for change in made)
         self._delete_unshown(gallery, [images[one] for one in made if isinstance(one, int) and one in images])
         return [_answer(change, result) for change, result in zip(changes, results, strict=True)]
 

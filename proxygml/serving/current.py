@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from proxygml.errors import GalleryError, GalleryServerError, UserError
+from proxygml.gallery.backend import Addition
 from proxygml.gallery.base import Gallery
 from proxygml.serving.columns import hidden_columns
 from proxygml.serving.limits import RequestError
@@ -35,6 +36,7 @@ class CurrentGallery:
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
         self._lock = threading.Lock()
+        self._counting = threading.Lock()  # a look amid a change would count what the change then counts once more
         self.items = len(gallery)
         self.hidden = hidden_columns(gallery)
         self.failure = ""
@@ -70,6 +72,19 @@ class CurrentGallery:
             if newer.manifest.generation >= self._gallery.manifest.generation:
                 self._gallery, self.hidden = newer, hidden
 
+    def change_at_once(self, changes: Sequence[Addition | int]) -> tuple[Gallery, list[int | GalleryError]]:
+        """Change the gallery, take over the changed one, and count its items; see `Gallery.change_at_once`.
+
+        Raises:
+            OverwriteError, GalleryServerError: see there; then the gallery is as it was, and as many are counted.
+        """
+        with self._counting:
+            gallery, results = self._gallery.change_at_once(changes)
+            self.take(gallery)
+            made = [change for change, result in zip(changes, results, strict=True) if isinstance(result, int)]
+            self.items += sum(1 if isinstance(change, Addition) else -1 for change in made)
+        return gallery, results
+
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
         """While the server runs."""
@@ -87,10 +102,11 @@ class CurrentGallery:
     def look(self) -> None:
         """Take over what others have saved, and count the items."""
         try:
-            newer = self._gallery.refreshed()
-            if newer is not self._gallery:
-                self.take(newer)
-            self.items, self.failure = len(self._gallery), ""
+            with self._counting:
+                newer = self._gallery.refreshed()
+                if newer is not self._gallery:
+                    self.take(newer)
+                self.items, self.failure = len(self._gallery), ""
             return
         except RequestError as error:
             failure, reason = error.message, error.message
