@@ -160,8 +160,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError with one message."""
         self._check_words()
-        found = self._unknown_option() or self._wrong_value() or self._missing_run(message) or message
-        raise UserError(f"{found} (see {self.prog} --help)") from ex
+        found = self._unknown_option() or _missing_value(message) or self._wrong_value() or self._missing_run(message)
+        raise UserError(f"{found or message} (see {self.prog} --help)") from ex
 
     def _check_words(self) -> None:
         """Refuse a URL where no other message would name it, such as that of a file with the keys of a section."""
@@ -203,6 +203,12 @@ class Parser(ArgumentParser):
         found = " ".join(words)
         shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
         return f"{name} is {shown}, but must be {' or '.join(expected)}"
+
+
+def _missing_value(message: str) -> str:
+    """What is wrong where argparse met an option and then no value for it."""
+    option = re.match(r"argument (\S+): expected (one|at least one|\d+) argument", message)
+    return f"{option[1].split('/')[0]} has no value: give one behind it" if option else ""
 
 
 def _check_text(text: str, name: str) -> None:

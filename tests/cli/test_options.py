@@ -155,3 +155,17 @@ def test_options_are_spelt_with_underscores_in_messages() -> None:
 def test_a_name_that_is_no_text_is_said_to_be_so(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert "udcff" in (message := refused(capsys, *words))
     assert "its bytes are not UTF-8" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("train", "--run", "here", "--resume"), "--resume"),
+        (("train", "--run", "here", "--epochs", "--recipe", "photos"), "--epochs"),
+        (("index", "run", "--out", "gallery", "--images"), "--images"),
+    ],
+)
+def test_an_option_without_its_value_is_the_one_that_is_named(
+    words: tuple[str, ...], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"{option} has no value" in refused(capsys, *words)
