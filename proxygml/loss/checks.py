@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+Direction = Literal["samples", "proxies"]
 Labels: TypeAlias = Union[Tensor, "np.ndarray[Any, Any]", Sequence[int]]
 
 
@@ -73,6 +74,17 @@ def check_sparse(sparse: bool, proxy_weight: float) -> None:
         raise ValueError(
             f"sparse is True and proxy_weight is {proxy_weight}, but the regulariser moves every proxy, so that no "
             "gradient is sparse: set proxy_weight to 0, or leave sparse out"
+        )
+
+
+def check_direction(direction: str, positive_mask: bool, mask_softmax: bool) -> None:
+    """Raise ValueError for a direction that there is not, or the paper's ablations with the proxies' direction."""
+    if direction not in get_args(Direction):
+        raise ValueError(f"direction is {direction!r}, but must be one of {', '.join(get_args(Direction))}")
+    if direction == "proxies" and not (positive_mask and mask_softmax):
+        raise ValueError(
+            "positive_mask or mask_softmax is False and direction is 'proxies', which has no softmax over classes and "
+            "needs each sample's own proxies: leave them out"
         )
 
 

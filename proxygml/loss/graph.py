@@ -31,8 +31,9 @@ from proxygml.loss.gradients import (
     step_gradients,
 )
 from proxygml.loss.joint import fits_at_once, joint_gradients, joint_proxy_loss_, joint_similarity
+from proxygml.loss.proxy_side import proxy_side_loss, pull, push
 from proxygml.loss.regularizer import proxy_loss, sampled_proxy_loss
-from proxygml.loss.sharded import Shard, own_classes, own_proxies
+from proxygml.loss.sharded import Own, Shard, own_classes, own_proxies
 from proxygml.loss.softmax import class_loss, cross_entropy, row_maximum, row_sums
 
 
@@ -48,6 +49,8 @@ class Terms(NamedTuple):
     positive_mask: bool  # whether a sample's own proxies are always kept
     mask_softmax: bool  # whether the softmax is over the classes with a kept proxy alone
     degree_normalized: bool  # whether a class's score is divided by the number of its kept proxies
+    proxy_side: bool  # whether each class sorts the samples that keep its proxies (proxy_side.py); normalises degrees
+    margin: float  # of the proxies' side
     whole: bool  # whether every proxy is every sample's neighbour: k is C*N of all processes
 
 
@@ -368,9 +371,19 @@ def _whole_graph_loss(similarity: Tensor, labels: Tensor, terms: Terms, shard: S
     """L_s where every proxy is every sample's neighbour, and its slopes by the sums of the class scores, (M, C)."""
     num_own = terms.proxies_per_class
     factor = terms.scale / (num_own if terms.degree_normalized else 1)
-    scores = similarity.view(len(similarity), similarity.shape[1] // num_own, num_own).sum(dim=2)
-    loss, slope = class_loss(scores.mul_(factor), own_classes(labels, shard), shard)
+    scores = similarity.view(len(similarity), similarity.shape[1] // num_own, num_own).sum(dim=2).mul_(factor)
+    own = own_classes(labels, shard)
+    loss, slope = _proxy_side_of_all(scores, own, terms, shard) if terms.proxy_side else class_loss(scores, own, shard)
     return loss, slope.mul_(factor)
+
+
+def _proxy_side_of_all(scores: Tensor, own: Own, terms: Terms, shard: Shard | None) -> tuple[Tensor, Tensor]:
+    """The loss of the proxies' side where every edge is kept, and its slopes by scale * Z, (M, C), which is used up."""
+    num_classes = scores.shape[1]
+    pulled = pull(own.taken(scores) / terms.scale, own, terms.scale, terms.margin, num_classes)
+    pushed = push(own.put_(scores.add_(terms.scale * terms.margin), -math.inf), None, num_classes)
+    loss, own_slopes, slopes = proxy_side_loss(pulled, pushed, num_classes, shard)
+    return loss, own.put_(slopes, own_slopes.div_(terms.scale))
 
 
 def _sub_graph_loss(
@@ -384,6 +397,8 @@ def _sub_graph_loss(
     edges = select_neighbors(similarity, labels, terms, shard)
     if not (terms.positive_mask and terms.mask_softmax):
         return *_ablated_loss(edges, labels, num_classes, terms, shard), edges
+    if terms.proxy_side:
+        return *_proxy_side_of_kept(edges, labels, num_classes, terms, shard), edges
     logits, columns, degrees = propagate_labels(edges, num_classes, terms)
     own_degree = terms.proxies_per_class if terms.degree_normalized else 1
     own_logit = edges.similarity[:, : edges.own].sum(dim=1, keepdim=True).mul_(terms.scale / own_degree)
@@ -404,6 +419,26 @@ def _sub_graph_loss(
     if edges.kept is not None:
         own_slopes = torch.where(edges.kept[:, : edges.own], own_slopes, 0)
     return cross_entropy(own_logit, others), torch.cat([own_slopes, slopes], dim=1), edges
+
+
+def _proxy_side_of_kept(
+    edges: Edges, labels: Tensor, num_classes: int, terms: Terms, shard: Shard | None
+) -> tuple[Tensor, Tensor]:
+    """The loss of the proxies' side and its slopes by the kept similarities, (M, e)."""
+    num_own = terms.proxies_per_class
+    logits, columns, degrees = propagate_labels(edges, num_classes, terms)
+    own_scores = edges.similarity[:, : edges.own].sum(dim=1, keepdim=True).div_(num_own)
+    pulled = pull(own_scores, own_classes(labels, shard), terms.scale, terms.margin, num_classes if edges.own else 0)
+    classes = edges.neighbors[:, edges.own :] if columns is None else None
+    logits += terms.scale * terms.margin
+    pushed = push(logits, classes, num_classes)
+    loss, own_slopes, slopes = proxy_side_loss(pulled, pushed, num_classes, shard)
+    slopes.mul_(terms.scale)
+    if degrees is not None:
+        slopes /= degrees
+    if columns is not None:
+        slopes = slopes.gather(1, columns)
+    return loss, torch.cat([own_slopes.div_(num_own).expand(-1, edges.own), slopes], dim=1)
 
 
 def _ablated_loss(

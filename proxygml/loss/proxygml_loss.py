@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from proxygml.loss import graph
 from proxygml.loss.checks import (
+    Direction,
     Labels,
     check_batch,
     check_count,
+    check_direction,
     check_loaded,
     check_number,
     check_sparse,
@@ -27,7 +29,7 @@ from proxygml.loss.sharded import Shard, draw_owned_
 # The arguments that the loss shows when it is printed.
 _SHOWN = (
     *("num_classes", "embedding_size", "proxies_per_class", "neighbor_ratio", "proxy_weight", "scale"),
-    *("proxy_sample", "sparse", "positive_mask", "mask_softmax", "degree_normalized"),
+    *("proxy_sample", "sparse", "positive_mask", "mask_softmax", "degree_normalized", "direction", "margin"),
 )
 
 
@@ -54,6 +56,11 @@ class ProxyGMLLoss(nn.Module):
         mask_softmax: False takes the softmax over all classes; those without a kept proxy have score 0 (likewise).
         degree_normalized: whether a class's score is the mean of its kept similarities instead of their sum (ours). A
             sum favours the own class, of which all N proxies are kept. With the mean, set `scale` to about 16.
+        direction: "samples": each sample is classified over the proxies that it keeps, as in the paper. "proxies"
+            (ours): along the same edges, each class sorts its own samples from the others that keep its proxies; see
+            proxy_side.py. A class's score is then the mean of its kept similarities. Set `scale` to about 32, and
+            proxy_weight to 0.
+        margin: of direction "proxies": own samples are drawn above this similarity, and others pushed below minus it.
         memory_limit: bytes that the regulariser's logits may take at a time (one row of them at least).
         process_group: the processes that the classes are divided over, see below. None: one process owns them all.
         device: of the proxies, as for the layers of torch.nn.
@@ -94,6 +101,8 @@ class ProxyGMLLoss(nn.Module):
         positive_mask: bool = True,
         mask_softmax: bool = True,
         degree_normalized: bool = False,
+        direction: Direction = "samples",
+        margin: float = 0.1,
         memory_limit: int = 32 * 2**20,
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
@@ -106,7 +115,9 @@ class ProxyGMLLoss(nn.Module):
         neighbor_ratio = check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
         proxy_weight = check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
         scale = check_number("scale", scale, "more than 0", lambda factor: factor > 0)
+        margin = check_number("margin", margin, "-1 to 1", lambda cosine: -1 <= cosine <= 1)
         memory_limit = check_count("memory_limit", memory_limit)
+        check_direction(direction, positive_mask, mask_softmax)
         check_sparse(sparse, proxy_weight)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
@@ -118,6 +129,8 @@ class ProxyGMLLoss(nn.Module):
         self.positive_mask = positive_mask
         self.mask_softmax = mask_softmax
         self.degree_normalized = degree_normalized
+        self.direction = direction
+        self.margin = margin
         self.memory_limit = memory_limit
         self.proxy_sample = proxy_sample
         self._sample_size = sample_size(proxy_sample, num_classes * proxies_per_class)
@@ -222,7 +235,9 @@ class ProxyGMLLoss(nn.Module):
             self.memory_limit,
             self.positive_mask,
             self.mask_softmax,
-            self.degree_normalized,
+            self.degree_normalized or self.direction == "proxies",
+            proxy_side=self.direction == "proxies",
+            margin=self.margin,
             whole=self.neighbors == self.num_classes * self.proxies_per_class,
         )
 

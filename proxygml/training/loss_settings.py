@@ -11,6 +11,7 @@ OURS = "ProxyGMLLoss"
 OF_OTHERS = ("arguments", "miner", "miner_arguments")
 """Keys of the loss section that are not for ProxyGMLLoss."""
 
+Direction = Literal["samples", "proxies"]
 ProxyDtype = Literal["float32", "bfloat16"]
 Argument = bool | int | float | str
 
@@ -71,6 +72,14 @@ class LossSettings:
     degree_normalized: bool = False
     """Score a class by the mean of its kept similarities, not by their sum; give it a larger scale, such as 16."""
 
+    direction: Direction = "samples"
+    """samples: classify each sample over the proxies that it keeps, as in the paper. proxies (ours): along the same
+    edges, let each class sort its own samples from the others that keep its proxies; give it scale 32, proxy_weight 0.
+    """
+
+    margin: float = 0.1
+    """For direction proxies, -1 to 1: own samples are drawn above this similarity, others pushed below minus it."""
+
     memory_limit: int = 32 * 2**20
     """Bytes that the regulariser's logits may take at a time."""
 
@@ -87,6 +96,8 @@ class LossSettings:
             ("scale", 0 < self.scale < math.inf, "above 0"),
             ("proxy_sample", _is_sample(self.proxy_sample), "null, a number of 1 or more, or a fraction in (0, 1)"),
             ("proxy_dtype", self.proxy_dtype in get_args(ProxyDtype), f"one of {', '.join(get_args(ProxyDtype))}"),
+            ("direction", self.direction in get_args(Direction), f"one of {', '.join(get_args(Direction))}"),
+            ("margin", -1 <= self.margin <= 1, "-1 to 1"),
             ("memory_limit", self.memory_limit >= 1, "1 or more"),
         ):
             check_setting(holds, f"loss.{key}", getattr(self, key), expected)
@@ -99,6 +110,11 @@ class LossSettings:
             raise RecipeError(
                 "loss.sparse is true and loss.sharded false, but several processes cannot average sparse gradients: "
                 "leave sharded out"
+            )
+        if self.direction == "proxies" and not (self.positive_mask and self.mask_softmax):
+            raise RecipeError(
+                "loss.positive_mask or loss.mask_softmax is false and loss.direction is proxies, which needs each "
+                "sample's own proxies and has no softmax over classes: leave them out"
             )
         if self.proxy_sample is not None and not self.proxy_weight:
             raise RecipeError(

@@ -1,6 +1,7 @@
 """ProxyGML's loss as the paper states it, dense and obvious: the yardstick of the tests and of the benchmarks."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ def dense_loss(
     r: float,
     weight: float,
     scale: float,
-    **switches: bool,
+    **switches: Any,
 ) -> Tensor:
     """Steps 1 to 8 of the paper written out with one-hot matrices."""
     Y = one_hot_proxies(C, N, torch.promote_types(embeddings.dtype, proxies.dtype)).to(embeddings.device)
@@ -40,6 +41,8 @@ def dense_loss_of(
     positive_mask: bool = True,
     mask_softmax: bool = True,
     degree_normalized: bool = False,
+    direction: str = "samples",
+    margin: float = 0.1,
 ) -> Tensor:
     """The same from a Y that is there already."""
     C, N = Y.shape[1], len(Y) // Y.shape[1]
@@ -51,8 +54,14 @@ def dense_loss_of(
     kept = torch.zeros_like(S).scatter(1, (S + 1000 * positive * positive_mask).topk(k, dim=1).indices, 1.0)
     Z = (kept * S) @ Y
     degree = kept @ Y
-    if degree_normalized:
+    if degree_normalized or direction == "proxies":
         Z = Z / degree.clamp(min=1)
+    if direction == "proxies":
+        own = F.one_hot(labels, C) > 0
+        pull = torch.where(own, (-scale * (Z - margin)).exp(), 0).sum(dim=0)
+        push = torch.where(~own & (degree > 0), (scale * (Z + margin)).exp(), 0).sum(dim=0)
+        loss = pull.log1p()[own.any(dim=0)].mean() + push.log1p().mean()
+        return loss if weight == 0 else loss + weight * F.cross_entropy((P @ P.T) @ Y, proxy_labels)
     present = (degree > 0) | (F.one_hot(labels, C) > 0) | (not mask_softmax)
     log_probability = (scale * Z).masked_fill(~present, -math.inf).log_softmax(dim=1)
     loss = F.nll_loss(log_probability, labels)

@@ -53,8 +53,11 @@ shapes = st.fixed_dictionaries(
         "seed": st.integers(0, 10_000),
     }
 )
-switches = st.fixed_dictionaries(
-    {"positive_mask": st.booleans(), "mask_softmax": st.booleans(), "degree_normalized": st.booleans()}
+switches = st.one_of(
+    st.fixed_dictionaries(
+        {"positive_mask": st.booleans(), "mask_softmax": st.booleans(), "degree_normalized": st.booleans()}
+    ),
+    st.fixed_dictionaries({"direction": st.just("proxies"), "margin": st.sampled_from([-0.2, 0.0, 0.1])}),
 )
 
 
@@ -452,6 +455,9 @@ def test_select_keeps_own_proxies_and_the_most_similar_others() -> None:
         ({"proxy_sample": "all"}, "proxy_sample is 'all'"),
         ({"memory_limit": 0}, "memory_limit is 0"),
         ({"sparse": True}, "sparse is True and proxy_weight is 0.3"),
+        ({"direction": "both"}, "direction is 'both'"),
+        ({"direction": "proxies", "mask_softmax": False}, "mask_softmax is False and direction is 'proxies'"),
+        ({"margin": 2}, "margin is 2"),
     ],
 )
 def test_impossible_constructor_values(arguments: dict, message: str) -> None:

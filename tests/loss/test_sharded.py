@@ -30,8 +30,11 @@ CASES = st.fixed_dictionaries(
         "scale": st.sampled_from([1.0, 20.0]),
         "seed": st.integers(0, 10_000),
         "dtype": st.sampled_from([torch.float64, torch.float32]),
-        "switches": st.fixed_dictionaries(
-            {"positive_mask": st.booleans(), "mask_softmax": st.booleans(), "degree_normalized": st.booleans()}
+        "switches": st.one_of(
+            st.fixed_dictionaries(
+                {"positive_mask": st.booleans(), "mask_softmax": st.booleans(), "degree_normalized": st.booleans()}
+            ),
+            st.fixed_dictionaries({"direction": st.just("proxies"), "margin": st.sampled_from([-0.2, 0.0, 0.1])}),
         ),
     }
 )
@@ -44,6 +47,8 @@ MANY = [
         {"C": 1500, "N": 1, "r": 0.8, "dtype": dtype},
         {"C": 300, "N": 5, "r": 0.7, "dtype": dtype},
         {"C": 700, "N": 3, "r": 0.9, "dtype": dtype, "switches": {"positive_mask": False}},
+        {"C": 700, "N": 3, "r": 0.9, "dtype": dtype, "switches": {"direction": "proxies"}},
+        {"C": 1500, "N": 1, "r": 0.8, "dtype": dtype, "switches": {"direction": "proxies"}},
     )
 ]
 """Cases of so many neighbours that radix selection exchanges less than gathering."""
