@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxygml.gallery.clusters.cluster import cluster as cluster
     from proxygml.gallery.embed import embed as embed
     from proxygml.gallery.query import search as search
+    from proxygml.hub.push import push as push
     from proxygml.loss.lazy_adam import LazyAdam as LazyAdam
     from proxygml.loss.proxygml_loss import ProxyGMLLoss as ProxyGMLLoss
     from proxygml.models.embedder import Embedder as Embedder
@@ -43,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "gallery.clusters.cluster": ["cluster"],
         "gallery.embed": ["embed"],
         "gallery.query": ["search"],
+        "hub.push": ["push"],
         "loss.lazy_adam": ["LazyAdam"],
         "loss.proxygml_loss": ["ProxyGMLLoss"],
         "models.embedder": ["Embedder"],

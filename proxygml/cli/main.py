@@ -29,6 +29,7 @@ COMMANDS = {
     "search": "Find the items of a gallery that are most similar to yours.",
     "cluster": "Sort images or vectors into clusters, and list near-duplicates.",
     "serve": "Answer searches over HTTP, with a page to search on.",
+    "push": "Send a run's model to the Hugging Face Hub, with a model card.",
     "export": "Write an embedder as an ONNX file or as plain arrays, or the proxies of its loss.",
 }
 """Each is the file of its name beside this one, with a function `run(parser, arguments)`."""
