@@ -13,7 +13,7 @@ from proxygml.errors import UserError
 if TYPE_CHECKING:
     from proxygml.training.recipe import Recipe
 
-OWN = ("recipe", "run", "resume")
+OWN = ("recipe", "run", "resume", "from")
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -26,9 +26,11 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--run", type=Path | None, default=None, help="the folder to make for this run")
     words = "continue the stopped run in this folder; takes no other option"
     parser.add_argument("--resume", type=Path | None, default=None, help=words)
-    parser.add_class_arguments(Recipe, as_group=False)
+    words = "start from the network and proxies of this finished run, by its recipe where no --recipe is given"
+    parser.add_argument("--from", type=Path | None, default=None, help=words)
+    parser.add_class_arguments(Recipe, as_group=False, skip={"start_from"})
     options = parser.parse(arguments, only_given=True)
-    resumed, folder, name = (options.get(key) for key in ("resume", "run", "recipe"))
+    resumed, folder, name, old = (options.get(key) for key in ("resume", "run", "recipe", "from"))
     if resumed is not None and len(vars(options)) > 1:
         raise UserError("--resume takes no other option: the run folder holds the recipe of the run")
     if resumed is None and folder is None:
@@ -36,11 +38,17 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
     from proxygml.training.recipe_files import find_recipe, read_yaml
 
-    check_inputs(run=resumed)
+    check_inputs(run=resumed or old)
     recipe = None
     if resumed is None:
-        path = find_recipe(name) if name else None
-        recipe = recipe_with({} if path is None else read_yaml(path), options, OWN, str(path or "the options"))
+        path = find_recipe(name) if name else None if old is None else old / "recipe.yaml"
+        content = {} if path is None else read_yaml(path)
+        where = str(path or "the options")
+        if old is not None:
+            from proxygml.training.continuation import continuing
+
+            content = continuing(Recipe.of(content, where), old).content()
+        recipe = recipe_with(content, options, OWN, where)
         check_inputs(catalog=recipe.catalog)
     train_and_evaluate(recipe, folder or resumed)
 

@@ -70,7 +70,7 @@ def _embedder(recipe: Recipe, most: int) -> EmbedderSettings:
 
 def _embedding_size(recipe: Recipe, most: int) -> int:
     size = recipe.embedder.embedding_size
-    if recipe.embedding_start == "random" or size <= most:
+    if recipe.embedding_start == "random" or recipe.start_from or size <= most:
         return size
     return int(2 ** (most.bit_length() - 1))
 

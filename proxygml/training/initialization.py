@@ -6,6 +6,7 @@ layer and proxies can start from the features of the training images. docs/resul
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from proxygml.models.backbones import build_backbone
 from proxygml.models.embedder import Embedder
 from proxygml.models.head import Head, Standardized
 from proxygml.models.vector_embedder import VectorEmbedder
+from proxygml.training.continuation import load_network
 from proxygml.training.features import cached_features, embed_features
 from proxygml.training.projections import Moments, discriminants, principal_directions
 from proxygml.training.recipe import Recipe
@@ -51,11 +53,15 @@ def initial_embedder(
         UserError: see Embedder.
     """
     set_seed(recipe.seed)
-    from_features = recipe.embedding_start != "random" or recipe.embedder.feature_norm == "standard"
+    continued = bool(recipe.start_from)
+    from_features = not continued and (recipe.embedding_start != "random" or recipe.embedder.feature_norm == "standard")
     if training is None and (recipe.takes_vectors or from_features):
         images = split_for_training(recipe)[0]
         training = images, torch.from_numpy(class_numbers(images))
-    embedder = new_embedder(recipe, classes, training and training[0], restored).to(accelerator.device)
+    embedder = new_embedder(recipe, classes, training and training[0], restored or continued)
+    if continued and not restored:
+        load_network(embedder, Path(recipe.start_from))
+    embedder.to(accelerator.device)
     if from_features and not restored:
         assert training is not None  # read above
         images, labels = training

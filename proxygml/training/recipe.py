@@ -62,6 +62,10 @@ class Recipe:
     loss: LossSettings = field(default_factory=LossSettings)
     """The loss."""
 
+    start_from: str = ""
+    """A finished run whose network this one starts from, instead of `embedder.weights`, and whose proxies, for the
+    classes that both have. The proxies of its other classes start as means over parts of their embeddings."""
+
     epochs: int = 50
     """Passes over the training images. 0 trains nothing: the model is the network as it starts."""
 
@@ -226,6 +230,7 @@ def _check_values(recipe: Recipe) -> None:
         check_setting(holds, key, getattr(recipe, key), expected)
 
     check_local(recipe.catalog, "catalog", RecipeError)
+    check_local(recipe.start_from, "start_from", RecipeError)
     for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
         check(getattr(recipe, key) >= 0, key, "0 or more")
     check(recipe.seed < 2**32, "seed", "below 2**32")

@@ -7,6 +7,7 @@ from proxygml.arguments import check_arguments
 from proxygml.console import console
 from proxygml.files import PathLike, check_local, local_path
 from proxygml.training.adaptation import adapted_recipe
+from proxygml.training.continuation import continuing
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
@@ -15,16 +16,25 @@ from proxygml.training.trainer import fit, resume
 
 
 @check_arguments
-def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike | None = None) -> RunFolder:
+def train(
+    recipe: Recipe | PathLike | None,
+    run: PathLike,
+    *,
+    catalog: PathLike | None = None,
+    start_from: PathLike | None = None,
+) -> RunFolder:
     """Train an embedder by a recipe, on the training split of its catalog; or go on with a run that was stopped.
 
     Where there are too few images or classes for the recipe, it is adapted to them, and one printed line says how.
 
     Args:
         recipe: its values, its YAML file, or the name of one that comes with proxygml ("photos", "cub200"). None goes
-            on with the run that is there, which then ends as if it had never been stopped.
+            on with the run that is there, which then ends as if it had never been stopped; with `start_from`, it
+            stands for the recipe of that run.
         run: the run folder to make, or to go on with.
         catalog: the table of images, labels and splits, in place of the recipe's own.
+        start_from: the folder of a finished run whose network, and whose proxies of the classes that both have, this
+            one starts from, such as last week's with fewer classes.
 
     Returns:
         The run folder; `Embedder.load(run)` loads the model, `evaluate_run(run)` evaluates it.
@@ -35,10 +45,11 @@ def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike 
     """
     folder = RunFolder(local_path(run, "run"))
     check_local(catalog, "catalog")
-    if recipe is None:
+    old = None if start_from is None else local_path(start_from, "start_from")
+    if recipe is None and old is None:
         resume(folder)
         return folder
-    values = recipe if isinstance(recipe, Recipe) else Recipe.read(find_recipe(str(recipe)))
+    values = _values(recipe, old)
     folder.check_first_start()
     fitting, message = adapted_recipe(
         with_absolute_paths(values if catalog is None else replace(values, catalog=str(catalog)))
@@ -49,10 +60,23 @@ def train(recipe: Recipe | PathLike | None, run: PathLike, *, catalog: PathLike 
     return folder
 
 
+def _values(recipe: Recipe | PathLike | None, old: Path | None) -> Recipe:
+    """The recipe as given, or that of the run to start from; with the network of that run."""
+    if isinstance(recipe, Recipe):
+        values = recipe
+    elif recipe is not None:
+        values = Recipe.read(find_recipe(str(recipe)))
+    else:
+        assert old is not None  # or it would be a run to resume
+        values = RunFolder(old).read_recipe()
+    return values if old is None else continuing(values, old)
+
+
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The same recipe for a run folder, which may be used from another working directory."""
     catalog = str(Path(recipe.catalog).resolve()) if recipe.catalog else ""
     weights = recipe.embedder.weights
     if weights not in ("pretrained", "none"):
         weights = str(Path(weights).resolve())
-    return replace(recipe, catalog=catalog, embedder=replace(recipe.embedder, weights=weights))
+    old = str(Path(recipe.start_from).resolve()) if recipe.start_from else ""
+    return replace(recipe, catalog=catalog, start_from=old, embedder=replace(recipe.embedder, weights=weights))

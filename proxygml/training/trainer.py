@@ -6,6 +6,7 @@ It reads a recipe and a catalog and fills a run folder with a model. It does not
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from proxygml.files import remove_leftovers
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
 from proxygml.training.checkpoint import Checkpoints, EpochMetrics, Progress, training_data_fingerprint
+from proxygml.training.continuation import take_proxies
 from proxygml.training.criterion import make_criterion
 from proxygml.training.features import FeatureDataset, cached_features, embed_catalog, embed_features
 from proxygml.training.history import write_history
@@ -126,8 +128,8 @@ class Training:
         self.criterion.to(self.accelerator.device)
         self.prefixes = PrefixLosses(recipe, self.criterion, len(classes), self.embedder.embedding_size, group)
         self.shard_group = self.criterion.process_group if isinstance(self.criterion, ProxyGMLLoss) else None
-        if recipe.proxy_start == "features" and is_new:
-            self._start_proxies()
+        if is_new and isinstance(self.criterion, ProxyGMLLoss):
+            self._start_proxies(self.criterion)
         optimizers = make_optimizers(recipe, self.embedder, self.criterion)
         self.optimizers = [self.accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
         self.checkpoints = Checkpoints(
@@ -143,10 +145,13 @@ class Training:
         self.monitor = Monitor(recipe, run.checkpoints, self.accelerator, self.progress)
         self.validation_features: Tensor | None = None
 
-    def _start_proxies(self) -> None:
-        assert isinstance(self.criterion, ProxyGMLLoss)  # the recipe checks it
-        embeddings = start_embeddings(self.embedder, self.train_images, self.accelerator, self.recipe)
-        start_proxies(self.criterion, embeddings, self.labels)
+    def _start_proxies(self, criterion: ProxyGMLLoss) -> None:
+        old = self.recipe.start_from
+        if self.recipe.proxy_start == "features" or old:
+            embeddings = start_embeddings(self.embedder, self.train_images, self.accelerator, self.recipe)
+            start_proxies(criterion, embeddings, self.labels)
+        if old:
+            take_proxies(criterion, self.train_images.classes, Path(old))
 
     def run_to_end(self) -> None:
         """Train all epochs that are left, and write the model that the protocol chooses."""
