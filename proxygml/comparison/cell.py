@@ -25,7 +25,7 @@ from proxygml.errors import DivergedError, RunError
 from proxygml.files import atomic_write, check_size
 from proxygml.training.checkpoint import loss_parameters
 from proxygml.training.evaluate_run import evaluate_run
-from proxygml.training.history import read_history
+from proxygml.training.history import read_history, trained_epochs
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
@@ -168,7 +168,7 @@ def _train(cell: Cell, recipe: Recipe) -> bool:
 
 def _cost(cell: Cell) -> Cost:
     on_gpu = torch.cuda.is_available()
-    history = cell.history()
+    history = trained_epochs(cell.history())
     checkpoint = cell.run.checkpoint
     return Cost(
         seconds_per_epoch=round(median(history["seconds"] if len(history) else [0.0]), 3),

@@ -11,6 +11,7 @@ from proxygml.comparison.plan import Method
 from proxygml.comparison.row import Key, Row
 from proxygml.comparison.settings import Settings, result_settings
 from proxygml.comparison.store import Inputs, Store
+from proxygml.training.history import trained_epochs
 from proxygml.training.recipe import Recipe
 
 
@@ -103,6 +104,6 @@ class Results:
         if cell.diverged:
             return replace(row, note=cell.note())
         history = cell.history()
-        curve = history.get("val_recall_at_1", ())
+        curve = trained_epochs(history).get("val_recall_at_1", ())
         row = replace(row, cost=cell.cost(), val_recall_at_1=tuple(round(float(value), 4) for value in curve))
         return row if cell.is_trial else replace(row, metrics=cell.metrics())

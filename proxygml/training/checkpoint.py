@@ -51,7 +51,15 @@ class Progress:
     history: list[EpochMetrics] = field(default_factory=list)
     steps: int = 0
     best_epoch: int = 0
+    """The epoch whose model is kept; 0: the start, where it was judged, or else the last one."""
+    start: EpochMetrics = field(default_factory=dict)
+    """The figures on validation classes before the first step; empty where the start was not judged."""
     collapse_named: bool = False
+
+    @property
+    def epochs(self) -> list[EpochMetrics]:
+        """The rows of metrics.csv: the start, where it was judged, then each epoch."""
+        return [self.start, *self.history] if self.start else self.history
 
     def check(self) -> None:
         """Raise TypeError or ValueError where a value cannot be what training left."""
@@ -60,7 +68,7 @@ class Progress:
                 raise TypeError(f"progress.{name} is {getattr(self, name)!r}, but must be a whole number")
         if not (0 <= self.best_epoch <= self.epoch == len(self.history) and self.steps >= 0):
             raise ValueError(f"it is of epoch {self.epoch} and of {counted(len(self.history), 'row')} of metrics")
-        for row in self.history:
+        for row in [*self.history, self.start]:
             if not isinstance(row, dict) or not all(isinstance(value, (int, float)) for value in row.values()):
                 raise TypeError("progress.history must be rows of numbers")
 

@@ -22,7 +22,7 @@ from proxygml.evaluation.rules import part_of
 from proxygml.files import PathLike, atomic_write, check_local, local_path
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
-from proxygml.training.history import read_history, read_kept_counts
+from proxygml.training.history import read_history, read_kept_counts, trained_epochs
 from proxygml.training.initialization import initial_embedder
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
@@ -135,15 +135,16 @@ def _describe(
 ) -> Protocol:
     """What a reader must know to believe the figures."""
     history = read_history(run.metrics)
-    if "val_map_at_r" in history:
+    trained = len(trained_epochs(history))
+    if trained and "val_map_at_r" in history:
         best = int(history["val_map_at_r"].idxmax())
         selection = "the epoch with the best MAP@R on validation classes, which were held out of training whole"
         epoch = int(history["epoch"].iloc[best])
     else:
-        selection, epoch = "the last epoch", len(history)
+        selection, epoch = "the last epoch", trained
     item = "vector" if recipe.takes_vectors else "image"
     return {
-        "selection": selection if len(history) else "no training",
+        "selection": selection if trained else "no training",
         "epoch": epoch,
         "queries": (
             "the test split's queries search its gallery"

@@ -16,15 +16,17 @@ LARGEST_TABLE = 2**30
 
 
 def write_history(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write metrics.csv, a row per epoch."""
+    """Write metrics.csv, a row per epoch; epoch 0 is the start, where it was judged: it has validation figures only."""
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]), restval="")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def read_history(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
-    """metrics.csv, a row per epoch; an empty table where nothing was trained.
+    """metrics.csv, a row per epoch; an empty table where nothing was trained or judged.
+
+    The start, where it was judged, is epoch 0: it has validation figures, and NaN elsewhere.
 
     Args:
         path: the file.
@@ -35,7 +37,15 @@ def read_history(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     """
     if not path.exists():
         return pd.DataFrame()
-    return _numbers(path, ("epoch", "loss", "seconds", *needed))
+    table = _numbers(path, ("epoch", *needed), start=True)
+    for name in ("loss", "seconds") if (table["epoch"] != 0).any() else ():
+        _check_column(path, table, name)
+    return table
+
+
+def trained_epochs(history: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `read_history` without that of the start."""
+    return history if history.empty else history[history["epoch"] > 0]
 
 
 def read_kept_counts(path: Path, per_class: int) -> Rows | None:
@@ -60,7 +70,13 @@ def read_kept_counts(path: Path, per_class: int) -> Rows | None:
 _ADVICE = "put the file back as training wrote it, or train the run again"
 
 
-def _numbers(path: Path, needed: Sequence[str], only: Sequence[str] | None = None) -> pd.DataFrame:
+def _check_column(path: Path, table: pd.DataFrame, name: str) -> None:
+    if name not in table:
+        raise RunError(f"{path} has no column {name!r}: {_ADVICE}")
+
+
+def _numbers(path: Path, needed: Sequence[str], only: Sequence[str] | None = None, start: bool = False) -> pd.DataFrame:
+    """A table of finite numbers; the row of epoch 0, where `start` allows one, may leave some out."""
     check_size(path, LARGEST_TABLE, RunError)
     try:
         table = pd.read_csv(path, usecols=None if only is None else lambda name: name in only)
@@ -69,9 +85,10 @@ def _numbers(path: Path, needed: Sequence[str], only: Sequence[str] | None = Non
     if not isinstance(table.index, pd.RangeIndex):
         raise RunError(f"{path} has a row with more values than columns: {_ADVICE}")
     for name in needed:
-        if name not in table:
-            raise RunError(f"{path} has no column {name!r}: {_ADVICE}")
+        _check_column(path, table, name)
     for name in table:
-        if table[name].dtype.kind not in "iuf" or not np.isfinite(table[name]).all():
+        numbers = table[name].dtype.kind in "iuf"
+        values = table[name][table["epoch"] != 0] if numbers and start and name not in needed else table[name]
+        if not numbers or not np.isfinite(values).all():
             raise RunError(f"{path}: the column {name!r} holds something that is no number: {_ADVICE}")
     return table

@@ -95,6 +95,8 @@ def kept_message(progress: Progress) -> str:
     """Which epoch's network is the model of a finished run."""
     if not progress.history:
         return "no epoch was trained: the model is the network as it starts"
+    if not progress.best_epoch and progress.start:
+        return f"the model is the network before training, the best of all: {validation_message(progress.start)}"
     if not progress.best_epoch:
         return f"the model is the network after the last epoch, {progress.epoch}"
     best = progress.history[progress.best_epoch - 1]

@@ -127,8 +127,9 @@ class Recipe:
     """Arithmetic of the network: fp32, bf16, or fp16 with loss scaling. The loss itself always computes in fp32."""
 
     validation_classes: float = 0.0
-    """Fraction of the training classes that do not train, but choose the epoch to keep, by MAP@R; 0 to below 1. With 0,
-    and no val split in the catalog, the last epoch is kept. The test classes never choose anything."""
+    """Fraction of the training classes that do not train, but choose the epoch to keep, by MAP@R; 0 to below 1. Where
+    the layer starts from features or lda, that start is one of the candidates. With 0, and no val split in the catalog,
+    the last epoch is kept. The test classes never choose anything."""
 
     label_noise: float = 0.0
     """Fraction of the training images that get a wrong class, drawn by the seed: to measure how well a method tolerates
@@ -161,6 +162,11 @@ class Recipe:
     def takes_vectors(self) -> bool:
         """Whether it trains on vectors, not on images."""
         return self.embedder.takes_vectors
+
+    @property
+    def start_is_judged(self) -> bool:
+        """Whether the validation classes may choose the network before the first step: where it is no random one."""
+        return self.embedding_start != "random"
 
     def write(self, path: Path) -> None:
         """Write the recipe, every key, as YAML."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from proxygml.console import console, progress_bar
+from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
 from proxygml.files import remove_leftovers
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
@@ -166,6 +167,8 @@ class Training:
     def _train(self) -> None:
         data = self._data()
         loader = self._loader(data)
+        if self.progress.epoch == 0 and self.validation_images is not None and self.recipe.start_is_judged:
+            self._judge_start(self.validation_images)
         for epoch in range(self.progress.epoch + 1, self.recipe.epochs + 1):
             self.batches.set_epoch(epoch)
             data.set_epoch(epoch)
@@ -174,6 +177,15 @@ class Training:
                 metrics |= validation_metrics(self._embed_validation(), self.validation_images)
             self._finish_epoch(epoch, metrics)
         self._write_model()
+
+    def _judge_start(self, validation: Catalog) -> None:
+        """Let the network before the first step be a candidate: then training can only add to its projection."""
+        progress = self.progress
+        progress.start = {"epoch": 0} | validation_metrics(self._embed_validation(), validation)
+        if self.accelerator.is_main_process:
+            self.embedder.save(self.run.best(0))
+            console.print(f"before training: {validation_message(progress.start)}")
+            write_history(self.run.metrics, progress.epochs)
 
     def _train_epoch(self, epoch: int, loader: Loader) -> EpochMetrics:
         # For dropout and the like; images and batches have their own.
@@ -224,7 +236,7 @@ class Training:
     def _finish_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
         """Log the epoch, keep its model where it is the best so far, and save the checkpoint."""
         progress = self.progress
-        best_before = max((past.get("val_map_at_r", -1.0) for past in progress.history), default=-1.0)
+        best_before = max((past.get("val_map_at_r", -1.0) for past in progress.epochs), default=-1.0)
         progress.epoch = epoch
         progress.history.append(metrics)
         self.accelerator.log({f"epoch/{name}": value for name, value in metrics.items()}, step=progress.steps)
@@ -238,7 +250,7 @@ class Training:
                 self.embedder.save(self.run.best(epoch))
             if self.validation_images is not None:
                 console.print(f"epoch {epoch}: {validation_message(metrics)}{', the best so far' if is_best else ''}")
-            write_history(self.run.metrics, self.progress.history)
+            write_history(self.run.metrics, progress.epochs)
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self.checkpoints.save(progress)
         for folder in self.run.checkpoints.glob("best-*") if is_main_process else ():
@@ -248,8 +260,8 @@ class Training:
     def _write_model(self) -> None:
         """The last epoch's model, or the one that the validation classes chose."""
         if self.accelerator.is_main_process:
-            best = self.progress.best_epoch
-            chosen = Embedder.load(self.run.best(best)) if best else self.embedder
+            best, judged = self.progress.best_epoch, self.progress.best_epoch or self.progress.start
+            chosen = Embedder.load(self.run.best(best)) if judged else self.embedder
             chosen.save(self.run.path)
             console.print(kept_message(self.progress))
         self.accelerator.wait_for_everyone()

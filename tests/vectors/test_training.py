@@ -14,6 +14,7 @@ from proxygml.data.catalog_vectors import rows_of
 from proxygml.errors import CatalogError, RecipeError, RunError, UserError
 from proxygml.models.embedder_settings import EmbedderSettings, HeadKind
 from proxygml.models.vector_embedder import VectorEmbedder
+from proxygml.training.history import read_history
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
@@ -183,3 +184,34 @@ def test_a_model_that_states_an_impossible_size_is_refused(size: object, run: Ru
     (tmp_path / "model.json").write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"vectors\.size"):
         Embedder.load(tmp_path)
+
+
+def test_training_that_makes_nothing_better_keeps_its_start(catalog: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """The start is epoch 0 of metrics.csv and a candidate like any epoch; a resumed run knows it."""
+    spoilt = replace(recipe, embedding_lr=0.3, epochs=2, milestones=())  # rates at which a head forgets its start
+    run = train(spoilt, tmp_path / "run")
+    history = read_history(run.metrics)
+    assert history["epoch"].tolist() == [0, 1, 2]
+    assert history["val_map_at_r"].idxmax() == 0
+    assert history["loss"].isna().tolist() == [True, False, False]
+    started = train(replace(recipe, epochs=0), tmp_path / "start")
+    assert read_history(started.metrics)["val_map_at_r"].tolist() == [history["val_map_at_r"][0]]
+    vectors, _ = labelled_vectors()
+    kept, start = (Embedder.load(place.path).embed(vectors) for place in (run, started))
+    assert torch.equal(kept, start)
+    evaluate_run(run)
+    protocol = json.loads(run.evaluation.read_text())["protocol"]
+    assert protocol["epoch"] == 0
+    assert "validation classes" in protocol["selection"]
+    cut = replace(spoilt, epochs=1)
+    fit(cut, RunFolder(tmp_path / "cut"))
+    spoilt.write(RunFolder(tmp_path / "cut").recipe)
+    resume(RunFolder(tmp_path / "cut"))
+    assert torch.equal(Embedder.load(tmp_path / "cut").embed(vectors), start)
+    assert (tmp_path / "cut" / "metrics.csv").read_text().splitlines()[1].startswith("0,,")
+
+
+def test_a_random_start_is_no_candidate(recipe: Recipe, tmp_path: Path) -> None:
+    plain = replace(recipe, embedding_start="random", whitening=0.0, epochs=1, proxy_start="random")
+    run = train(plain, tmp_path / "run")
+    assert read_history(run.metrics)["epoch"].tolist() == [1]
