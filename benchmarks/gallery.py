@@ -27,7 +27,8 @@ from proxygml.arrays import Vectors
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.vector_file import write_vectors
 from proxygml.gallery.base import Gallery
-from proxygml.gallery.neighbors import Kind, recall_against_exact
+from proxygml.gallery.kinds import Kind
+from proxygml.gallery.neighbors import recall_against_exact
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
 

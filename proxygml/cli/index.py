@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
@@ -11,8 +11,10 @@ from proxygml.cli.options import EMBEDDING, GALLERY_HELP, SOURCE, add_embedding,
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError, counted
+from proxygml.gallery.kinds import Kind
 
 if TYPE_CHECKING:
+    from proxygml.gallery.base import Gallery
     from proxygml.gallery.folder.manifest import Threshold
 
 
@@ -27,8 +29,16 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     add_source(parser)
     add_vectors(parser)
     parser.takes_gallery(parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}"))
-    words = "exact; hnsw: many times faster, misses a few; ivfpq: also fast, a small index"
-    parser.add_argument("--kind", type=Literal["exact", "hnsw", "ivfpq"], default="exact", help=words)
+    words = (
+        "exact; hnsw: many times faster, misses a few; or an index of codes: int8, a byte for each number; binary, a "
+        "bit for each; ivfbinary, the same in lists, faster; ivfpq: fast and small"
+    )
+    parser.add_argument("--kind", type=Kind, default="exact", help=words)
+    words = (
+        "of codes: how many candidates for each result are compared again by their exact vectors, from disk (default: "
+        "10); 0 compares none"
+    )
+    parser.add_argument("--refine", type=int | None, default=None, help=words)
     parser.add_argument("--add", action="store_true", help="add the images that the gallery does not hold yet")
     words = "remove these items, such as id=7 or label=sparrow; takes the conditions of `search --where`"
     parser.takes_conditions(parser.add_argument("--remove", nargs="+", default=[], help=words))
@@ -67,13 +77,26 @@ def _build(options: Namespace) -> None:
 
     if options.run is None:
         raise UserError("no run folder is given: proxygml index RUN --out GALLERY ...")
-    settings = chosen(options, *SOURCE, "vectors", "kind", "false_accept_rate", "dimensions", *EMBEDDING)
+    settings = chosen(options, *SOURCE, "vectors", "kind", "refine", "false_accept_rate", "dimensions", *EMBEDDING)
     gallery = index(options.run, options.out, **settings)
     say(f"{counted(len(gallery), 'item')}, {gallery.manifest.kind}: {options.out}")
-    if gallery.manifest.recall is not None:
-        say(f"recall@10 against exact search: {gallery.manifest.recall:.3f} (its own items as queries)")
+    _print_index(gallery)
     if gallery.manifest.threshold is not None:
         _print_threshold(gallery.manifest.threshold)
+
+
+def _print_index(gallery: "Gallery") -> None:
+    """What an approximate index takes, and what it loses."""
+    manifest = gallery.manifest
+    if gallery.index_bytes is not None:
+        exact = 4 * manifest.dimension
+        say(f"index: {gallery.index_bytes:,.1f} bytes a vector, in memory; the exact vectors, {exact:,} each, on disk")
+    if manifest.recall is None:
+        return
+    codes = ""
+    if manifest.code_recall is not None and manifest.refine != 0:
+        codes = f"; {manifest.code_recall:.3f} by the codes alone"
+    say(f"recall@10 against exact search: {manifest.recall:.3f}{codes} (its own items as queries)")
 
 
 def _print_threshold(threshold: "Threshold") -> None:

@@ -20,7 +20,7 @@ from proxygml.gallery.filters.grammar import Condition
 from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.items.column_types import Schema, shown_columns
 from proxygml.gallery.items.ids import Ids
-from proxygml.gallery.neighbors import Kind
+from proxygml.gallery.kinds import Kind
 from proxygml.gallery.vectors import VectorRows
 
 Embeddings = Tensor | npt.NDArray[np.floating]
@@ -49,11 +49,13 @@ class Candidates:
         ids: int64 (c,), rising.
         vectors: where their vectors are.
         rows: int64 (c,), the rows of `vectors` that are theirs, rising.
+        scores: float32 (c,), the similarities to go by; None where they are to be computed from the vectors.
     """
 
     ids: Rows
     vectors: VectorRows
     rows: Rows
+    scores: Vectors | None = None
 
 
 class Backend(ABC):
@@ -82,6 +84,11 @@ class Backend(ABC):
     @abstractmethod
     def keeps_images(self) -> Path | None:
         """The folder for images of added items that have no file of their own; None where the gallery keeps none."""
+
+    @property
+    def index_bytes(self) -> float | None:
+        """Bytes of the approximate index for each of its vectors; None where there is none, or it is not known."""
+        return None
 
     @property
     @abstractmethod

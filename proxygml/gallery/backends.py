@@ -12,7 +12,7 @@ from proxygml.gallery.milvus.address import is_milvus
 if TYPE_CHECKING:
     from proxygml.gallery.base import Gallery
     from proxygml.gallery.folder.gallery import FolderGallery
-    from proxygml.gallery.neighbors import Kind
+    from proxygml.gallery.kinds import Kind
 
 _BACKENDS: tuple[tuple[Callable[[str | Path], bool], str, str], ...] = (
     (is_milvus, "proxygml.gallery.milvus.gallery", "MilvusGallery"),

@@ -7,7 +7,6 @@ each implements backend.py. No image is opened here and no network runs.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,8 @@ from proxygml.gallery.backends import backend_of, memory_backend
 from proxygml.gallery.filters.grammar import Where, describe, parse_where
 from proxygml.gallery.folder.manifest import Manifest, Threshold
 from proxygml.gallery.items.ids import Ids, chosen_ids, whole_ids
-from proxygml.gallery.neighbors import Kind, ranked
+from proxygml.gallery.kinds import Kind, check_kind, check_refine
+from proxygml.gallery.neighbors import best_first, ranked
 from proxygml.gallery.reranking import reranked
 from proxygml.gallery.vectors import unit_vectors
 
@@ -63,22 +63,32 @@ class Gallery(Backend):
 
     @staticmethod
     def create(
-        embeddings: Embeddings, items: pd.DataFrame, kind: Kind = "exact", *, model: str = "", run: str = ""
+        embeddings: Embeddings,
+        items: pd.DataFrame,
+        kind: Kind = "exact",
+        *,
+        model: str = "",
+        run: str = "",
+        refine: int | None = None,
     ) -> "Gallery":
         """A gallery in memory; `save` writes it to a folder.
 
         Args:
             embeddings: (n, D) floats of any length; normalised here.
             items: n rows, what is known of each; `path` and `label` are what the commands show.
-            kind: exact; hnsw (fast, as large as the vectors once more); ivfpq (fast, small).
+            kind: exact; hnsw (fast, as large as the vectors once more); or codes of the vectors: int8 (a byte for each
+                number), binary (a bit for each, and 8 bytes), ivfbinary (the same in lists: fast), ivfpq (fast, small).
             model: the fingerprint of the embedder (embedder.fingerprint).
             run: its run folder.
+            refine: for codes: how many candidates for each result are compared again, by their exact vectors; 10 if
+                left out. 0 compares none: then scores are those of the codes.
 
         Raises:
             GalleryError: shapes that do not fit, a reserved column, too few items for the kind.
         """
-        _check_kind(kind)
-        return memory_backend().in_memory(unit_vectors(embeddings), items, Manifest(kind, model, run))
+        check_kind(kind)
+        check_refine(kind, refine)
+        return memory_backend().in_memory(unit_vectors(embeddings), items, Manifest(kind, model, run, refine))
 
     @staticmethod
     def build(
@@ -88,6 +98,7 @@ class Gallery(Backend):
         *,
         model: str = "",
         run: str = "",
+        refine: int | None = None,
         force: bool = False,
         total: int | None = None,
         finish: Finish | None = None,
@@ -102,6 +113,7 @@ class Gallery(Backend):
             kind: see `create`.
             model: see `create`.
             run: see `create`.
+            refine: see `create`.
             force: replace the gallery that is there.
             total: the number of rows in all, for the progress bar.
             finish: is called with the gallery before it appears, to set its threshold, for example.
@@ -110,8 +122,9 @@ class Gallery(Backend):
             OverwriteError: something is there already, or another process is building it.
             GalleryError: see `create`.
         """
-        _check_kind(kind)
-        return backend_of(place)._build(place, blocks, Manifest(kind, model, run), force, total, finish)
+        check_kind(kind)
+        check_refine(kind, refine)
+        return backend_of(place)._build(place, blocks, Manifest(kind, model, run, refine), force, total, finish)
 
     @staticmethod
     @check_arguments
@@ -171,13 +184,16 @@ class Gallery(Backend):
             raise GalleryError(f"{missing} of the gallery's {len(self):,} may be found" + describe(conditions))
         scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
-            values, order = ranked(found.vectors, query, found.rows, wanted)
+            if found.scores is None:
+                values, order = ranked(found.vectors, query, found.rows, wanted)
+            else:
+                values, order = best_first(found.scores, wanted)
             kept = np.flatnonzero(found.ids[order] != own[number])[: wanted - spare]
             values, order = values[kept], order[kept]
             if rerank:
                 again = reranked(query, found.vectors.take(found.rows[order]))
                 values, order = values[again], order[again]
-            scores[number], ids[number] = values[:k], found.ids[order[:k]]
+            scores[number], ids[number] = values[:k].clip(-1, 1), found.ids[order[:k]]
         return SearchResult(scores, ids, self._table_with(ids))
 
     def set_threshold(self, threshold: Threshold) -> None:
@@ -211,11 +227,6 @@ class Gallery(Backend):
 def recall_sample(ids: Rows) -> Rows:
     """The items whose neighbours are compared to measure an approximate index; none where there are no neighbours."""
     return np.random.default_rng(0).permutation(ids)[: RECALL_SAMPLE if len(ids) > 1 else 0]
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in get_args(Kind):
-        raise GalleryError(f"kind is {kind!r}, but must be one of {', '.join(get_args(Kind))}")
 
 
 def _excluded_ids(exclude: Ids | None, count: int) -> Rows:

@@ -22,7 +22,7 @@ from proxygml.gallery.backends import check_place, work_place
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters.grammar import Where, parse_where
-from proxygml.gallery.neighbors import Kind, check_enough_for_ivfpq
+from proxygml.gallery.kinds import Kind, check_enough, check_refine
 from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID, of_catalog
 from proxygml.gallery.vectors import unit_vectors
@@ -43,6 +43,7 @@ def index(
     vectors: PathLike | None = None,
     split: str = "all",
     kind: Kind = "exact",
+    refine: int | None = None,
     false_accept_rate: float = 0.01,
     on_bad: OnBad = "fail",
     force: bool = False,
@@ -61,7 +62,9 @@ def index(
         images: an image file or a folder of them, or several.
         vectors: a file that `embed` wrote; or, for a model of vectors, one of vectors to embed (.parquet or .npy).
         split: of the catalog: train, val, test, or all.
-        kind: exact; hnsw, many times faster, misses a few; ivfpq, also fast, with a small index.
+        kind: exact; hnsw, many times faster, misses a few; or codes of the vectors: int8, binary, ivfbinary and ivfpq,
+            see `Gallery.create`.
+        refine: of codes, how many candidates for each result are compared again by their exact vectors; 0 for none.
         false_accept_rate: the share of queries of classes not in the gallery that may be given a class, in [0, 1). The
             threshold for "none of these" is chosen by it where there are validation classes.
         on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
@@ -83,6 +86,7 @@ def index(
         source,
         out if isinstance(out, str) else Path(out),
         kind=kind,
+        refine=refine,
         false_accept_rate=false_accept_rate,
         on_bad=on_bad,
         force=force,
@@ -98,6 +102,7 @@ def build_gallery(
     out: str | Path,
     *,
     kind: Kind = "exact",
+    refine: int | None = None,
     false_accept_rate: float = 0.01,
     on_bad: OnBad = "fail",
     force: bool = False,
@@ -115,22 +120,23 @@ def build_gallery(
         UserError: see embed_images, Gallery.build, VectorFile and Model.
     """
     check_place(out, kind, force)
+    check_refine(kind, refine)
     if not 0 <= false_accept_rate < 1:
         raise UserError(f"--false_accept_rate is {false_accept_rate}, but must be 0 up to below 1")
     if source.vectors is not None or model.takes_vectors:
         given = source.vector_input(model)
-        _check_enough(kind, given.total)
+        check_enough(kind, given.total)
 
         def choose(gallery: Gallery) -> None:
             if "label" in gallery.columns:
                 _calibrate(gallery, lambda: _vector_validation(gallery, model, source), false_accept_rate)
 
         return Gallery.build(
-            out, _shortened(given.blocks, dimensions), kind, model=model.fingerprint, run=str(model.run), force=force,
-            total=given.total, finish=choose,
+            out, _shortened(given.blocks, dimensions), kind, model=model.fingerprint, run=str(model.run), refine=refine,
+            force=force, total=given.total, finish=choose,
         )  # fmt: skip
     images = source.image_list()
-    _check_enough(kind, len(images))
+    check_enough(kind, len(images))
     work = work_place(out, "partial")
     embedder = model.embedder()
     embedded = embed_images(
@@ -146,7 +152,7 @@ def build_gallery(
 
     gallery = Gallery.build(
         out, _shortened(embedded.blocks(stamped=True), dimensions), kind, model=model.fingerprint,
-        run=str(model.run), force=force, total=len(embedded), finish=embed_and_choose,
+        run=str(model.run), refine=refine, force=force, total=len(embedded), finish=embed_and_choose,
     )  # fmt: skip
     discard(work)
     return gallery
@@ -155,12 +161,6 @@ def build_gallery(
 def _shortened(blocks: Iterable[Block], dimensions: int | None) -> Iterator[Block]:
     for vectors, table in blocks:
         yield vector_prefix(vectors, dimensions), table
-
-
-def _check_enough(kind: Kind, count: int) -> None:
-    """Raise GalleryError where an index would be too small, before anything is embedded for it."""
-    if kind == "ivfpq":
-        check_enough_for_ivfpq(count)
 
 
 class Added(NamedTuple):

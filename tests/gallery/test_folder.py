@@ -19,11 +19,15 @@ import torch
 
 from proxygml import Gallery
 from proxygml.errors import GalleryError, OverwriteError
+from proxygml.gallery.approximate import ApproximateIndex
 from proxygml.gallery.folder.gallery import FolderGallery
 from proxygml.gallery.folder.manifest import Threshold
-from proxygml.gallery.neighbors import ApproximateIndex, Kind
+from proxygml.gallery.kinds import Kind
 from proxygml.gallery.vectors import VectorRows
 from tests.helpers.vectors import Array, clustered, in_blocks, items
+
+INDEXED: tuple[Kind, ...] = ("hnsw", "ivfpq", "int8", "binary", "ivfbinary")
+CODED = INDEXED[1:]
 
 
 def sorted_similarities(queries: Array, vectors: Array, k: int) -> tuple[Array, npt.NDArray[np.int64]]:
@@ -48,7 +52,7 @@ def test_search_is_exact_with_ties_in_gallery_order(queries: int) -> None:
 def test_a_score_does_not_depend_on_batch_k_or_kind() -> None:
     vectors, asked = clustered(1500), clustered(40, seed=1)
     exact = Gallery.create(vectors, items(1500)).search(asked, 10)
-    kinds: tuple[Kind, ...] = ("exact", "hnsw", "ivfpq")
+    kinds: tuple[Kind, ...] = ("exact", *INDEXED)
     for kind in kinds:
         gallery = Gallery.create(vectors, items(1500), kind)
         for query in range(3):
@@ -57,7 +61,7 @@ def test_a_score_does_not_depend_on_batch_k_or_kind() -> None:
             assert np.array_equal(alone.scores[0], exact.scores[query, :3])
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("kind", INDEXED)
 def test_approximate_kinds_state_what_they_lose(kind: Kind) -> None:
     vectors, asked = clustered(2000), clustered(100, seed=1)
     gallery = Gallery.create(vectors, items(2000), kind)
@@ -68,7 +72,7 @@ def test_approximate_kinds_state_what_they_lose(kind: Kind) -> None:
     assert abs(gallery.manifest.recall - recall) < 0.08
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
+@pytest.mark.parametrize("kind", ["exact", *INDEXED])
 def test_filters_added_and_removed_items(kind: Kind) -> None:
     vectors, asked = clustered(1300), clustered(8, seed=1)
     gallery = Gallery.create(vectors[:1200], items(1200), kind)
@@ -93,7 +97,7 @@ def test_filters_added_and_removed_items(kind: Kind) -> None:
             assert np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(found, expected, strict=True)]) > 0.8
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivfpq"])
+@pytest.mark.parametrize("kind", ["exact", *INDEXED])
 def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
     vectors, asked = clustered(1500), clustered(5, seed=1)
     gallery = Gallery.create(vectors[:1100], items(1100), kind, model="m", run="/r")
@@ -348,7 +352,7 @@ BUILD = """
 import os, sys
 from pathlib import Path
 from proxygml import Gallery
-from proxygml.gallery import neighbors as nearest_neighbors
+from proxygml.gallery import approximate
 from tests.helpers.vectors import in_blocks
 folder, kind, stage = sys.argv[1:]
 def stopping():
@@ -356,21 +360,22 @@ def stopping():
         if stage == "copying" and number == 3:
             os.kill(os.getpid(), 9)
         yield block
-write = nearest_neighbors.ApproximateIndex.write
+write = approximate.ApproximateIndex.write
 def write_and_stop(index, path):
     write(index, path)
     if len(index) > 5000:
         os.kill(os.getpid(), 9)
-nearest_neighbors._CHECKPOINT_SECONDS = -1
-nearest_neighbors._ADDED_AT_A_TIME = 1000
+approximate._CHECKPOINT_SECONDS = -1
+approximate._ADDED_AT_A_TIME = 1000
 if stage == "indexing":
-    nearest_neighbors.ApproximateIndex.write = write_and_stop
+    approximate.ApproximateIndex.write = write_and_stop
 Gallery.build(folder, stopping(), kind, model="m", run="/r")
 """
 
 
 @pytest.mark.parametrize(
-    ("kind", "stage"), [("exact", "copying"), ("hnsw", "copying"), ("hnsw", "indexing"), ("ivfpq", "indexing")]
+    ("kind", "stage"),
+    [("exact", "copying"), ("hnsw", "copying"), ("hnsw", "indexing"), ("ivfpq", "indexing"), ("int8", "indexing")],
 )
 def test_a_build_that_was_killed_is_not_there_and_goes_on(
     kind: Kind, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -480,7 +485,7 @@ def test_a_number_that_no_float_holds_is_refused(number: str) -> None:
             gallery.add(np.ones((1, 2)), pd.DataFrame([{column: number}]))
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+@pytest.mark.parametrize("kind", INDEXED)
 def test_a_full_disk_is_named_where_an_index_is_written(kind: Kind) -> None:
     full = Path("/dev/full")
     if not full.exists():
@@ -501,3 +506,76 @@ def test_a_column_of_your_own_may_be_called_file_stamp(tmp_path: Path) -> None:
     items = pd.DataFrame({"file_stamp": ["a", "b"]})
     Gallery.build(tmp_path / "new", [(np.eye(2, dtype=np.float32), items)])
     assert Gallery.load(tmp_path / "new").items["file_stamp"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_codes_alone_give_their_own_scores_and_the_second_look_the_exact_ones(kind: Kind, tmp_path: Path) -> None:
+    vectors, asked = clustered(1500, 32), clustered(40, 32, seed=1)
+    exact = Gallery.create(vectors, items(1500)).search(asked, 10)
+    second, alone = (Gallery.create(vectors, items(1500), kind, refine=refine) for refine in (20, 0))
+    alone.save(tmp_path / "g")
+    loaded = Gallery.load(tmp_path / "g")
+    assert (loaded.manifest.refine, second.manifest.refine) == (0, 20)
+    found, rough = second.search(asked, 10), loaded.search(asked, 10)
+    assert np.isin(found.scores, exact.scores).mean() > 0.95
+    assert not np.isin(rough.scores, exact.scores).any()
+    assert (np.diff(rough.scores) <= 0).all()
+    assert np.abs(rough.scores).max() <= 1
+    overlap = [np.mean(np.isin(one, other)) for one, other in zip(rough.ids, exact.ids, strict=True)]
+    assert 0.4 < np.mean(overlap) < 1
+    assert loaded.manifest.recall == loaded.manifest.code_recall == second.manifest.code_recall
+    assert second.manifest.recall is not None
+    assert second.manifest.code_recall is not None
+    assert second.manifest.recall > second.manifest.code_recall
+    assert second.manifest.recall > 0.95
+
+
+def test_codes_alone_find_new_items_and_pass_filters() -> None:
+    vectors = clustered(1500, 32)
+    gallery = Gallery.create(vectors[:1400], items(1400), "int8", refine=0)
+    gallery.add(vectors[1400:], items(100, 1400))
+    gallery.remove([1401])
+    assert gallery.search(vectors[1450:1451], 1).ids.tolist() == [[1450]]
+    assert gallery.search(vectors[1401:1402], 5, {"label": "c1"}).rows(0)["label"].tolist() == ["c1"] * 5
+    assert 1401 not in gallery.search(vectors[1401:1402], 20).ids
+    assert gallery.search(vectors[7:8], 3, {"size": [7, 8]}).ids.tolist() == [[7, 8]]  # few: searched exactly
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 33), ("binary", 21), ("ivfbinary", 33)])
+def test_a_saved_index_of_codes_is_as_small_as_it_says(kind: Kind, most: int, tmp_path: Path) -> None:
+    """A byte a number; a bit a number and 8 bytes; the same with an id. The rotation, 4 KiB, is shared."""
+    Gallery.create(clustered(4000, 32), items(4000), kind).save(tmp_path / "g")
+    loaded = Gallery.load(tmp_path / "g")
+    (stored,) = (tmp_path / "g").glob("index-*")
+    assert loaded.index_bytes == stored.stat().st_size / 4000 < most
+    assert Gallery.create(clustered(40), items(40)).index_bytes is None
+
+
+def test_what_a_kind_cannot_do_is_named() -> None:
+    vectors, table = clustered(120), items(120)
+    for question, message in (
+        (lambda: Gallery.create(vectors, table, "int4"), "kind is 'int4', but must be one of exact, hnsw, ivfpq, int8"),
+        (lambda: Gallery.create(vectors, table, "hnsw", refine=3), "a gallery of kind hnsw compares the exact vectors"),
+        (lambda: Gallery.create(vectors, table, "exact", refine=0), "refine is 0, but a gallery of kind exact"),
+        (lambda: Gallery.create(vectors, table, "int8", refine=-1), "refine is -1"),
+        (lambda: Gallery.create(vectors[:50], table[:50], "int8"), "int8 needs at least 100 items, but there are 50"),
+        (lambda: Gallery.create(clustered(120, 4), table, "binary"), "vectors of at least 8 numbers, but these have 4"),
+        (lambda: Gallery.create(vectors, table, "ivfbinary"), "at least 1,000 items"),
+    ):
+        with pytest.raises(GalleryError, match=message):
+            question()
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_a_gallery_that_shrinks_below_what_codes_need_is_searched_exactly(kind: Kind, tmp_path: Path) -> None:
+    gallery = Gallery.create(clustered(1100), items(1100), kind)
+    gallery.save(tmp_path / "g")
+    gallery.remove(np.arange(1050))
+    gallery.save()
+    loaded = Gallery.load(tmp_path / "g")
+    assert (len(loaded), loaded.manifest.recall, loaded.index_bytes) == (50, None, None)
+    exact = Gallery.create(clustered(1100)[1050:], items(50, 1050)).search(clustered(3), 5)
+    assert np.array_equal(loaded.search(clustered(3), 5).ids, exact.ids + 1050)
+    loaded.add(clustered(1200, seed=3), items(1200, 2000))
+    loaded.save()
+    assert Gallery.load(tmp_path / "g").index_bytes is not None

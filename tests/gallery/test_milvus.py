@@ -16,11 +16,11 @@ from proxygml import Gallery
 from proxygml.errors import EmptyGalleryError, GalleryError, OverwriteError
 from proxygml.gallery.backend import Addition
 from proxygml.gallery.folder.manifest import Threshold
+from proxygml.gallery.kinds import Kind
 from proxygml.gallery.milvus.address import Address, is_milvus
 from proxygml.gallery.milvus.connection import connect
 from proxygml.gallery.milvus.gallery import MilvusGallery
 from proxygml.gallery.milvus.manifest import change_manifest, publish, stored_manifest
-from proxygml.gallery.neighbors import Kind
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.models import untrained
@@ -122,6 +122,14 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (
             lambda: in_milvus(str(tmp_path / "i.db"), clustered(2000), items(2000), "ivfpq"),
             "milvus-lite, which has no ivfpq",
+        ),
+        (
+            lambda: in_milvus(str(tmp_path / "i.db"), clustered(2000), items(2000), "ivfbinary"),
+            "milvus-lite, which has no ivfbinary: choose exact or hnsw",
+        ),
+        (
+            lambda: in_milvus(str(tmp_path / "i.db"), clustered(2000), items(2000), "binary"),
+            "Milvus keeps binary codes in lists alone: choose ivfbinary",
         ),
         (lambda: Gallery.create(clustered(10), items(10)).save(tmp_path / "s.db"), "Gallery.build"),
     ):
@@ -369,18 +377,37 @@ def test_a_search_goes_on_while_others_remove_what_it_finds(milvus_place: str) -
     assert gallery.search(vectors[:1], 300).ids.shape == (1, 100)
 
 
-def test_a_server_has_ivfpq(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("kind", ["ivfpq", "int8"])
+def test_a_server_has_codes(kind: Kind, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """With filters, additions and removals; milvus-lite has none."""
     place, vectors, asked = place_for("milvus", tmp_path, request), clustered(3000), clustered(20, seed=1)
-    made, folder = in_milvus(place, vectors[:2900], items(2900), "ivfpq"), Gallery.create(vectors, items(3000))
+    made, folder = in_milvus(place, vectors[:2900], items(2900), kind), Gallery.create(vectors, items(3000))
     made.add(vectors[2900:], items(100, 2900))
     for gallery in (made, folder):
         gallery.remove(np.arange(0, 2900, 5))
     made.save()
     assert made.manifest.recall is not None and made.manifest.recall > 0.9
+    assert made.manifest.code_recall is not None and 0.5 < made.manifest.code_recall <= made.manifest.recall
     for gallery in (made, Gallery.load(place)):
         for where in (None, {"label": "c1"}, ["size>=2880"]):
             found, expected = gallery.search(asked, 7, where), folder.search(asked, 7, where)
             pairs = zip(found.ids, expected.ids, strict=True)
             assert np.mean([len(set(a) & set(b)) / 7 for a, b in pairs]) > 0.9
         assert np.array_equal(gallery.matching(["size>=2880"]), folder.matching(["size>=2880"]))
+
+
+def test_codes_alone_on_a_server_give_their_own_scores(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = place_for("milvus", tmp_path, request)
+    vectors, asked = clustered(2000), clustered(20, seed=1)
+    Gallery.build(place, blocks(vectors, items(2000)), "int8", refine=0)
+    gallery, exact = Gallery.load(place), Gallery.create(vectors, items(2000)).search(asked, 7)
+    found = gallery.search(asked, 7)
+    assert gallery.manifest.recall == gallery.manifest.code_recall
+    assert np.mean([len(set(a) & set(b)) / 7 for a, b in zip(found.ids, exact.ids, strict=True)]) > 0.8
+    assert 0 < np.abs(found.scores - exact.scores).max() < 0.05
+
+
+def test_a_server_without_binary_codes_is_named(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = place_for("milvus", tmp_path, request)
+    with pytest.raises(GalleryError, match=r"is Milvus 2\.3, but ivfbinary needs 2\.6"):
+        in_milvus(place, clustered(2000), items(2000), "ivfbinary")

@@ -22,6 +22,7 @@ from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError, counted
 from proxygml.files import atomic_write, naming
+from proxygml.gallery.approximate import ApproximateIndex
 from proxygml.gallery.folder.checksums import StoredFile, check_contents, check_sizes, stored_file
 from proxygml.gallery.folder.item_file import read_items, write_items
 from proxygml.gallery.folder.manifest import MANIFEST_BYTES, Manifest, manifest_text, parse_manifest
@@ -29,7 +30,6 @@ from proxygml.gallery.items.cells import joined
 from proxygml.gallery.items.coercion import check_items, conformed
 from proxygml.gallery.items.column_types import Schema
 from proxygml.gallery.items.table import ItemTable
-from proxygml.gallery.neighbors import ApproximateIndex
 from proxygml.gallery.vectors import VectorRows, check_same_size, unit_vectors
 
 MANIFEST = "gallery.json"

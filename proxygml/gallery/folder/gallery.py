@@ -18,6 +18,7 @@ from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
+from proxygml.gallery.approximate import ApproximateIndex
 from proxygml.gallery.backend import Candidates, Change, Embeddings, Finish
 from proxygml.gallery.backends import backend_of
 from proxygml.gallery.base import Gallery, recall_sample
@@ -38,11 +39,13 @@ from proxygml.gallery.folder.files import (
 )
 from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.folder.single_changes import changed_at_once
+from proxygml.gallery.index_kinds import REFINED
 from proxygml.gallery.items.coercion import check_items, conformed, first_equal_ids
 from proxygml.gallery.items.column_types import column_texts
 from proxygml.gallery.items.ids import Ids
 from proxygml.gallery.items.table import ItemTable
-from proxygml.gallery.neighbors import ApproximateIndex, Kind, candidate_rows, recall_against_exact
+from proxygml.gallery.kinds import CODED, SMALLEST, Kind
+from proxygml.gallery.neighbors import candidates_among, recall_against_exact
 from proxygml.gallery.vectors import VectorRows
 
 _TAIL = 1000
@@ -77,7 +80,7 @@ class FolderGallery(Gallery):
     @classmethod
     def in_memory(cls, vectors: Vectors, items: pd.DataFrame, manifest: Manifest) -> Self:
         """See Gallery.create; of the manifest kind, model and run are filled in."""
-        made = FolderManifest(manifest.kind, manifest.model, manifest.run, dimension=vectors.shape[1])
+        made = FolderManifest(manifest.kind, manifest.model, manifest.run, manifest.refine, dimension=vectors.shape[1])
         check_items(items, len(vectors))
         gallery = cls(vectors[:0], ItemTable.of(pd.DataFrame(), {}), made)
         gallery.add(vectors, items)
@@ -100,8 +103,10 @@ class FolderGallery(Gallery):
             name = unfinished_vectors(folder)
             try:
                 table, schema, dimension, digest = write_blocks(blocks, folder / name, total)
-                made = FolderManifest(manifest.kind, manifest.model, manifest.run, dimension=dimension, vectors=name)
-                made = replace(made, rows=len(table), next_id=len(table), columns=column_texts(schema))
+                made = FolderManifest(manifest.kind, manifest.model, manifest.run, manifest.refine, vectors=name)
+                made = replace(
+                    made, dimension=dimension, rows=len(table), next_id=len(table), columns=column_texts(schema)
+                )
                 made = replace(made, generation=replaced_generation(folder))
                 gallery = cls(mapped_vectors(folder, made), ItemTable.of(table, schema), made, folder=folder)
                 gallery._build_index(folder / f".{manifest.kind}-{digest[:16]}.faiss")
@@ -135,6 +140,12 @@ class FolderGallery(Gallery):
     def place(self) -> str:
         """See Backend.place."""
         return str(self.folder or "")
+
+    @property
+    def index_bytes(self) -> float | None:
+        """See Backend.index_bytes."""
+        stored = self.manifest.files.get(self.manifest.index)
+        return None if stored is None or self._index is None else stored.size / len(self._index)
 
     @property
     def keeps_images(self) -> Path | None:
@@ -239,7 +250,11 @@ class FolderGallery(Gallery):
         self._vectors = VectorRows(mapped_vectors(folder, self.manifest))
         if len(kept) < len(self._table):
             self._table = self._table.only_alive()
-            self._build_index()
+            if len(kept) >= SMALLEST.get(self.manifest.kind, 1):
+                self._build_index()
+            else:  # so few are searched exactly, until there are enough again
+                self._index = None
+                self.manifest = replace(self.manifest, index="", recall=None, code_recall=None)
 
     def _publish(self, folder: Path) -> None:
         self.manifest = publish(folder, self.manifest, self._table, self._index)
@@ -254,8 +269,9 @@ class FolderGallery(Gallery):
 
     def _candidates(self, queries: Vectors, wanted: int, conditions: Sequence[Condition]) -> list[Candidates]:
         allowed = self._table.allowed(conditions)
-        found = candidate_rows(self._vectors, self._index, queries, wanted, allowed)
-        return [Candidates(self._table.ids[rows], self._vectors, rows) for rows in found]
+        refine = REFINED if self.manifest.refine is None else self.manifest.refine
+        found = candidates_among(self._vectors, self._index, queries, wanted, allowed, refine)
+        return [Candidates(self._table.ids[rows], self._vectors, rows, scores) for rows, scores in found]
 
     def _build_index(self, checkpoint: Path | None = None) -> None:
         """Build the approximate index, if the kind has one, and measure what it loses."""
@@ -273,12 +289,17 @@ class FolderGallery(Gallery):
 
     def _measure_recall(self) -> None:
         """Note how many of the exact neighbours a changed index finds, and that it is not written yet."""
-        recall, sample = None, recall_sample(self._matching([]))
+        manifest, recall, of_codes, sample = self.manifest, None, None, recall_sample(self._matching([]))
         if len(sample):
             found = self._neighbors_of(sample)
             index, self._index = self._index, None  # without it, search is exact
             try:
-                recall = recall_against_exact(found, self._neighbors_of(sample))
+                exact = self._neighbors_of(sample)
             finally:
                 self._index = index
-        self.manifest = replace(self.manifest, index="", recall=recall)
+            recall = of_codes = recall_against_exact(found, exact)
+            if manifest.kind in CODED and manifest.refine != 0:
+                self.manifest = replace(manifest, refine=0)
+                of_codes = recall_against_exact(self._neighbors_of(sample), exact)
+        code_recall = of_codes if manifest.kind in CODED else None
+        self.manifest = replace(manifest, index="", recall=recall, code_recall=code_recall)

@@ -1,9 +1,10 @@
-"""Reading FAISS's files as data: of the two kinds that we write, every count within bounds, no other file opened.
+"""Reading FAISS's files as data: of the kinds that we write, every count within bounds, no other file opened.
 
 A FAISS file can name other files, which FAISS then opens and resizes (lists of an index on disk), and counts that take
 all memory or point outside of what was read. So FAISS gets the file's bytes through a reader that looks at them.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,25 +12,31 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from proxygml.errors import GalleryError, counted
+from proxygml.gallery.kinds import Kind
 
-_PARTS = {"IHNf", "IxFI", "IwPQ", "ilar", "full", "sprs"}
-"""The parts of HNSW over plain vectors and of IVF-PQ with its lists in memory, as FAISS names them."""
+_LISTS = {"IxFI", "ilar", "full", "sprs"}
+
+_PARTS: Mapping[Kind, set[str]] = {
+    "hnsw": {"IHNf", "IxFI"},
+    "ivfpq": {"IwPQ", *_LISTS},
+    "int8": {"IxSQ"},
+    "binary": {"IxPT", "rrot", "Ixrq"},
+    "ivfbinary": {"IxPT", "rrot", "Iwrq", *_LISTS},
+}
+"""The parts of an index of each kind, as FAISS names them; those of lists in memory alone."""
 
 _UNUSED = 1 << 20  # FAISS writes this into two fields of every header
-_PLACE_OF_BITS, _BITS = (
-    14,
-    8,
-)  # the 14th number of an IVF-PQ file: of a code; tables have 2**bits rows
+_PLACE_OF_BITS, _BITS = 14, 8  # the 14th number of an IVF-PQ file: of a code; tables have 2**bits rows
 
 
 class _Reader:
     """Hands a file's bytes to FAISS, and raises ValueError at the first that no file of ours has."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, kind: Kind) -> None:
         self._file = file
         self._size = size
+        self._kind = kind
         self._numbers = 0
-        self._kind = ""
 
     def __call__(self, count: int) -> bytes:
         data = self._file.read(count)
@@ -40,24 +47,23 @@ class _Reader:
         return data
 
     def _check_part(self, name: str) -> None:
-        if name not in _PARTS:
-            raise ValueError(f"it has a part {name!r}, which no index of ours has")
-        self._kind = self._kind or name
+        if name not in _PARTS[self._kind]:
+            raise ValueError(f"it has a part {name!r}, which no index of ours has in a gallery of kind {self._kind}")
 
     def _check_number(self, number: int) -> None:
         self._numbers += 1
         if not 0 <= number <= self._size and number != _UNUSED:
             raise ValueError(f"it states the size {number:,}, but has {counted(self._size, 'byte')}")
-        if self._kind == "IwPQ" and self._numbers == _PLACE_OF_BITS and number != _BITS:
+        if self._kind == "ivfpq" and self._numbers == _PLACE_OF_BITS and number != _BITS:
             raise ValueError(f"its codes have {counted(number, 'bit')} instead of {_BITS}")
 
 
-def read_faiss(path: Path, kind: str, dimension: int, most: int) -> Any:
+def read_faiss(path: Path, kind: Kind, dimension: int, most: int) -> Any:
     """The FAISS index in a file.
 
     Args:
         path: what FAISS wrote.
-        kind: hnsw or ivfpq.
+        kind: not exact.
         dimension: D of its vectors.
         most: how many vectors it may hold.
 
@@ -68,7 +74,7 @@ def read_faiss(path: Path, kind: str, dimension: int, most: int) -> Any:
     faiss = import_module("faiss")
     try:
         with path.open("rb") as file:
-            reader = faiss.PyCallbackIOReader(_Reader(file, path.stat().st_size))
+            reader = faiss.PyCallbackIOReader(_Reader(file, path.stat().st_size, kind))
             index = faiss.read_index(reader)
         _check(faiss, index, kind, dimension, most)
     except (RuntimeError, ValueError, MemoryError, IndexError, AssertionError) as error:
@@ -77,18 +83,76 @@ def read_faiss(path: Path, kind: str, dimension: int, most: int) -> Any:
     return index
 
 
-def _check(faiss: Any, index: Any, kind: str, dimension: int, most: int) -> None:
-    expected = faiss.IndexHNSWFlat if kind == "hnsw" else faiss.IndexIVFPQ
-    if type(index) is not expected:
-        raise ValueError(f"it is a {type(index).__name__}, but the gallery's kind is {kind}")
+def _check(faiss: Any, index: Any, kind: Kind, dimension: int, most: int) -> None:
+    _check_type(faiss, index, _TYPES[kind][0])
+    _check_head(faiss, index, dimension, most)
+    if kind == "hnsw":
+        _check_graph(faiss, index)
+    elif kind == "ivfpq":
+        codes = index.pq
+        fits = codes.M * codes.dsub == codes.d == dimension and int(codes.code_size) == codes.M
+        _check_fits(fits)
+        _check_lists(faiss, index, codes.M)
+    elif kind == "int8":
+        codes = index.sq
+        fits = codes.qtype == codes.QT_8bit and codes.d == dimension and codes.trained.size() == 2 * dimension
+        _check_fits(fits and int(codes.code_size) == dimension)
+        _check_codes(index, dimension)
+    else:
+        _check_bits(faiss, index, kind)
+
+
+_TYPES: Mapping[Kind, tuple[str, ...]] = {
+    "hnsw": ("IndexHNSWFlat",),
+    "ivfpq": ("IndexIVFPQ",),
+    "int8": ("IndexScalarQuantizer",),
+    "binary": ("IndexPreTransform", "IndexRaBitQ"),
+    "ivfbinary": ("IndexPreTransform", "IndexIVFRaBitQ"),
+}
+"""The class of an index of each kind, and of the one inside of it."""
+
+
+def _check_type(faiss: Any, index: Any, expected: str) -> None:
+    if type(index) is not getattr(faiss, expected):
+        raise ValueError(f"it has a {type(index).__name__} where a gallery of its kind has {expected}")
+
+
+def _check_fits(holds: bool) -> None:
+    if not holds:
+        raise ValueError("its codes do not fit its vectors")
+
+
+def _check_head(faiss: Any, index: Any, dimension: int, most: int) -> None:
     if index.d != dimension or index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.is_trained:
         raise ValueError(f"it is of vectors of size {index.d}, but the gallery's have {dimension}")
     if not 0 < index.ntotal <= most:
         raise ValueError(f"it holds {counted(index.ntotal, 'vector')}, but the gallery {most:,}")
-    if kind == "hnsw":
-        _check_graph(faiss, index)
+
+
+def _check_codes(index: Any, size: int) -> None:
+    """An index without lists has a code of so many bytes for each vector."""
+    _check_fits(int(index.code_size) == size and int(index.codes.size()) == int(index.ntotal) * size)
+
+
+def _check_bits(faiss: Any, index: Any, kind: Kind) -> None:
+    """A rotation of the whole space, and behind it an index of RaBitQ's codes of one bit a number."""
+    _check_fits(int(index.chain.size()) == 1)
+    rotation, inner = faiss.downcast_VectorTransform(index.chain.at(0)), faiss.downcast_index(index.index)
+    _check_type(faiss, rotation, "RandomRotationMatrix")
+    whole = int(rotation.A.size()) == index.d**2 and not rotation.have_bias and not rotation.b.size()
+    _check_fits(rotation.d_in == rotation.d_out == index.d and whole and rotation.is_trained)
+    _check_type(faiss, inner, _TYPES[kind][1])
+    _check_head(faiss, inner, index.d, index.ntotal)
+    codes, expected = inner.rabitq, faiss.RaBitQuantizer(index.d, faiss.METRIC_INNER_PRODUCT)
+    same = codes.metric_type == expected.metric_type and getattr(codes, "nb_bits", 1) == 1
+    size = int(expected.code_size)
+    _check_fits(inner.ntotal == index.ntotal and codes.d == index.d and int(codes.code_size) == size and same)
+    _check_fits(inner.qb <= 8)  # more bits of a query than its tables have
+    if kind == "binary":
+        _check_fits(int(inner.center.size()) == index.d)
+        _check_codes(inner, size)
     else:
-        _check_lists(faiss, index)
+        _check_lists(faiss, inner, size)
 
 
 def _check_graph(faiss: Any, index: Any) -> None:
@@ -119,14 +183,16 @@ def _check_graph(faiss: Any, index: Any) -> None:
         raise ValueError("its graph leads outside of its vectors")
 
 
-def _check_lists(faiss: Any, index: Any) -> None:
-    """Every list holds codes of this index's size and rows of the gallery."""
-    lists, codes = index.invlists, index.pq
+def _check_lists(faiss: Any, index: Any, code_size: int) -> None:
+    """Every list holds codes of that size and rows of the gallery; plain vectors say which lists are near."""
+    lists, nearest = index.invlists, faiss.downcast_index(index.quantizer)
+    _check_type(faiss, nearest, "IndexFlatIP")
     fits = (
-        int(index.quantizer.ntotal) == int(index.nlist) == int(lists.nlist)
-        and int(index.quantizer.d) == index.d == codes.d
-        and codes.M * codes.dsub == codes.d
-        and int(codes.code_size) == int(index.code_size) == int(lists.code_size) == codes.M
+        int(nearest.ntotal) == int(index.nlist) == int(lists.nlist)
+        and int(nearest.d) == index.d
+        and int(nearest.codes.size()) == 4 * index.d * int(nearest.ntotal)
+        and int(index.code_size) == int(lists.code_size) == code_size
+        and index.direct_map.type == index.direct_map.NoMap
     )
     total = 0
     for number in range(int(lists.nlist) if fits else 0):

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from proxygml.errors import GalleryError, counted
 from proxygml.gallery.items.column_types import ColumnType
-from proxygml.gallery.neighbors import Kind
+from proxygml.gallery.kinds import Kind
 
 FORMAT = 2
 
@@ -53,9 +53,15 @@ class Manifest:
     run: str = ""
     """Absolute path of the run folder, where the embedder was when the gallery was made."""
 
+    refine: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Of codes, how many candidates for each result are compared again by their exact vectors; None: 10 of them."""
+
     threshold: Threshold | None = None
     recall: Share | None = None
     """Recall@10 of an approximate index against exact search, 0..1, over a sample of the gallery's own items."""
+
+    code_recall: Share | None = None
+    """The same of the codes alone, without looking again at the exact vectors; None where the index holds no codes."""
 
     dimension: Annotated[int, Field(ge=0, le=2**20)] = 0
     """D, the size of the vectors."""

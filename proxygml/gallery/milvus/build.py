@@ -15,13 +15,17 @@ from proxygml.console import progress_bar
 from proxygml.errors import GalleryError, OverwriteError, counted
 from proxygml.files import atomic_write
 from proxygml.gallery.folder.manifest import Manifest
+from proxygml.gallery.index_kinds import HNSW_BUILD, HNSW_LINKS, inverted_lists, product_codes
 from proxygml.gallery.items.coercion import check_items, conformed
 from proxygml.gallery.items.column_types import Schema, column_texts
+from proxygml.gallery.kinds import CODED, Kind
 from proxygml.gallery.milvus.connection import Connection
 from proxygml.gallery.milvus.manifest import MilvusManifest, publish, read_manifest
 from proxygml.gallery.milvus.schema import fields_of, rows_of, stored_schema
-from proxygml.gallery.neighbors import HNSW_BUILD, HNSW_LINKS, Kind, inverted_lists, product_codes
 from proxygml.gallery.vectors import check_same_size, unit_vectors
+
+_OLDEST_WITH_BITS = 2, 6
+"""The Milvus that has IVF_RABITQ first."""
 
 _SHOWN_FROM = 16_384  # rows, below which there is no progress bar
 
@@ -111,7 +115,7 @@ class UnfinishedCollection:
                 f"{self._connection.address} has kept {found:,} of {counted(self.rows, 'item')}: repeat the command"
             )
         return MilvusManifest(
-            manifest.kind, manifest.model, manifest.run, dimension=self.dimension, next_id=self.rows,
+            manifest.kind, manifest.model, manifest.run, manifest.refine, dimension=self.dimension, next_id=self.rows,
             generation=before.generation if before else 0, columns=column_texts(self.schema),
             collection=self.collection, fields=self.fields, edition=before.edition if before else 0,
         )  # fmt: skip
@@ -124,20 +128,30 @@ class UnfinishedCollection:
 
 def check_kind(connection: Connection, kind: Kind) -> None:
     """Raise GalleryError where this Milvus has no such index."""
-    if kind == "ivfpq" and connection.is_lite:
+    if kind == "binary":
+        raise GalleryError(f"{connection.address}: Milvus keeps binary codes in lists alone: choose ivfbinary")
+    # milvus-lite 3.2.2 has codes of 8 bits too, but searching 3,000 items by 500 queries took it more than 30 s.
+    if kind in CODED and connection.is_lite:
         raise GalleryError(
-            f"{connection.address} is of milvus-lite, which has no ivfpq: choose exact or hnsw, or a Milvus server"
+            f"{connection.address} is of milvus-lite, which has no {kind}: choose exact or hnsw, or a Milvus server"
+        )
+    if kind == "ivfbinary" and connection.version < _OLDEST_WITH_BITS:
+        found, needed = (".".join(map(str, one)) for one in (connection.version, _OLDEST_WITH_BITS))
+        raise GalleryError(
+            f"{connection.address} is Milvus {found}, but ivfbinary needs {needed}: choose exact, hnsw, int8 or ivfpq"
         )
 
 
 def set_approximate_index(connection: Connection, manifest: MilvusManifest, count: int) -> None:
     """Replace the index of a gallery of so many items by the approximate one of its kind."""
-    if manifest.kind == "hnsw":
-        connection.set_index(manifest.collection, "HNSW", {"M": HNSW_LINKS, "efConstruction": HNSW_BUILD})
-    else:
-        codes = product_codes(manifest.dimension)
-        parameters = {"nlist": min(inverted_lists(count), 65_536), "m": codes, "nbits": 8}
-        connection.set_index(manifest.collection, "IVF_PQ", parameters)
+    lists = {"nlist": min(inverted_lists(count), 65_536)}
+    name, parameters = {
+        "hnsw": ("HNSW", {"M": HNSW_LINKS, "efConstruction": HNSW_BUILD}),
+        "ivfpq": ("IVF_PQ", lists | {"m": product_codes(manifest.dimension), "nbits": 8}),
+        "int8": ("IVF_SQ8", lists),
+        "ivfbinary": ("IVF_RABITQ", lists),
+    }[manifest.kind]
+    connection.set_index(manifest.collection, name, parameters)
 
 
 def publish_built(connection: Connection, before: MilvusManifest | None, manifest: MilvusManifest) -> MilvusManifest:

@@ -81,11 +81,16 @@ class Connection:
 
     def check_version(self) -> None:
         """Raise GalleryError where this Milvus is too old."""
-        text = str(self._call("get_server_version"))
-        found = re.search(r"(\d+)\.(\d+)", text)
         oldest = _OLDEST_LITE if self.is_lite else _OLDEST_SERVER
-        if found and (int(found[1]), int(found[2])) < oldest:
+        if self.version < oldest:
+            text = self._call("get_server_version")
             raise GalleryError(f"{self.address} is {text}, which is too old: galleries need {VERSIONS}")
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The first two numbers of the version; a very late one where Milvus states none."""
+        found = re.search(r"(\d+)\.(\d+)", str(self._call("get_server_version")))
+        return (int(found[1]), int(found[2])) if found else (2**31, 0)
 
     @property
     def is_lite(self) -> bool:

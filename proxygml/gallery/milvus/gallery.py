@@ -21,6 +21,7 @@ from proxygml.gallery.base import LAST_ITEM, recall_sample
 from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.items.coercion import check_items
 from proxygml.gallery.items.ids import Ids
+from proxygml.gallery.kinds import CODED, Kind
 from proxygml.gallery.milvus.address import Address
 from proxygml.gallery.milvus.build import UnfinishedCollection, check_kind, publish_built, set_approximate_index
 from proxygml.gallery.milvus.connection import CollectionGoneError, Connection, connect
@@ -34,7 +35,7 @@ from proxygml.gallery.milvus.manifest import (
 from proxygml.gallery.milvus.read_gallery import ReadMilvusGallery
 from proxygml.gallery.milvus.reading import CollectionReader, check_present
 from proxygml.gallery.milvus.writing import GalleryWriter, listed_removals
-from proxygml.gallery.neighbors import Kind, recall_against_exact
+from proxygml.gallery.neighbors import recall_against_exact
 
 _ATTEMPTS = 5
 """At a change, while the gallery is built anew."""
@@ -111,7 +112,7 @@ class MilvusGallery(ReadMilvusGallery):
         address = Address.parse(place)
         if not force:
             check_no_gallery(address)
-        if address.local is None or address.local.exists() or kind == "ivfpq":
+        if address.local is None or address.local.exists() or kind in CODED:
             connection = connect(address)
             check_kind(connection, kind)
             connection.check_rights()
@@ -217,5 +218,8 @@ class MilvusGallery(ReadMilvusGallery):
         self.manifest = replace(self.manifest, kind=kind)
         set_approximate_index(self._connection, self.manifest, count)
         if exact is not None:
-            recall = recall_against_exact(self._neighbors_of(sample), exact)
-            self.manifest = replace(self.manifest, recall=recall)
+            manifest = replace(self.manifest, recall=recall_against_exact(self._neighbors_of(sample), exact))
+            if kind in CODED:
+                self.manifest = replace(manifest, refine=0)
+                manifest = replace(manifest, code_recall=recall_against_exact(self._neighbors_of(sample), exact))
+            self.manifest = manifest

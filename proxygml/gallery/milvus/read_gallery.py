@@ -14,8 +14,10 @@ from proxygml.errors import GalleryError, GalleryUnavailableError, counted
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.filters.grammar import Condition, Where, one_of
+from proxygml.gallery.index_kinds import REFINED
 from proxygml.gallery.items.coercion import first_equal_ids
 from proxygml.gallery.items.ids import Ids
+from proxygml.gallery.kinds import CODED
 from proxygml.gallery.milvus.connection import Connection
 from proxygml.gallery.milvus.expressions import visible
 from proxygml.gallery.milvus.manifest import (
@@ -132,8 +134,13 @@ class ReadMilvusGallery(Gallery):
         return np.array([row["id"] for row in rows], np.int64)
 
     def _candidates(self, queries: Vectors, wanted: int, conditions: Sequence[Condition]) -> list[Candidates]:
-        found = self._reader.nearest(queries, wanted, self._visible(conditions), self.manifest.kind)
-        return [Candidates(ids, VectorRows(vectors), np.arange(len(ids))) for ids, vectors in found]
+        kind, refine = self.manifest.kind, REFINED if self.manifest.refine is None else self.manifest.refine
+        found = self._reader.nearest(queries, wanted, self._visible(conditions), kind, refine)
+        by_codes = kind in CODED and not refine
+        return [
+            Candidates(ids, VectorRows(vectors), np.arange(len(ids)), scores if by_codes else None)
+            for ids, vectors, scores in found
+        ]
 
     def _table_with(self, ids: Rows) -> pd.DataFrame:
         wanted = np.unique(ids)
