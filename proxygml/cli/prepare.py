@@ -78,7 +78,7 @@ def _print_datasets(parser: Parser) -> None:
     say(f"       {parser.prog} --rebase OLD NEW --out CATALOG", "", str(parser.description), "")
     width = min(get_terminal_size().columns, 120)
     for dataset in DATASETS:
-        say(fill(_purpose(dataset), width, initial_indent=f"  {dataset.name:<10}", subsequent_indent=" " * 12))
+        say(fill(_purpose(dataset), width, initial_indent=f"  {dataset.name:<12}", subsequent_indent=" " * 14))
     say("", f"{parser.prog} DATASET --help lists the options of a data set.")
     say("--rebase OLD NEW changes where the paths of a catalog begin, after its images were moved.")
 
