@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
@@ -22,10 +23,13 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
     words = "write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`"
     parser.add_argument("--dimensions", type=int | None, default=None, help=words)
+    words = "how numbers are written: float32, float16, int8 (a byte each), or binary (a bit each)"
+    parser.add_argument("--dtype", type=Literal["float32", "float16", "int8", "binary"], default="float32", help=words)
     add_embedding(parser)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     from proxygml.gallery.embed import embed
 
-    file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", "dimensions", *EMBEDDING))
-    say(f"{counted(file.rows, 'vector')} of size {file.dimension}: {options.out}")
+    file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", "dimensions", "dtype", *EMBEDDING))
+    dtype = "" if options.dtype == "float32" else f", {options.dtype}"
+    say(f"{counted(file.rows, 'vector')} of size {file.dimension}{dtype}: {options.out}")

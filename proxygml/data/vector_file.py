@@ -3,40 +3,55 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxygml.arrays import Block
+from proxygml.arrays import Block, Vectors
 from proxygml.data.arrow import to_arrow, to_pandas
 from proxygml.data.columns import EMBEDDING
-from proxygml.data.vector_checks import Floats
+from proxygml.data.vector_checks import LARGEST_VECTOR, Floats
+from proxygml.data.vector_codes import Coded, Codes, Dtype, code_bytes, decoded, encoded
 from proxygml.data.vector_source import VectorSource, checked_lists, read_batches, vector_type
-from proxygml.errors import GalleryError
+from proxygml.errors import GalleryError, counted
 from proxygml.files import atomic_write, check_local, check_overwrite
 
 
-def write_vectors(path: Path, blocks: Iterable[Block], *, model: str, run: str, force: bool = False) -> None:
-    """Write items and vectors as Parquet: the columns of the table, and `embedding`, a list of D floats.
+def write_vectors(
+    path: Path, blocks: Iterable[Block], *, model: str, run: str, dtype: Dtype = "float32", force: bool = False
+) -> None:
+    """Write items and vectors as Parquet: the columns of the table, and `embedding`, a list of D numbers or of codes.
 
-    The model's fingerprint and its run folder are in the file's metadata, under `proxygml`.
+    The model's fingerprint and its run folder are in the file's metadata, under `proxygml`; of codes, also `dtype` and
+    D, as `dimension`.
 
     Raises:
         OverwriteError: something is there, and `force` is False.
     """
     check_overwrite(path, force)
-    facts = {b"proxygml": json.dumps({"model": model, "run": run}).encode()}
-    parts = ((vectors, to_arrow(table)) for vectors, table in blocks)
     with atomic_write(path) as temporary:
-        write_parts(temporary, parts, facts)
+        facts: dict[str, str | int] = {"model": model, "run": run}
+        first, rest = _first(blocks)
+        if dtype in get_args(Coded) and first is not None:
+            facts |= {"dtype": dtype, "dimension": first[0].shape[1]}
+        parts = ((encoded(vectors, dtype), to_arrow(table)) for vectors, table in rest)
+        write_parts(temporary, parts, {b"proxygml": json.dumps(facts).encode()})
 
 
-def write_parts(path: Path, parts: Iterable[tuple[Floats, pa.Table]], facts: Mapping[bytes, bytes]) -> None:
-    """Write tables with a vector for each of their rows, float16 or float32, one row group a part."""
+def _first(blocks: Iterable[Block]) -> tuple[Block | None, Iterator[Block]]:
+    """The first block, None where there is none; and all of them."""
+    rest = iter(blocks)
+    first = next(rest, None)
+    return first, rest if first is None else chain([first], rest)
+
+
+def write_parts(path: Path, parts: Iterable[tuple[Floats | Codes, pa.Table]], facts: Mapping[bytes, bytes]) -> None:
+    """Write tables with a vector or a code for each of their rows, one row group a part."""
     writer = None
     for vectors, table in parts:
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
@@ -66,15 +81,42 @@ class VectorFile:
         if self.is_npy:
             _ = VectorSource(self.path)
             return
-        vector_type(self.path, EMBEDDING, GalleryError)
+        if self.dtype is None:
+            vector_type(self.path, EMBEDDING, GalleryError)
+        else:
+            self._check_codes()
 
     @property
     def is_npy(self) -> bool:
         return self.path.suffix.lower() == ".npy"
 
     @property
+    def dtype(self) -> Coded | None:
+        """How the vectors are coded; None where they are floats."""
+        found = self._fact("dtype")
+        if found and found not in get_args(Coded):
+            raise GalleryError(f"{self.path} has vectors coded as {found[:40]!r}, which this version does not know")
+        return cast("Coded", found) if found else None
+
+    def _check_codes(self) -> None:
+        """Raise GalleryError where the file holds no codes as its metadata states them."""
+        assert self.dtype is not None
+        size = code_bytes(self.dtype, self.dimension)
+        expected = pa.list_(pa.int8() if self.dtype == "int8" else pa.uint8(), size)
+        schema = pq.read_schema(self.path)
+        found = schema.field(EMBEDDING).type if schema.names.count(EMBEDDING) == 1 else None
+        if found != expected or not 1 <= self.dimension <= LARGEST_VECTOR:
+            raise GalleryError(
+                f"{self.path} states {self.dtype} codes of {counted(self.dimension, 'number')}, but its column "
+                f"{EMBEDDING!r} is {found}: embed it again"
+            )
+
+    @property
     def dimension(self) -> int:
         """Size of the vectors; 0 where there are none."""
+        if self.dtype is not None:
+            size = self._facts().get("dimension")
+            return size if type(size) is int else 0
         return VectorSource(self.path).size if self.rows else 0
 
     @property
@@ -94,16 +136,29 @@ class VectorFile:
 
     def _fact(self, name: str) -> str:
         """One of the facts that write_vectors has written beside the columns; empty where the file has none."""
-        text = None if self.is_npy else (pq.read_schema(self.path).metadata or {}).get(b"proxygml")
-        if text is None:
-            return ""
-        try:
-            fact = json.loads(text).get(name, "")
-        except (ValueError, AttributeError, RecursionError):
-            fact = None
+        fact = self._facts().get(name, "")
         if not isinstance(fact, str):
-            raise GalleryError(f"{self.path} does not say which model made it, its metadata is damaged: embed it again")
+            raise self._damaged()
         return fact
+
+    def _facts(self) -> Mapping[str, object]:
+        """What write_vectors has written beside the columns."""
+        try:
+            text = None if self.is_npy else (pq.read_schema(self.path).metadata or {}).get(b"proxygml")
+        except (OSError, pa.ArrowException):  # vector_type says what is wrong
+            return {}
+        if text is None:
+            return {}
+        try:
+            facts = json.loads(text)
+        except (ValueError, RecursionError):
+            facts = None
+        if not isinstance(facts, dict):
+            raise self._damaged()
+        return facts
+
+    def _damaged(self) -> GalleryError:
+        return GalleryError(f"{self.path} does not say which model made it, its metadata is damaged: embed it again")
 
     def _npy_blocks(self) -> Iterator[Block]:
         for first, vectors, problems in VectorSource(self.path).blocks():
@@ -126,7 +181,25 @@ class VectorFile:
             return
         size, row = self.dimension, 0
         for batch in read_batches(self.path):
-            vectors, problems = checked_lists(batch.column(EMBEDDING), size)
+            if self.dtype is None:
+                vectors, problems = checked_lists(batch.column(EMBEDDING), size)
+            else:
+                vectors, problems = _decoded(batch.column(EMBEDDING), size)
             self._check_vectors(problems, row, batch)
             row += len(batch)
             yield vectors.astype(np.float32, copy=False), to_pandas(batch.drop_columns([EMBEDDING]))
+
+
+def _decoded(lists: Any, size: int) -> tuple[Vectors, dict[int, str]]:
+    """The vectors of codes, and what is wrong with which."""
+    missing = lists.is_null().to_numpy(zero_copy_only=False)
+    flat = lists.fill_null([0] * lists.type.list_size).flatten() if missing.any() else lists.flatten()
+    holes = flat.is_null().to_numpy(zero_copy_only=False).reshape(len(lists), -1).any(axis=1)
+    codes = flat.fill_null(0).to_numpy(zero_copy_only=False).reshape(len(lists), -1)
+    empty = ~codes.any(axis=1) & (codes.dtype == np.int8)
+    problems = {int(row): "nothing but zeros" for row in np.flatnonzero(empty)}
+    problems |= {int(row): "a missing number" for row in np.flatnonzero(holes)}
+    problems |= {int(row): "no vector" for row in np.flatnonzero(missing)}
+    if problems:  # the caller names the first of them, and no vector is used
+        return np.zeros((len(lists), size), np.float32), dict(sorted(problems.items()))
+    return decoded(codes, size), {}

@@ -199,7 +199,9 @@ def vector_type(path: Path, column: str, error: type[UserError]) -> Any:
     if len(fields) > 1:
         raise error(f"{path} has {counted(len(fields), 'column')} {column!r}: rename all but one")
     if not is_vector_type(kind := fields[0].type):
-        raise error(f"{path} has {kind} in its column {column!r}: expected lists of floats, one vector a row")
+        codes = b"proxygml" in (schema.metadata or {})
+        hint = ": `proxygml embed --dtype` wrote codes of vectors, which `index` and `search` read" if codes else ""
+        raise error(f"{path} has {kind} in its column {column!r}: expected lists of floats, one vector a row{hint}")
     return kind
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from proxygml.arguments import check_arguments
+from proxygml.data.vector_codes import Dtype
 from proxygml.data.vector_file import VectorFile, write_vectors
 from proxygml.errors import UserError
 from proxygml.files import PathLike, check_ending, check_overwrite, local_path
@@ -27,6 +29,7 @@ def embed(
     workers: int = 2,
     batch_size: int = 64,
     dimensions: int | None = None,
+    dtype: Dtype = "float32",
 ) -> VectorFile:
     """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
 
@@ -46,6 +49,7 @@ def embed(
         workers: processes that decode images; 0 decodes in this one.
         batch_size: images embedded at a time.
         dimensions: write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`.
+        dtype: how numbers are written: float32, float16, int8 (a byte each) or binary (a bit each).
 
     Returns:
         The file: `.rows`, `.dimension`, and `.blocks()` of float32 vectors with their rows of the table.
@@ -57,6 +61,8 @@ def embed(
     source = Source.of(catalog, images, vectors, split)
     check_ending(file, ".parquet")
     check_overwrite(file, force)
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(get_args(Dtype))}")
     model = Model.of(place)
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
@@ -66,14 +72,14 @@ def embed(
             (vector_prefix(embeddings, dimensions), items.rename(columns={ITEM_ID: "id"}))
             for embeddings, items in found
         )
-        write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), force=force)
+        write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
         return VectorFile(file)
     if source.vectors is not None:
         raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
     work = file.with_name(f".{file.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
     parts = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in embedded.blocks())
-    write_vectors(file, parts, model=model.fingerprint, run=str(model.run), force=force)
+    write_vectors(file, parts, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
     discard(work)
     return VectorFile(file)
 

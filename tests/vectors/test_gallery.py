@@ -9,13 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from proxygml import Embedder, Gallery, cluster, embed, index, search
+from proxygml.data.vector_codes import Dtype
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.gallery.build import add_items
 from proxygml.gallery.clusters.settings import ClusterSettings
 from proxygml.gallery.source import Model, Source
 from proxygml.training.run_folder import RunFolder
+from tests.helpers.commands import refused
 from tests.helpers.vector_files import SIZE, labelled_vectors, write_file
+
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,80 @@ def test_what_does_not_fit_the_model_is_refused(run: RunFolder, tmp_path: Path) 
     with pytest.raises(GalleryError, match="size 5, but the model takes 12"):
         embed(run.path, tmp_path / "out.parquet", vectors=tmp_path / "f.parquet")
     assert VectorFile(tmp_path / "f.parquet").dimension == 5
+
+
+@pytest.mark.parametrize(("dtype", "kind", "size", "least"), [
+    ("float16", pa.float16(), 8, 0.9999), ("int8", pa.int8(), 8, 0.9995), ("binary", pa.uint8(), 1, 0.6)
+])  # fmt: skip
+def test_vectors_in_fewer_bytes_come_back(
+    dtype: Dtype, kind: pa.DataType, size: int, least: float, run: RunFolder, features: Path, tmp_path: Path
+) -> None:
+    """`index` and `search` take them; the columns stay."""
+    exact = next(embed(run.path, tmp_path / "exact.parquet", vectors=features).blocks())[0]
+    file = embed(run.path, tmp_path / "coded.parquet", vectors=features, dtype=dtype)
+    assert pq.read_schema(file.path).field("embedding").type == pa.list_(kind, size)
+    assert (file.rows, file.dimension, file.model) == (480, 8, Model.of(run.path).fingerprint)
+    ((found, table),) = file.blocks()
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    assert np.quantile((unit * exact).sum(axis=1), 0.05) > least
+    assert table["id"].tolist() == [f"s{row}" for row in range(480)]
+    if dtype == "binary":
+        assert np.array_equal(np.sign(found), np.where(exact > 0, 1, -1))
+    gallery = index(run.path, tmp_path / "g", vectors=file.path)
+    assert np.allclose(gallery.vectors([0, 479]), unit[[0, 479]], atol=1e-6)
+    assert search(gallery, vectors=features, k=1).result.ids.shape == (480, 1)
+    assert search(gallery, vectors=file.path, k=1).result.scores.min() > 0.99
+
+
+def test_sizes_that_are_no_whole_bytes_come_back_from_bits(run: RunFolder, features: Path, tmp_path: Path) -> None:
+    exact = next(embed(run.path, tmp_path / "exact.parquet", vectors=features, dimensions=5).blocks())[0]
+    file = embed(run.path, tmp_path / "bits.parquet", vectors=features, dimensions=5, dtype="binary")
+    assert file.dimension == 5
+    assert np.array_equal(np.sign(next(file.blocks())[0]), np.where(exact > 0, 1, -1))
+
+
+def test_damaged_codes_are_named(run: RunFolder, features: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = embed(run.path, tmp_path / "coded.parquet", vectors=features, dtype="int8")
+    whole = pq.read_table(file.path)
+    place = whole.schema.get_field_index("embedding")
+
+    def changed(numbers: list[object], facts: bytes | None = None) -> Path:
+        cells = [*numbers, *whole["embedding"].to_pylist()[len(numbers) :]]
+        table = whole.set_column(place, "embedding", pa.array(cells, whole.schema.field(place).type))
+        pq.write_table(table.replace_schema_metadata({b"proxygml": facts} if facts else whole.schema.metadata), out)
+        return out
+
+    out = tmp_path / "changed.parquet"
+    numbers: tuple[tuple[list[object], str], ...] = (
+        ([None], "no vector in row 0 (id s0)"),
+        ([[1] * 8, [0] * 8], "nothing but zeros in row 1"),
+        ([[1] * 7 + [None]], "a missing number in row 0"),
+    )
+    for rows, message in numbers:
+        path = changed(rows)
+        assert message in refused(capsys, "index", run.path, "--vectors", path, "--out", tmp_path / "g")
+    for facts, message in (
+        (b'{"dtype": "int4"}', "coded as 'int4', which this version does not know"),
+        (b'{"dtype": "int8"}', "states int8 codes of 0 numbers"),
+        (b'{"dtype": "int8", "dimension": 9}', "states int8 codes of 9 numbers"),
+        (b'{"dtype": "binary", "dimension": 64}', "states binary codes of 64 numbers"),
+        (b'{"dtype": "int8", "dimension": "8"}', "states int8 codes of 0 numbers"),
+        (b"[]", "its metadata is damaged"),
+        (b"{}", "expected lists of floats"),
+    ):
+        path = changed([], facts)
+        assert message in refused(capsys, "index", run.path, "--vectors", path, "--out", tmp_path / "g")
+    assert "which `index` and `search` read" in refused(
+        capsys,
+        "prepare",
+        "vectors",
+        "--root",
+        file.path,
+        "--label",
+        "product",
+        "--test-classes",
+        "half",
+        "--out",
+        tmp_path / "p.parquet",
+    )
+    assert not (tmp_path / "g").exists()
