@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import ImageError
@@ -39,14 +37,13 @@ def test_transform(settings: ImageSettings) -> Transform:
         height, width = image.shape[-2:]
         # The centre crop uses no more than this; scaling a whole strip of 1 x 60,000 pixels would fill the memory.
         longest = 3 * min(height, width)
-        image = F.center_crop(image, [min(height, longest), min(width, longest)])
+        image = centre(image, min(height, longest), min(width, longest))
         height, width = image.shape[-2:]
         least = min(height, width)
         image = scaled(
             image, settings.resize * height // least, settings.resize * width // least, settings.interpolation
         )
-        square: Tensor = F.center_crop(image, [settings.size, settings.size])
-        return square
+        return centre(image, settings.size, settings.size)
 
     return transform
 
@@ -63,12 +60,27 @@ def train_transform(settings: ImageSettings, generator: np.random.Generator) -> 
 
     def transform(image: Tensor) -> Tensor:
         if settings.rotation:
-            angle = generator.uniform(-settings.rotation, settings.rotation)
-            image = F.rotate(image, angle, InterpolationMode.BILINEAR, fill=[float(settings.fill)] * 3)
+            image = turned(image, generator.uniform(-settings.rotation, settings.rotation), settings.fill)
         top, left, height, width = random_crop(image.shape[-2], image.shape[-1], settings, generator)
         return finish_crop(image[:, top : top + height, left : left + width], settings, generator)
 
     return transform
+
+
+def centre(image: Tensor, height: int, width: int) -> Tensor:
+    """The centre of an image (3, H, W) that is at least that high and wide, as torchvision cuts it."""
+    top, left = round((image.shape[-2] - height) / 2), round((image.shape[-1] - width) / 2)
+    return image[:, top : top + height, left : left + width]
+
+
+def turned(image: Tensor, degrees: float, fill: int) -> Tensor:
+    """An image (3, H, W) turned anticlockwise about its centre; its corners get the grey level `fill`."""
+    # Loaded here: it loads PyTorch's compiler too, and most commands turn no image.
+    from torchvision.transforms import InterpolationMode  # noqa: PLC0415
+    from torchvision.transforms.v2 import functional as F  # noqa: PLC0415
+
+    rotated: Tensor = F.rotate(image, degrees, InterpolationMode.BILINEAR, fill=[float(fill)] * 3)
+    return rotated
 
 
 def finish_crop(crop: Tensor, settings: ImageSettings, generator: np.random.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from proxygml.console import console
 from proxygml.errors import RecipeError
 from proxygml.models.embedder import Embedder
 from proxygml.training.recipe import Recipe
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
@@ -96,18 +97,26 @@ def share_batch_statistics(embedder: Embedder, recipe: Recipe, accelerator: Acce
         return
     check_batch_division(recipe, accelerator)
     if recipe.embedder.feature_norm == "batch":
-        embedder.head = convert_sync_batchnorm(embedder.head)  # type: ignore[no-untyped-call]
+        embedder.head = _sharing_statistics(embedder.head)
     if recipe.batch_norm != "trained":
         return
     if accelerator.device.type == "cuda":
-        # timm's own, because PyTorch's would drop the activations that timm's batch-norm layers hold.
-        embedder.backbone = convert_sync_batchnorm(embedder.backbone)  # type: ignore[no-untyped-call]
+        embedder.backbone = _sharing_statistics(embedder.backbone)
     elif accelerator.is_main_process:
         console.print(
             "batch_norm is trained: on CPUs each process normalises by its own share of the batch, so the result "
             "differs from that of one process (with batch_norm frozen it does not)",
             style="yellow",
         )
+
+
+def _sharing_statistics(module: Module) -> Module:
+    """The module with batch-norm layers that normalise by the batch of all processes."""
+    # timm's own, because PyTorch's would drop the activations that timm's batch-norm layers hold.
+    from timm.layers.norm_act import convert_sync_batchnorm  # noqa: PLC0415  (loads all of timm's models)
+
+    converted: Module = convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return converted
 
 
 def data_parallel(module: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -157,3 +157,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = ["accelerate", "faiss", "matplotlib", "pandas", "sklearn", "scipy", "timm", "fastapi"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_training_and_embedding_load_the_libraries_of_backbones_only_where_they_need_them() -> None:
+    """They take as long to load as all else together."""
+    modules = "proxygml.training.trainer, proxygml.models.embed_images, proxygml.gallery.build"
+    code = f"import sys, {modules}; print([name for name in sys.argv[1:] if name in sys.modules])"
+    heavy = ["torchvision", "timm", "torch._dynamo", "pytorch_metric_learning", "matplotlib", "sklearn"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
