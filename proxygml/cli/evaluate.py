@@ -50,4 +50,8 @@ def print_evaluation(
         place = folder.evaluation_on(catalog)
         content = json.loads(place.figures.read_text(encoding="utf-8"))
         output.print(evaluation.table(Evaluation.from_dict(content["before_training"]) if before else None))
+        for size, figures in content.get("prefixes", {}).items():
+            shorter = Evaluation.from_dict(figures).figures()
+            values = ", ".join(f"{name} {100 * figure.value:.1f}" for name, figure in shorter.items())
+            say(f"by the first {size} numbers: {values}")
         say(f"figures: {place.figures}", f"report:  {place.report}")

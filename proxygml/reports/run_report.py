@@ -4,7 +4,7 @@ It chooses what is shown; evaluation/ computes the figures, figures.py draws the
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ def write_report(
     catalog: Catalog,
     proxy_selections: npt.NDArray[np.int64] | None = None,
     before: Evaluation | None = None,
+    shorter: Mapping[int, Evaluation] | None = None,
     facts: Sequence[tuple[str, str]] = (),
     seed: int = 0,
 ) -> None:
@@ -53,6 +54,7 @@ def write_report(
         catalog: the test split.
         proxy_selections: (C, N) counts of how often each proxy was selected.
         before: the same evaluation before training.
+        shorter: the same by the first numbers of the embeddings, by how many.
         facts: settings that a reader should know, as pairs of name and value.
         seed: of what is drawn at random and of the map.
 
@@ -66,6 +68,7 @@ def write_report(
     split = _TestSplit(embeddings, catalog, evaluation, seed)
     sections = [
         _figures_section(evaluation, before, _protocol(evaluation, catalog)),
+        *_shorter_sections(evaluation, shorter or {}, np.shape(embeddings)[1]),
         _curves_section(history),
         *_retrieval_sections(split),
         _classes_section(split),
@@ -126,6 +129,21 @@ def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol
         rows.append(row)
     picture = Picture("recall", "Bars of Recall@K, MAP@R, R-precision and NMI with their intervals", drawn)
     return Section("How well it retrieves", protocol, (picture,), head, rows)
+
+
+def _shorter_sections(evaluation: Evaluation, shorter: Mapping[int, Evaluation], size: int) -> list[Section]:
+    """A table of the figures by the first numbers of the embeddings; none where no prefix was trained."""
+    if not shorter:
+        return []
+    names = [name for name in evaluation.figures() if name != "NMI"]
+    rows = []
+    for numbers, found in [*sorted(shorter.items()), (size, evaluation)]:
+        cells = (found.figures()[name] for name in names)
+        rows.append([f"{numbers:,}", *(f"{100 * cell.value:.1f}" for cell in cells)])
+    text = (
+        "The figures, in per cent, where only the first numbers of each embedding are used, scaled to length 1 again."
+    )
+    return [Section("Shorter embeddings", text, (), ["numbers", *names], rows)]
 
 
 def _protocol(evaluation: Evaluation, catalog: Catalog) -> str:

@@ -4,6 +4,7 @@ evaluation/ computes the figures and reports/ draws the page; this file puts the
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def evaluate_run(
         console.print(warning, style="yellow", markup=False)
     evaluation = _evaluate(embeddings, test, recipe, accelerator)
     earlier = None if untrained is None else _evaluate(untrained, test, recipe, accelerator)
+    shorter = {
+        size: _evaluate(embeddings[:, :size], test, recipe, accelerator, nmi=False) for size in recipe.embedder.prefixes
+    }
     if not accelerator.is_main_process:
         return None
     protocol = _describe(run, recipe, table, test, len(seen), embedder.num_features, accelerator.num_processes)
@@ -85,9 +89,9 @@ def evaluate_run(
     place = run.evaluation_on(table)
     if earlier is None:
         earlier = _kept_before(place, whole.fingerprint)
-    _write(place, evaluation, earlier, protocol)
+    _write(place, evaluation, earlier, shorter, protocol)
     if report:
-        _report(run, place, recipe, test, embeddings, evaluation, earlier, protocol)
+        _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol)
     return evaluation
 
 
@@ -114,7 +118,9 @@ def _before(recipe: Recipe, embedder: Embedder, test: Catalog, accelerator: Acce
     return _embed(initial_embedder(recipe, embedder.classes, accelerator), test, recipe, accelerator)
 
 
-def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Evaluation:
+def _evaluate(
+    embeddings: Tensor, test: Catalog, recipe: Recipe, accelerator: Accelerator, *, nmi: bool = True
+) -> Evaluation:
     """The figures, on every process; each ranks its part of the images."""
     rank, size = accelerator.process_index, accelerator.num_processes
     part = slice(len(test) * rank // size, len(test) * (rank + 1) // size)
@@ -122,6 +128,7 @@ def _evaluate(embeddings: Tensor, test: Catalog, recipe: Recipe, accelerator: Ac
         embeddings[part],
         test.labels[part],
         recipe.recall_at,
+        nmi,
         mean_average_precision="camera" in test.table,  # the figure that re-identification reports
         seed=recipe.seed,
         progress=True,
@@ -171,11 +178,19 @@ def _kept_before(place: EvaluationFolder, fingerprint: str) -> Evaluation | None
         return None
 
 
-def _write(place: EvaluationFolder, evaluation: Evaluation, before: Evaluation | None, protocol: Protocol) -> None:
+def _write(
+    place: EvaluationFolder,
+    evaluation: Evaluation,
+    before: Evaluation | None,
+    shorter: Mapping[int, Evaluation],
+    protocol: Protocol,
+) -> None:
     """Write evaluation.json; a report of other figures is deleted first, so that none lies beside them after a kill."""
     content: dict[str, Any] = evaluation.as_dict() | {"protocol": protocol}
     if before is not None:
         content["before_training"] = before.as_dict()
+    if shorter:
+        content["prefixes"] = {str(size): found.as_dict() for size, found in shorter.items()}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if not place.figures.is_file() or place.figures.read_bytes() != text.encode():
         place.report.unlink(missing_ok=True)
@@ -191,6 +206,7 @@ def _report(
     embeddings: Tensor,
     evaluation: Evaluation,
     before: Evaluation | None,
+    shorter: Mapping[int, Evaluation],
     protocol: Protocol,
 ) -> None:
     from proxygml.reports.run_report import write_report  # noqa: PLC0415  (Matplotlib is slow to load; training need not wait)
@@ -204,5 +220,6 @@ def _report(
         catalog=test,
         proxy_selections=read_kept_counts(run.proxies, recipe.loss.proxies_per_class),
         before=before,
+        shorter=shorter,
         facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
     )

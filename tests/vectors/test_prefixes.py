@@ -1,5 +1,6 @@
 """Short embeddings: the first numbers of those of a model that was trained for it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from proxygml.serving.service import Service
 from proxygml.training.recipe import Recipe
 from proxygml.training.train import train
 from proxygml.training.vectors import embed_vectors
+from tests.helpers.commands import run as command
 from tests.helpers.vector_files import labelled_vectors, write_file
+
+Capture = pytest.CaptureFixture[str]
 
 
 def test_a_model_trained_with_prefixes_retrieves_with_them(recipe: Recipe, tmp_path: Path) -> None:
@@ -53,3 +57,20 @@ def test_a_model_trained_with_prefixes_retrieves_with_them(recipe: Recipe, tmp_p
     for dimensions in (0, 9, -1):
         with pytest.raises(UserError, match="must be 1 to 8"):
             embed(run.path, tmp_path / "no.parquet", vectors=file, dimensions=dimensions)
+
+
+def test_an_evaluation_gives_the_figures_of_each_prefix(recipe: Recipe, tmp_path: Path, capsys: Capture) -> None:
+    short = replace(recipe, epochs=1, milestones=(), embedder=replace(recipe.embedder, prefixes=(2, 4)))
+    run = train(short, tmp_path / "run")
+    command("evaluate", run.path)
+    printed, content = capsys.readouterr().out, json.loads(run.evaluation.read_text())
+    test = Catalog.read(recipe.catalog).split("test")
+    found = embed_vectors(Embedder.load(run.path), test)
+    for size in (2, 4):
+        expected = evaluate(found[:, :size], test.labels, (1, 2, 4, 8), nmi=False)
+        figures = content["prefixes"][str(size)]
+        assert figures["recall"]["1"]["value"] == expected.recall[1].value
+        assert figures["map_at_r"]["low"] == expected.map_at_r.low
+        assert f"by the first {size} numbers: Recall@1 {100 * expected.recall[1].value:.1f}" in printed
+    table = run.report.read_text().split("Shorter embeddings", 1)[1].split("</table>")[0]
+    assert [f"<td>{size}<" in table for size in (2, 4, 8)] == [True] * 3
