@@ -17,6 +17,17 @@ from proxygml.training.recipe import Recipe
 from tests.helpers.milvus_server import shared_server
 from tests.helpers.places import BACKENDS, IN_MILVUS, place_for
 
+# Files with tests that take long, most of them because they start processes of their own.
+STARTED_FIRST = (
+    *("test_notebook.py", "test_processes.py", "test_process.py", "test_evaluate_run.py", "test_sharded.py"),
+    *("test_milvus_server.py", "test_checks.py", "test_runner.py", "test_milvus.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the long tests, so that no worker ends with one of them while the others have nothing left to do."""
+    items.sort(key=lambda item: item.path.name not in STARTED_FIRST)
+
 
 @pytest.fixture(scope="session")
 def small_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
