@@ -96,7 +96,7 @@ def smaller_copies(paths: Sequence[Path], folder: Path) -> list[Path]:
     catalog = Catalog(pd.DataFrame(rows), folder)
     sizes = {path: Size(*decode_image(path).shape[1:]) for path in catalog.paths}
     start = time.perf_counter()
-    copies = copy_smaller(catalog, sizes, folder, SHORTER_SIDE).paths
+    copies = list(map(Path, copy_smaller(catalog, sizes, folder, SHORTER_SIDE).paths))
     console.print(f"making the copies took {milliseconds((time.perf_counter() - start) / len(paths))} an image")
     return copies
 

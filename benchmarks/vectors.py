@@ -6,6 +6,9 @@ product's own: reading the vectors, the batches, the loss, the monitoring, the p
 
 `python -m benchmarks.vectors million` prepares, trains for an epoch, embeds and indexes 1,000,000 vectors, each step a
 command in a process of its own, and prints its time and the peak of its memory.
+
+`python -m benchmarks.vectors catalog` embeds and indexes a catalog of 5,000,000 vectors of 32 numbers, and a tenth of
+it, with a model that nobody has trained: what of the memory grows with the rows.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +30,7 @@ import torch
 
 from benchmarks.measure import Work, console, machine, mebibytes, milliseconds, side_by_side, table
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.vector_embedder import VectorEmbedder
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
@@ -54,8 +59,10 @@ CASES = (
 )
 
 
-def write_vectors(path: Path, rows: int, size: int, classes: int, rows_at_a_time: int = 50_000) -> None:
-    """Vectors around a centre for each class, with labels and a split by classes: the first eleven twelfths train."""
+def write_vectors(
+    path: Path, rows: int, size: int, classes: int, rows_at_a_time: int = 50_000, splits: bool = False
+) -> None:
+    """Vectors around a centre for each class, with labels. With `splits`, half of the classes are for test."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(classes, size)).astype(np.float32)
     writer = None
@@ -63,7 +70,10 @@ def write_vectors(path: Path, rows: int, size: int, classes: int, rows_at_a_time
         labels = np.arange(start, min(start + rows_at_a_time, rows)) % classes
         vectors = centres[labels] + random.standard_normal((len(labels), size), np.float32)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), size)
-        part = pa.table({"label": labels, "embedding": lists})
+        columns = {"label": labels, "embedding": lists}
+        if splits:
+            columns["split"] = np.where(labels < classes // 2, "train", "test")
+        part = pa.table(columns)
         writer = writer or pq.ParquetWriter(path, part.schema, use_dictionary=["label"], compression="NONE")
         writer.write_table(part)
     assert writer is not None
@@ -172,6 +182,27 @@ def million(rows: int, size: int, classes: int, folder: Path) -> None:
     console.print(found)
 
 
+def catalogs(rows: int, size: int, classes: int, folder: Path) -> None:
+    """Peak memory of `embed` and `index` on a catalog of vectors and on a tenth of it, and what a row adds."""
+    title = f"catalog of vectors of {size}, {classes:,} classes"
+    found = table(machine(torch.device("cpu")), [title, f"{rows // 10:,} rows", f"{rows:,} rows", "a row more", "time"])
+    run = folder / "run"
+    run.mkdir(parents=True, exist_ok=True)
+    settings = EmbedderSettings("vectors", "none", embedding_size=size, head="residual")
+    VectorEmbedder(settings, size).save(run)
+    peaks: dict[str, list[int]] = {"embed": [], "index": []}
+    times: dict[str, float] = {}
+    for count in (rows // 10, rows):
+        write_vectors(folder / "catalog.parquet", count, size, classes, splits=True)
+        for name, out in (("embed", folder / f"{count}.parquet"), ("index", folder / f"{count}.gallery")):
+            times[name], peak = _run([name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)])
+            peaks[name].append(peak)
+    for name, (small, large) in peaks.items():
+        grown = f"{max(0, large - small) / (rows - rows // 10):.0f} bytes"
+        found.add_row(name, mebibytes(small), mebibytes(large), grown, f"{times[name]:,.0f} s")
+    console.print(found)
+
+
 def _run(command: list[str]) -> tuple[float, int]:
     """Seconds, and peak bytes of a command's own memory: mapped files, which the system may drop, are not counted."""
     start, peak = time.perf_counter(), 0
@@ -191,19 +222,20 @@ def _run(command: list[str]) -> tuple[float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="epoch", choices=["epoch", "million"])
+    parser.add_argument("what", nargs="?", default="epoch", choices=["epoch", "million", "catalog"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=None, help="1,000,000; of a catalog 5,000,000")
     parser.add_argument("--classes", type=int, default=20_000)
-    parser.add_argument("--folder", type=Path, default=None, help="where the million vectors go; needs 6 GB")
+    parser.add_argument("--folder", type=Path, default=None, help="where the vectors go; needs 6 GB")
     options = parser.parse_args()
     if options.what == "epoch":
         compare(options.rounds)
-    elif options.folder is None:
-        with TemporaryDirectory() as folder:
-            million(options.rows, 384, options.classes, Path(folder))
-    else:
-        million(options.rows, 384, options.classes, options.folder)
+        return
+    with nullcontext(options.folder) if options.folder is not None else TemporaryDirectory() as folder:
+        if options.what == "million":
+            million(options.rows or 1_000_000, 384, options.classes, Path(folder))
+        else:
+            catalogs(options.rows or 5_000_000, 32, options.classes, Path(folder))
 
 
 if __name__ == "__main__":

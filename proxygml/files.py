@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
@@ -64,6 +65,13 @@ ADVICE = {
     errno.ENOMEM: "use smaller batches or fewer workers",
 }
 """What to do about an error of the operating system."""
+
+
+class _Named(Protocol):
+    """A path, or a Url."""
+
+    @property
+    def suffix(self) -> str: ...
 
 
 @contextmanager
@@ -375,8 +383,8 @@ def check_overwrite(path: Path, force: bool) -> None:
         raise OverwriteError(f"{path} is already there: choose another name, or give --force to replace it")
 
 
-def check_ending(path: Path, *endings: str) -> None:
-    """Raise UserError when the name does not end as a file of its kind does."""
+def check_ending(path: "_Named", *endings: str) -> None:
+    """Raise UserError when the name does not end as a file of its kind does; `path` may be a Url too."""
     if path.suffix.lower() not in endings:
         expected = " or ".join(endings)
         raise UserError(f"{path} ends with {path.suffix or 'no suffix'}, but must be the name of a {expected} file")

@@ -1,6 +1,10 @@
-"""Every place that takes a path refuses a URL by one message; only galleries take the address of a Milvus server."""
+"""Which places take URLs: those that are named here. Every other one refuses them by one message.
+
+Galleries take the addresses of Milvus servers. What is read from URLs is in the tests of the folder `urls`.
+"""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,32 @@ URLS = [
     "abfss://container@account.dfs.core.windows.net/x",
 ]
 REFUSED = "but only paths on this machine"
+UNKNOWN = "oci://bucket/x.parquet"
+
+OPTIONS = """
+    audit run, audit catalog, cluster run, cluster catalog, cluster images, cluster vectors, compare catalog,
+    compare embedder.weights, embed run, embed catalog, embed images, embed vectors, embed out, evaluate run,
+    evaluate catalog, index run, index catalog, index images, index vectors, prepare cub200 root, prepare cars196 root,
+    prepare sop root, prepare inshop root, prepare market1501 root, prepare omniglot root, prepare folder root,
+    prepare table root, prepare table images, prepare vectors root, prepare vectors vectors, search queries,
+    search vectors, search run, serve run, serve added_images, train catalog, train embedder.weights, train run,
+    train resume
+"""
+TAKEN = {option.strip() for option in OPTIONS.split(",")}
+"""The options that take URLs."""
+
+ARGUMENTS = {
+    "audit": {"run", "catalog"},
+    "cluster": {"run", "catalog", "images", "vectors"},
+    "compare": {"catalog"},
+    "embed": {"run", "out", "catalog", "images", "vectors"},
+    "evaluate_run": {"run", "catalog"},
+    "index": {"run", "catalog", "images", "vectors"},
+    "prepare": {"root"},
+    "search": {"images", "vectors", "run"},
+    "train": {"run", "catalog"},
+}
+"""The arguments of public functions that take URLs."""
 
 
 class ParserMadeError(Exception):
@@ -86,12 +116,20 @@ def text_options() -> list[Any]:
 
 
 @pytest.mark.parametrize("words", text_options())
-def test_every_option_refuses_a_url(words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_option_refuses_a_url(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    taken = request.node.callspec.id in TAKEN
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        message = refused(capsys, *words)
-    assert f"is {URL}, {REFUSED}" in message
+        message = refused(capsys, *[UNKNOWN if taken and word == URL else word for word in words])
+    expected = f"is {UNKNOWN}, but URLs that start with oci: are not read" if taken else f"is {URL}, {REFUSED}"
+    assert expected in message
     assert not list(tmp_path.iterdir())
+
+
+def test_the_options_that_take_urls_are_there() -> None:
+    assert {str(parameter.id) for parameter in text_options()} >= TAKEN
 
 
 def test_the_options_that_were_reported_are_among_them() -> None:
@@ -116,7 +154,7 @@ def public_paths() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize(("name", "parameter"), public_paths())
-def test_every_public_function_refuses_a_url(
+def test_every_public_function_refuses_a_url_that_it_does_not_take(
     name: str, parameter: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -128,17 +166,21 @@ def test_every_public_function_refuses_a_url(
         needed["settings"] = ClusterSettings("hdbscan")
     if {"catalog", "images"} <= set(inspect.signature(function).parameters):
         needed["images" if parameter == "images" else "catalog"] = "there"
-    for value in (kind(URL), [kind("there"), kind(URL)]):
+    taken = parameter in ARGUMENTS.get(name, ())
+    url = UNKNOWN if taken else URL
+    expected = f"is {url}, but URLs that start with oci: are not read" if taken else f"is {url}, {REFUSED}"
+    for value in (kind(url), [kind("there"), kind(url)]):
         if isinstance(value, list) and parameter not in ("images", "rows"):
             continue
-        with pytest.raises(UserError, match=f"is {URL}, {REFUSED}"):
+        with pytest.raises(UserError, match=expected):
             function(**needed | {parameter: value})
     assert not list(tmp_path.iterdir())
 
 
 def test_public_functions_take_the_paths_that_were_reported() -> None:
-    reported = {("embed", "out"), ("train", "run"), ("index", "vectors"), ("search", "gallery"), ("compare", "rows")}
-    assert reported <= set(public_paths())
+    taken = {(name, parameter) for name, parameters in ARGUMENTS.items() for parameter in parameters}
+    refused = {("index", "out"), ("search", "gallery"), ("compare", "rows"), ("prepare", "out")}
+    assert taken | refused <= set(public_paths())
 
 
 @pytest.mark.parametrize("url", URLS)
@@ -170,34 +212,51 @@ def test_classes_and_functions_below_refuse_urls_too(url: str, tmp_path: Path, m
     gallery = proxygml.Gallery.create(np.eye(2), pd.DataFrame({"label": ["a", "b"]}))
     model = proxygml.Embedder.load(untrained(tmp_path / "run"))
     for call in (
-        lambda: Catalog.read(url),
         lambda: catalog.write(url),
-        lambda: Catalog.of_rows([(url, "a", "train")], ["path", "label", "split"], tmp_path),
-        lambda: proxygml.Embedder.load(url),
-        lambda: model.embed([url]),
         lambda: model.save(Path(url)),
         lambda: proxygml.Gallery.load(url),
         lambda: gallery.save(url),
         lambda: proxygml.Gallery.build(url, []),
-        lambda: Recipe(catalog=url),
-        lambda: EmbedderSettings(weights=url),
         lambda: Recipe().write(Path(url)),
         lambda: Recipe.read(Path(url)),
         lambda: Comparison.read(Path(url)),
         lambda: tabulate([url], "there"),
         lambda: tabulate([], url),
-        lambda: decode_image(url),
-        lambda: ImageList.from_files([Path(url)]),
-        lambda: VectorFile(Path(url)),
-        lambda: proxygml.prepare("table", "there", "out.csv", options={"images": Path(url)}),
+        lambda: proxygml.prepare("folder", "there", "out.csv", options={"test_classes": url}),
     ):
         with pytest.raises(UserError, match=REFUSED):
             call()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_catalog_that_names_urls_is_refused_with_its_row(tmp_path: Path) -> None:
-    rows = [("a.png", "a", "train"), ("s3://bucket/b.png", "a", "train")]
-    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(tmp_path / "c.csv", index=False)
-    with pytest.raises(UserError, match=r"c\.csv: the path in row 1 is s3://bucket/b\.png, but only paths"):
-        Catalog.read(tmp_path / "c.csv")
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("file:///home/me/x.csv", "a file on this machine: leave out file://"),
+        ("local:///home/me/x.csv", "a file on this machine: leave out local://"),
+        ("s4://bucket/x.csv", "URLs that start with s4: are not read: choose one of s3,"),
+        ("zip://x.csv", "URLs that start with zip: are not read"),
+    ],
+)
+def test_classes_and_functions_below_name_urls_that_are_not_read(
+    url: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = proxygml.Embedder.load(untrained(tmp_path / "run"))
+    for place in (url, Path(url)):
+        for call in (
+            lambda place=place: Catalog.read(place),
+            lambda place=place: Catalog.of_rows([(str(place), "a", "train")], ["path", "label", "split"], tmp_path),
+            lambda place=place: proxygml.Embedder.load(place),
+            lambda place=place: model.embed([place]),
+            lambda place=place: Recipe(catalog=str(place)),
+            lambda place=place: EmbedderSettings(weights=str(place)),
+            lambda place=place: decode_image(place),
+            lambda place=place: ImageList.from_files([place]),
+            lambda place=place: VectorFile(place),
+            lambda place=place: proxygml.prepare("table", place, "out.csv"),
+            lambda place=place: proxygml.prepare("table", "there", "out.csv", options={"images": place}),
+        ):
+            with pytest.raises(UserError, match=re.escape(reason)):
+                call()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -15,7 +15,9 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.errors import MOST_WORKERS, OverwriteError, check_whole
 from proxygml.files import PathLike, atomic_folder, check_overwrite, local_path, remove_leftovers
+from proxygml.models.run_files import local_run
 from proxygml.spreadsheet import without_formulas
+from proxygml.urls import as_place
 
 TABLE = "audit.csv"
 
@@ -69,8 +71,8 @@ def audit(
     Raises:
         UserError: the run or the catalog is missing or of no use, or something is at `out` already.
     """
-    place = None if run is None else local_path(run, "run")
-    folder, table = local_path(out, "out"), local_path(catalog, "catalog")
+    place = None if run is None else local_run(as_place(run, "run"))
+    folder, table = local_path(out, "out"), as_place(catalog, "catalog")
     check_whole("seed", seed, 0, 2**32 - 1)
     check_whole("workers", workers, 0, MOST_WORKERS)
     check_audit_folder(folder, force)

@@ -17,6 +17,7 @@ from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.vectors import check_size
+from proxygml.urls import absolute
 
 
 class AuditedFeatures(NamedTuple):
@@ -77,4 +78,4 @@ def _trained_on(recipe: Recipe, catalog: Catalog) -> bool:
         trained = Catalog.read(recipe.catalog).split("train")
     except CatalogError:
         return True
-    return not {path.resolve() for path in trained.paths}.isdisjoint(path.resolve() for path in catalog.paths)
+    return not set(map(absolute, trained.paths)).isdisjoint(map(absolute, catalog.paths))

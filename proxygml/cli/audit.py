@@ -8,15 +8,16 @@ from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import add_force, add_workers, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
+from proxygml.urls import Place
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Find labels that are probably wrong."""
     parser.usage = "%(prog)s [RUN] --catalog TABLE --out FOLDER [options]"
     words = "the run folder whose backbone gives the features; vectors are used as they are without one"
-    parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words)
+    parser.add_argument("run", type=Place | None, nargs="?", default=None, help=words)
     words = "a table of images or vectors, as `proxygml prepare` writes it"
-    parser.add_argument("--catalog", type=Path, required=True, help=words)
+    parser.add_argument("--catalog", type=Place, required=True, help=words)
     words = "the part of the catalog to audit"
     parser.add_argument("--split", type=Literal["all", "train", "val", "test"], default="all", help=words)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make, with audit.csv")

@@ -8,6 +8,7 @@ from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
+from proxygml.urls import Place
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -18,7 +19,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "%(prog)s RUN (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
         "                        --out FOLDER [options]"
     )
-    parser.takes_run(parser.add_argument("run", type=Path, help="the run folder"))
+    parser.takes_run(parser.add_argument("run", type=Place, help="the run folder"))
     add_source(parser)
     add_vectors(parser)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")

@@ -30,6 +30,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "the folder for a table of the rows of --from alone"
     parser.add_argument("--out", type=Path | None, default=None, help=words)
     parser.add_class_arguments(Recipe, as_group=False)
+    parser.takes_urls("catalog", "embedder.weights")
     options = parser.parse(arguments, only_given=True)
     rows = options.get("from", [])
     if "out" in options:

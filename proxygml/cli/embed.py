@@ -1,7 +1,6 @@
 """`proxygml embed`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from proxygml.cli.inputs import check_inputs
@@ -9,6 +8,7 @@ from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, a
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import counted
+from proxygml.urls import Place
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -17,10 +17,10 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "%(prog)s RUN (--catalog TABLE | --images PATH ... | --vectors FILE)\n"
         "                      --out FILE [options]"
     )
-    parser.takes_run(parser.add_argument("run", type=Path, help="the run folder"))
+    parser.takes_run(parser.add_argument("run", type=Place, help="the run folder"))
     add_source(parser)
     add_vectors(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the .parquet file to write")
+    parser.add_argument("--out", type=Place, required=True, help="the .parquet file to write")
     words = "write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`"
     parser.add_argument("--dimensions", type=int | None, default=None, help=words)
     words = "how numbers are written: float32, float16, int8 (a byte each), or binary (a bit each)"

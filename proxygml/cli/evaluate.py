@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxygml.cli.inputs import check_inputs
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import Parser
+from proxygml.urls import Place
 
 if TYPE_CHECKING:
     from proxygml.evaluation.metrics import Evaluation
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 def run(parser: Parser, arguments: Sequence[str]) -> None:
     """Evaluate a run."""
     parser.usage = "%(prog)s RUN [options]"
-    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("run", type=Place, help="the run folder")
     words = "a table whose test split is used in place of the run's own"
-    parser.add_argument("--catalog", type=Path | None, default=None, help=words)
+    parser.add_argument("--catalog", type=Place | None, default=None, help=words)
     words = "also evaluate the network as it was before training"
     parser.add_argument("--before", action="store_true", help=words)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog)
     from proxygml.training.evaluate_run import evaluate_run
-    from proxygml.training.run_folder import RunFolder
+    from proxygml.training.remote_run import evaluated_run
 
-    folder = RunFolder(options.run)
-    before = options.before or folder.read_recipe().takes_vectors  # the vectors as they came, which cost nothing
-    evaluation = evaluate_run(folder, options.catalog, before=before)
-    print_evaluation(folder, evaluation, options.catalog, before=before)
+    with evaluated_run(options.run, options.catalog) as folder:
+        before = options.before or folder.read_recipe().takes_vectors  # the vectors as they came, which cost nothing
+        evaluation = evaluate_run(folder, options.catalog, before=before)
+        print_evaluation(folder, evaluation, options.catalog, before=before)
 
 
 def print_evaluation(
-    folder: "RunFolder", evaluation: "Evaluation | None", catalog: Path | None = None, before: bool = False
+    folder: "RunFolder", evaluation: "Evaluation | None", catalog: Place | None = None, before: bool = False
 ) -> None:
     """Print the figures and the paths of their files; only the main process has them, so the others print nothing.
 
@@ -54,4 +54,4 @@ def print_evaluation(
             shorter = Evaluation.from_dict(figures).figures()
             values = ", ".join(f"{name} {100 * figure.value:.1f}" for name, figure in shorter.items())
             say(f"by the first {size} numbers: {values}")
-        say(f"figures: {place.figures}", f"report:  {place.report}")
+        say(f"figures: {folder.shown(place.figures)}", f"report:  {folder.shown(place.report)}")

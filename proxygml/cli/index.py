@@ -1,7 +1,6 @@
 """`proxygml index`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
@@ -12,6 +11,7 @@ from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError, counted
 from proxygml.gallery.kinds import Kind
+from proxygml.urls import Place
 
 if TYPE_CHECKING:
     from proxygml.gallery.base import Gallery
@@ -25,7 +25,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         "           --out GALLERY [options]"
     )
     words = "the run folder; not needed with --add and --remove, because the gallery stores its path"
-    parser.takes_run(parser.add_argument("run", type=Path | None, nargs="?", default=None, help=words))
+    parser.takes_run(parser.add_argument("run", type=Place | None, nargs="?", default=None, help=words))
     add_source(parser)
     add_vectors(parser)
     parser.takes_gallery(parser.add_argument("--out", type=str, required=True, help=f"the gallery: {GALLERY_HELP}"))

@@ -1,12 +1,12 @@
 """Options that several commands share."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from proxygml.cli.parser import Parser
+from proxygml.urls import Place
 
 if TYPE_CHECKING:
     from proxygml.training.recipe import Recipe
@@ -19,7 +19,7 @@ EMBEDDING = ("on_bad", "force", "workers", "batch_size")
 def add_source(parser: Parser) -> None:
     """Which images to use: SOURCE."""
     parser.add_argument(
-        "--catalog", type=Path | None, default=None, help="a table of images, as `proxygml prepare` writes it"
+        "--catalog", type=Place | None, default=None, help="a table of images, as `proxygml prepare` writes it"
     )
     parser.add_argument(
         "--split",
@@ -28,7 +28,7 @@ def add_source(parser: Parser) -> None:
         help="the part of the catalog to use",
     )
     words = "folders of images, at any depth, or image files; what is left out is named"
-    parser.add_argument("--images", type=Path, nargs="+", default=[], help=words)
+    parser.add_argument("--images", type=Place, nargs="+", default=[], help=words)
 
 
 def add_vectors(parser: Parser) -> None:
@@ -37,7 +37,7 @@ def add_vectors(parser: Parser) -> None:
         "a file that `proxygml embed` wrote; or, for a model of vectors, one of vectors to embed: .parquet with a "
         "column `embedding`, or .npy"
     )
-    parser.add_argument("--vectors", type=Path | None, default=None, help=words)
+    parser.add_argument("--vectors", type=Place | None, default=None, help=words)
 
 
 def add_embedding(parser: Parser) -> None:
@@ -67,7 +67,7 @@ def add_workers(parser: Parser) -> None:
 def add_run(parser: Parser) -> None:
     """The run folder of a gallery's model."""
     parser.add_argument(
-        "--run", type=Path | None, default=None, help="the run folder of the gallery's model, if it has moved"
+        "--run", type=Place | None, default=None, help="the run folder of the gallery's model, if it has moved"
     )
 
 

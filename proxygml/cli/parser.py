@@ -12,14 +12,28 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse.typing import register_type
 
 from proxygml.errors import UserError, did_you_mean
 from proxygml.files import check_local
+from proxygml.urls import Url, as_place, url_of
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+
+def _read_url(text: str) -> Url:
+    """The URL that a word is; ValueError for any other word, which is then tried as a path."""
+    url = url_of(text)
+    if url is None:
+        raise ValueError("no URL")
+    return url
+
+
+register_type(Url, serializer=str, deserializer=_read_url, fail_already_registered=False)
+
 PLACEHOLDERS = {
     Path: "PATH",
+    Url: "PATH|URL",
     int: "N",
     float: "NUMBER",
     str: "TEXT",
@@ -30,6 +44,7 @@ PLACEHOLDERS = {
 """What stands for a value in the help."""
 EXPECTED = {
     Path: "a path",
+    Url: "a path or a URL",
     int: "a whole number",
     float: "a number",
     str: "text",
@@ -56,7 +71,7 @@ class HelpFormatter(DefaultHelpFormatter):
         super().__init__(prog, max_help_position=30)  # type: ignore[no-untyped-call]
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
-        kinds = [kind for kind in _kinds(action) if kind is not NoneType]
+        kinds = [kind for kind in _shown_kinds(action) if kind is not NoneType]
         return "|".join(dict.fromkeys(PLACEHOLDERS.get(kind, str(kind)) for kind in kinds)) or "TEXT"
 
     def _get_help_string(self, action: Action) -> str:
@@ -79,6 +94,7 @@ class Parser(ArgumentParser):
             print_config=None,
         )
         self._galleries: set[str] = set()
+        self._texts_of_places: set[str] = set()
         self._conditions: set[str] = set()
         self._run: Action | None = None
         self._reading: tuple[Action, Sequence[str]] | None = None  # the option whose value is being converted
@@ -96,8 +112,16 @@ class Parser(ArgumentParser):
                 name = action.option_strings[0] if action.option_strings else action.dest.upper()
                 for value in _values(options[action.dest]):
                     _check_text(str(value), name)
-                    check_local(value, name, gallery=action.dest in self._galleries)
+                    self._check_place(value, action, name)
         return options
+
+    def _check_place(self, value: object, action: Action, name: str) -> None:
+        """Raise UserError where a value is a URL that the option does not take."""
+        if Url in _kinds(action) or action.dest in self._texts_of_places:
+            if isinstance(value, (str, Path)):
+                as_place(value, name)
+        else:
+            check_local(value, name, gallery=action.dest in self._galleries)
 
     def takes_conditions(self, action: Action) -> None:
         """Let an option of many values end at the first word that is no condition, such as a query after `--where`."""
@@ -143,8 +167,12 @@ class Parser(ArgumentParser):
         return (values, []) if len(runs) != 1 else ([value for value in values if value not in runs], runs)
 
     def takes_gallery(self, action: Action) -> None:
-        """Let the value of an option also be the address of a Milvus server; all others must be no URL."""
+        """Let the value of an option also be the address of a Milvus server."""
         self._galleries.add(action.dest)
+
+    def takes_urls(self, *names: str) -> None:
+        """Let options whose values are text, as in a recipe, be URLs too; those of the type Place may be anyway."""
+        self._texts_of_places |= set(names)
 
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         """Argparse's step from the words of the command line to an option's value."""
@@ -169,7 +197,9 @@ class Parser(ArgumentParser):
             option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
             name = option if option.startswith("--") else "an argument"
             _check_text(word, name)
-            check_local(value, name, gallery=bool(self._galleries))
+            action = self._option_string_actions.get(option)
+            if action is None or (Url not in _kinds(action) and action.dest not in self._texts_of_places):
+                check_local(value, name, gallery=bool(self._galleries))
 
     def _unknown_option(self) -> str:
         known = self._option_string_actions
@@ -192,7 +222,7 @@ class Parser(ArgumentParser):
         if self._reading is None:
             return ""
         action, words = self._reading
-        kinds = _kinds(action)
+        kinds = _shown_kinds(action)
         choices = [kind for kind in kinds if isinstance(kind, str)]
         expected = [EXPECTED[kind] for kind in kinds if kind in EXPECTED]
         if choices:
@@ -260,6 +290,12 @@ def _default_text(action: Action) -> str:
 def _kinds(action: Action) -> list[Any]:
     """The types that an option's value may have, and the words that it may be: `Path | None` gives [Path, NoneType]."""
     return _flattened(getattr(action, "_typehint", None) or action.type or str)  # jsonargparse keeps the annotation so
+
+
+def _shown_kinds(action: Action) -> list[Any]:
+    """The same as the help and messages name them: a place is a path or a URL."""
+    kinds = _kinds(action)
+    return [kind for kind in kinds if kind is not Path] if Url in kinds else kinds
 
 
 def _flattened(hint: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from proxygml.cli.options import add_force, add_on_bad, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
+from proxygml.urls import as_place
 
 if TYPE_CHECKING:
     from proxygml.data.datasets import Dataset
@@ -37,10 +38,11 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         parser.add_argument("--workers", type=int | None, default=None, help=words)
         words = "store smaller copies of the images, this many pixels on the shorter side"
         parser.add_argument("--resize", type=int | None, default=None, help=words)
+    parser.takes_urls("root")
     options = parser.parse(arguments[1:])
     root = options.get("root")
     if root is not None:
-        check_root(root, dataset.name)
+        check_root(as_place(root, "--root"), dataset.name)
     from proxygml.data.prepare import prepare
 
     prepare(

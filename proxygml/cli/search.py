@@ -8,6 +8,7 @@ from proxygml.cli.options import GALLERY_HELP, add_on_bad, add_run, add_vectors,
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import CONDITIONS, Parser
 from proxygml.errors import UserError, counted
+from proxygml.urls import Place
 
 QUERIES_PRINTED = 5
 
@@ -58,7 +59,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 def _add_options(parser: Parser) -> None:
     parser.usage = "%(prog)s GALLERY (IMAGE ... | --vectors FILE) [options]"
     parser.takes_gallery(parser.add_argument("gallery", type=str, help=GALLERY_HELP))
-    parser.add_argument("queries", type=Path, nargs="*", default=[], help="images, or folders of them")
+    parser.add_argument("queries", type=Place, nargs="*", default=[], help="images, or folders of them")
     add_vectors(parser)
     parser.add_argument("--k", type=int, default=10, help="how many items to find for each image")
     words = (

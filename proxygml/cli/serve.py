@@ -37,6 +37,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--added_images", type=str, default="", metavar="PLACE", help=words)
     parser.add_class_arguments(Limits, as_group=False)
+    parser.takes_urls("added_images")
     options = parser.parse(arguments)
     check_extra("serve", "fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn")
     check_inputs(gallery=options.gallery, run=options.run)

@@ -14,9 +14,10 @@ from proxygml.comparison.row import read_rows, write_rows
 from proxygml.comparison.runner import Part, Runner
 from proxygml.comparison.tables import Summary
 from proxygml.console import console
-from proxygml.files import PathLike, check_local, local_path, local_paths
+from proxygml.files import PathLike, local_path, local_paths
 from proxygml.training.recipe_files import find_recipe
 from proxygml.training.train import with_absolute_paths
+from proxygml.urls import check_places
 
 
 @check_arguments
@@ -48,7 +49,7 @@ def compare(
             another recipe or damaged files, or a script calls this without `if __name__ == "__main__":`.
     """
     end_where_imported()
-    check_local(catalog, "catalog")
+    check_places(catalog=catalog)
     folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
     shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))

@@ -32,6 +32,7 @@ from proxygml.console import console
 from proxygml.errors import RecipeError
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
+from proxygml.urls import as_place
 
 
 class Job(NamedTuple):
@@ -85,7 +86,7 @@ class Runner:
         self.grid = Grid.of(comparison)
         self.store = Store(folder)
         recipes = [recipe for method in self.grid.methods for _, recipe in self.grid.recipes(method)]
-        inputs = Inputs.of(Path(comparison.shared.catalog), recipes)
+        inputs = Inputs.of(as_place(comparison.shared.catalog, "catalog"), recipes)
         self.results = Results(self.grid, self.store, inputs, {row.key: row for row in known})
         check_known_rows(known, self.grid, inputs, self.results.protocol())
         check_methods(self.grid, accelerator)

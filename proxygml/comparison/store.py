@@ -15,11 +15,13 @@ from pathlib import Path
 from proxygml.comparison.cell import Cell
 from proxygml.comparison.row import Key
 from proxygml.data.catalog import Catalog
-from proxygml.errors import RecipeError, RunError
+from proxygml.errors import RecipeError, RunError, WeightsError
 from proxygml.files import atomic_write
+from proxygml.remote import local_file
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.typed_json import read_typed_json
+from proxygml.urls import Place, as_place
 
 LARGEST_INPUTS = 2**24
 """Bytes of data.json."""
@@ -36,7 +38,7 @@ class Inputs:
     weights: Mapping[str, str] = field(default_factory=dict)  # a digest for each file, by its name
 
     @classmethod
-    def of(cls, catalog: Path, recipes: Iterable[Recipe]) -> "Inputs":
+    def of(cls, catalog: Place, recipes: Iterable[Recipe]) -> "Inputs":
         """The inputs of recipes, without files of weights that are not there.
 
         Raises:
@@ -45,7 +47,8 @@ class Inputs:
         table = Catalog.read(catalog)
         table.split("test")  # an error where it is missing, before anything is trained
         digests: dict[str, str] = {}
-        for path in sorted({Path(recipe.embedder.weights) for recipe in recipes}):
+        for place in sorted({as_place(recipe.embedder.weights, "embedder.weights") for recipe in recipes}, key=str):
+            path = local_file(place, WeightsError)
             if path.is_file():
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]

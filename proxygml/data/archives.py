@@ -20,6 +20,7 @@ from proxygml.data.archive_names import is_of_a_file_manager, tar_name, zip_name
 from proxygml.data.image_files import Kind, LeftOut
 from proxygml.data.image_folders import ImageFolders
 from proxygml.errors import DatasetError, counted, first_few
+from proxygml.urls import Place
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # Photos hardly shrink and small drawings shrink little: an archive that grows more than this is meant to fill the disk.
@@ -50,7 +51,7 @@ class Member:
     """False where the archive does not say in which characters the name is written."""
 
 
-def is_archive(path: Path) -> bool:
+def is_archive(path: Place) -> bool:
     """Whether the name is that of an archive that can be unpacked."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES)
 

@@ -28,6 +28,7 @@ from proxygml.data.columns import (
 from proxygml.errors import CatalogError, UserError, counted, first_few
 from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
 from proxygml.files import atomic_write, check_local, check_overwrite
+from proxygml.urls import Place, Url, as_place, place_in, url_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,13 +52,14 @@ class Catalog:
     """Images with their labels and splits, in open-metric-learning's column names.
 
     Attributes:
-        table: One row an image, index 0..n-1. `path` (str, relative to `folder` with forward slashes, or absolute),
-            `label` (str), `split` (one of SPLITS); optionally `x_1 y_1 x_2 y_2` (nullable integers, pixels of the
-            upright image, the right and lower edge not included; all four or none), `is_query is_gallery` (bool, both
-            or none), `sequence` and `camera` (integers or text; missing for none), `is_junk` and `is_distractor`
-            (bool). Other columns are kept as they are; those of a CSV file are text, exactly as the file has it.
-            A catalog of vectors may do without `path`, and has `embedding_row`, the row of its vector in `vectors`.
-        folder: The folder that the relative paths are relative to.
+        table: One row an image, index 0..n-1. `path` (str, relative to `folder` with forward slashes, absolute, or a
+            URL; the table of a catalog at a URL names no file of this machine), `label` (str), `split` (one of SPLITS);
+            optionally `x_1 y_1 x_2 y_2` (nullable integers, pixels of the upright image, the right and lower edge not
+            included; all four or none), `is_query is_gallery` (bool, both or none), `sequence` and `camera` (integers
+            or text; missing for none), `is_junk` and `is_distractor` (bool). Other columns are kept as they are; those
+            of a CSV file are text, exactly as the file has it. A catalog of vectors may do without `path`, and has
+            `embedding_row`, the row of its vector in `vectors`.
+        folder: The folder that the relative paths are relative to; or its URL.
         vectors: The file with the vectors, where the catalog has some: its column `embedding`.
 
     Raises:
@@ -66,16 +68,16 @@ class Catalog:
     """
 
     table: "pd.DataFrame"
-    folder: Path
+    folder: Place
     vectors: "VectorSource | None" = None
 
     def __post_init__(self) -> None:
         from proxygml.data.catalog_table import normalised  # noqa: PLC0415  # pandas loads when there is a table
 
-        object.__setattr__(self, "table", normalised(self.table))
+        object.__setattr__(self, "table", normalised(self.table, self.folder))
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Sequence[object]], columns: Sequence[str], folder: Path) -> "Catalog":
+    def of_rows(cls, rows: Iterable[Sequence[object]], columns: Sequence[str], folder: Place) -> "Catalog":
         """A catalog of these rows, each with one value for each of the columns."""
         import pandas as pd  # noqa: PLC0415
 
@@ -91,7 +93,7 @@ class Catalog:
         it, becomes `test` where the table has no other test rows.
 
         Args:
-            path: The table; its relative paths are relative to its folder.
+            path: The table, or its URL; its relative paths are relative to its folder.
             check_boxes: False accepts boxes without an area, for a caller that reports them all.
 
         Raises:
@@ -99,17 +101,18 @@ class Catalog:
         """
         from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
         from proxygml.data.catalog_vectors import vectors_of  # noqa: PLC0415
+        from proxygml.remote import local_file  # noqa: PLC0415
 
-        check_local(path, "the catalog", CatalogError)
-        path = Path(path)
-        check_suffix(path, READ_SUFFIXES)
+        place = as_place(path, "the catalog", CatalogError)
+        check_suffix(place, READ_SUFFIXES)
+        file = local_file(place, CatalogError)
         try:
-            vectors = vectors_of(path)
-            catalog = cls(load_table(path, vectors), path.parent, vectors)
+            vectors = vectors_of(place, file)
+            catalog = cls(load_table(file, vectors), place.parent, vectors)
             if check_boxes:
                 check_box_areas(catalog.table)
         except CatalogError as error:
-            raise CatalogError(f"{path}: {error}") from error
+            raise CatalogError(f"{place}: {error}") from error
         return catalog
 
     def write(self, path: Path | str, force: bool = False) -> None:
@@ -162,7 +165,7 @@ class Catalog:
         return "path" in self.table
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> list[Place]:
         """Where the images are, `folder` included.
 
         Raises:
@@ -170,7 +173,7 @@ class Catalog:
         """
         if not self.has_images:
             raise CatalogError(f"the catalog in {self.folder} has vectors but no images: give one with a column path")
-        return [self.folder / path for path in self.table["path"]]
+        return [place_in(self.folder, path) for path in self.table["path"]]
 
     @property
     def labels(self) -> list[str]:
@@ -245,7 +248,7 @@ class Catalog:
         return len(self.table)
 
 
-def check_suffix(path: Path, known: Sequence[str] = SUFFIXES) -> None:
+def check_suffix(path: Place, known: Sequence[str] = SUFFIXES) -> None:
     """Raise CatalogError when the name does not end as that of a catalog."""
     if path.suffix.lower() not in known:
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
@@ -322,11 +325,19 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     return [f"{len(lost)} {name} classes have {reason} each and cannot be retrieved: {first_few(lost)}"]
 
 
-def _rebased(paths: Iterable[str], old: Path, new: Path) -> list[str]:
-    """Relative paths, relative to another folder; absolute ones as they are. Other drives have no relative paths."""
+def _rebased(paths: Iterable[str], old: Place, new: Path) -> list[str]:
+    """Relative paths, relative to another folder; absolute ones and URLs as they are.
+
+    Other drives have no relative paths, and neither has a URL.
+    """
+    if isinstance(old, Url):
+        return [str(place_in(old, path)) for path in paths]
     # Resolved on both sides, because `..` after a symbolic link goes somewhere else.
     try:
         prefix = Path(os.path.relpath(old.resolve(), new.resolve())).as_posix()
     except ValueError:
         prefix = old.resolve().as_posix()
-    return [path if Path(path).is_absolute() else posixpath.normpath(posixpath.join(prefix, path)) for path in paths]
+    return [
+        path if Path(path).is_absolute() or url_of(path) else posixpath.normpath(posixpath.join(prefix, path))
+        for path in paths
+    ]

@@ -22,8 +22,8 @@ from proxygml.data.columns import (
 )
 from proxygml.data.csv_form import CsvForm, not_text
 from proxygml.data.vector_source import VectorSource
-from proxygml.errors import CatalogError, did_you_mean, first_few
-from proxygml.files import check_local
+from proxygml.errors import CatalogError, UserError, did_you_mean, first_few
+from proxygml.urls import Place, Url, check_row
 
 MAX_COORDINATE = 2**31 - 1
 
@@ -43,10 +43,10 @@ def load_table(path: Path, vectors: VectorSource | None = None) -> pd.DataFrame:
         raise CatalogError(not_text(error)) from error
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
         raise CatalogError(f"cannot be read as {kind}: {error}") from error
-    return _with_our_names(table)
+    return with_our_names(table)
 
 
-def _with_our_names(table: pd.DataFrame) -> pd.DataFrame:
+def with_our_names(table: pd.DataFrame) -> pd.DataFrame:
     """The table with our columns' names without blanks around them."""
     ours = (*TEXT_COLUMNS, *BOX_COLUMNS, *RULE_COLUMNS)
     renamed = table.rename(columns=lambda name: str(name).strip() if str(name).strip() in ours else name)
@@ -98,15 +98,14 @@ def _read_csv(path: Path, form: CsvForm, **options: Any) -> pd.DataFrame:
     )
 
 
-def normalised(table: pd.DataFrame) -> pd.DataFrame:
+def normalised(table: pd.DataFrame, folder: Place) -> pd.DataFrame:
     _check_columns(table)
     table = table.reset_index(drop=True)
     for column in _text_columns(table):
         table[column] = _as_text(table[column])
-    paths = table["path"] if "path" in table else pd.Series([], dtype="str")
-    for row, path in paths[paths.str.contains(":/", regex=False)].items():
-        check_local(path, f"the path in row {row}", CatalogError)
-    table["split"] = _as_splits(table["split"])
+    if "path" in table:
+        check_paths(table["path"], folder, CatalogError)
+    table["split"] = as_splits(table["split"])
     if BOX_COLUMNS[0] in table:
         table[list(BOX_COLUMNS)] = _as_boxes(table[list(BOX_COLUMNS)])
     if ROLE_COLUMNS[0] in table:
@@ -117,6 +116,18 @@ def normalised(table: pd.DataFrame) -> pd.DataFrame:
             table[mark] = _as_flags(table[mark], table["split"])
             _check_marks(table[mark], table["split"])
     return table
+
+
+def check_paths(paths: pd.Series, folder: Place, kind: type[UserError]) -> None:
+    """Check the paths of a table that lies in a folder; see urls.check_row. Missing cells are left alone.
+
+    Raises:
+        UserError: of that kind; a path may not stand there.
+    """
+    texts = paths.dropna().astype("str")
+    odd = texts if isinstance(folder, Url) else texts[texts.str.contains(":/", regex=False)]
+    for row, path in odd.items():
+        check_row(path, int(row), folder, kind)
 
 
 def _check_marks(marks: pd.Series, splits: pd.Series) -> None:
@@ -167,7 +178,7 @@ def text_cells(column: pd.Series) -> pd.Series:
     return text.where(~(text.isna() | (text.str.strip() == "")), None)
 
 
-def _as_splits(column: pd.Series) -> pd.Series:
+def as_splits(column: pd.Series) -> pd.Series:
     """The splits under our names. `validation` means `test` where there is no other test split."""
     given = column.str.strip().str.lower()
     if not given.map(SPLIT_NAMES).eq("test").any():

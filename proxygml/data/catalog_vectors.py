@@ -17,6 +17,7 @@ from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
 from proxygml.data.vector_file import write_parts
 from proxygml.data.vector_source import VectorSource, is_vector_type
 from proxygml.errors import CatalogError
+from proxygml.urls import Place
 
 if TYPE_CHECKING:
     from proxygml.data.catalog import Catalog
@@ -25,17 +26,17 @@ SAMPLED = 64
 """Vectors that stand for all in a fingerprint."""
 
 
-def vectors_of(path: Path) -> VectorSource | None:
-    """The column of vectors of a catalog's file; None for a .csv file, or one without such a column."""
-    if path.suffix.lower() == ".csv" or not path.is_file():
+def vectors_of(place: Place, file: Path) -> VectorSource | None:
+    """The column of vectors of a catalog, read from its file; None for a .csv file, or one without such a column."""
+    if place.suffix.lower() == ".csv" or not file.is_file():
         return None
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(file)
     except (OSError, pa.ArrowInvalid):
         return None  # the table's reader says what is wrong
     if EMBEDDING not in schema.names or not is_vector_type(schema.field(EMBEDDING).type):
         return None
-    return VectorSource(path) if pq.read_metadata(path).num_rows else None
+    return VectorSource(place) if pq.read_metadata(file).num_rows else None
 
 
 def rows_of(catalog: "Catalog") -> npt.NDArray[np.int64]:

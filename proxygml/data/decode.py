@@ -9,7 +9,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,8 @@ from proxygml.data.jpeg import decode_jpeg, is_truncated, read_header, without_m
 from proxygml.data.levels import Assumption, as_levels, tell_once
 from proxygml.data.orientation import ORIENTATION, UPRIGHT, Pixels, read_entry, stated_orientation, turned
 from proxygml.errors import ImageError
-from proxygml.files import check_local, check_size
+from proxygml.files import PathLike, check_size
+from proxygml.urls import Url, as_place
 
 LARGEST_IMAGE = 2**31
 """Bytes of a file: twice what MAX_PIXELS take with 16 bits a colour and without compression."""
@@ -66,13 +66,25 @@ def image_endings() -> frozenset[str]:
     return frozenset(known | set(HEIF_ENDINGS))
 
 
-def read_file(path: str | Path) -> bytes:
-    """The bytes of an image file; ImageError where it cannot be read, or is a URL."""
-    check_local(path, "an image", ImageError)
+def read_file(place: PathLike, kept: bool = False) -> bytes:
+    """The bytes of an image file.
+
+    Args:
+        place: a path or a URL.
+        kept: whether what is read from a URL is kept on the disk, since it will be read again.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    path = as_place(place, "an image", ImageError)
+    if isinstance(path, Url):
+        from proxygml.remote import read, read_kept  # noqa: PLC0415  (most images are files)
+
+        return (read_kept if kept else read)(path, LARGEST_IMAGE, ImageError)
     try:
-        if not Path(path).is_dir():  # of which reading says so itself
-            check_size(Path(path), LARGEST_IMAGE, ImageError)
-        return Path(path).read_bytes()
+        if not path.is_dir():  # of which reading says so itself
+            check_size(path, LARGEST_IMAGE, ImageError)
+        return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
 

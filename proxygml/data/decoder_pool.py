@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from proxygml.data.decoder_worker import receive, send
 from proxygml.data.levels import Assumption, tell_once
 from proxygml.data.orientation import Pixels
 from proxygml.errors import ImageError
+from proxygml.urls import Place
 
 MEMORY_PER_PIXEL, FREE_MEMORY = 40, 2**26
 """Bytes that decoding may take: an animated WebP with transparency takes 31 a pixel, a photo 6 to 12."""
@@ -81,10 +81,17 @@ class DecoderPool:
         answer, pixels = self._run(request, data)
         return np.frombuffer(pixels, np.uint8).reshape(answer["height"], answer["width"], 3)
 
-    def inspect(self, path: Path) -> ImageFacts:
-        """Decode an image file only to see whether that works; raises as `decode`."""
-        request = {"name": str(path), "path": str(path), "pixels": False, "max_pixels": self.max_pixels}
-        answer, _ = self._run(request, b"")
+    def inspect(self, path: Place, data: bytes | None = None) -> ImageFacts:
+        """Decode an image file only to see whether that works; raises as `decode`.
+
+        Args:
+            path: the file, which the process reads.
+            data: its content, where the process cannot read it.
+        """
+        request = {"name": str(path), "pixels": False, "max_pixels": self.max_pixels}
+        if data is None:
+            request["path"] = str(path)
+        answer, _ = self._run(request, data or b"")
         return ImageFacts(bytes.fromhex(answer["digest"]), answer["height"], answer["width"])
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from proxygml.errors import OverwriteError
 from proxygml.files import atomic_folder, atomic_write
+from proxygml.urls import Place
 
 STAMP = ".prepared.json"
 """A file in every folder that is made here: for which catalog, and from what."""
@@ -71,10 +72,10 @@ class ImageFolders:
         with atomic_write(folder / STAMP, tidy=False) as temporary:
             temporary.write_text(json.dumps([self.base.name, origin]), encoding="utf-8")
 
-    def superseded(self, used: Path) -> list[Path]:
+    def superseded(self, used: Place) -> list[Path]:
         """The other folders that were made for the catalog, where it uses one of them, or a folder inside of it."""
         made = self._made()
-        kept = [folder for folder in made if used.is_relative_to(folder)]
+        kept = [folder for folder in made if isinstance(used, Path) and used.is_relative_to(folder)]
         return [folder for folder in made if folder not in kept] if kept else []
 
     def _made(self) -> list[Path]:

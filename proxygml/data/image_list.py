@@ -17,14 +17,32 @@ from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.image_files import image_files
 from proxygml.errors import ImageError
-from proxygml.files import check_local
+from proxygml.urls import Place, Url, absolute, as_place, url_of
 
 FILE_STAMP = "proxygml_file_stamp"  # so that nobody's own column has this name
-"""The column of a gallery that says which state of its file an item was made from; see file_stamp."""
+"""The column of a gallery that says which state of its file an item was made from; see file_stamps."""
 
 
-def file_stamp(path: str) -> int:
-    """A number above 0 that changes when the file does, by its size and time; 0 where there is none."""
+def file_stamps(paths: Sequence[str]) -> npt.NDArray[np.int64]:
+    """For each image a number above 0 that changes when its file does; 0 where there is none, int64 (n,).
+
+    Of a file on this machine by its size and time; of a URL by what its store says of it.
+    """
+    found = np.zeros(len(paths), np.int64)
+    remote: dict[int, Url] = {}
+    for row, path in enumerate(paths):
+        if ":/" in path and (url := url_of(path)) is not None:
+            remote[row] = url
+        else:
+            found[row] = _file_stamp(path)
+    if remote:
+        from proxygml.remote import stamps  # noqa: PLC0415  (most images are files)
+
+        found[list(remote)] = stamps(list(remote.values()))
+    return found
+
+
+def _file_stamp(path: str) -> int:
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
@@ -37,8 +55,8 @@ class ImageList:
     """The images to embed, with their columns.
 
     Attributes:
-        table: `path` (absolute), then any other columns; box columns as in a catalog. Vectors may come without images,
-            and then without `path`.
+        table: `path` (absolute, or a URL), then any other columns; box columns as in a catalog. Vectors may come
+            without images, and then without `path`.
     """
 
     table: pd.DataFrame
@@ -47,17 +65,19 @@ class ImageList:
     def from_catalog(cls, catalog: Catalog) -> "ImageList":
         """All rows of a catalog, with absolute paths; without vectors, which are another model's."""
         table = catalog.table.drop(columns=[EMBEDDING, EMBEDDING_ROW], errors="ignore")
-        return cls(table.assign(path=[str(path.resolve()) for path in catalog.paths]))
+        return cls(table.assign(path=[absolute(path) for path in catalog.paths]))
 
     @classmethod
-    def from_files(cls, places: Sequence[Path]) -> "ImageList":
+    def from_files(cls, places: Sequence[Place]) -> "ImageList":
         """Image files, and those in folders, at any depth; what is left out is named on the console.
 
         Raises:
             ImageError: a place does not exist or is neither a file nor a folder, or no place holds an image.
         """
+        places = [as_place(place, "an image", ImageError) for place in places]
         for place in places:
-            check_local(place, "an image", ImageError)
+            if isinstance(place, Url):
+                continue  # image_files looks at it
             if not place.exists():
                 raise ImageError(f"there is no {place}: give image files, or folders of them")
             if not place.is_file() and not place.is_dir():
@@ -73,7 +93,7 @@ class ImageList:
 
     @property
     def paths(self) -> list[str]:
-        """Absolute paths."""
+        """Absolute paths, or URLs."""
         return [str(path) for path in self.table["path"]]
 
     @property

@@ -29,12 +29,13 @@ from proxygml.data.transforms import (
 from proxygml.errors import ImageError, RecipeError, counted
 
 
-def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
+def decode_image(source: str | Path | bytes, name: str | None = None, kept: bool = False) -> Tensor:
     """Decode an image file, or the bytes of one, to upright RGB; see `decode.decode`.
 
     Args:
-        source: a path, or the bytes of the file.
+        source: a path or a URL, or the bytes of the file.
         name: what messages call bytes.
+        kept: see `read_file`.
 
     Returns:
         uint8 (3, H, W), 0..255. Its memory may be laid out channels last.
@@ -44,19 +45,20 @@ def decode_image(source: str | Path | bytes, name: str | None = None) -> Tensor:
     """
     if isinstance(source, bytes):
         return _decoded(source, name or f"the image in memory ({counted(len(source), 'byte')})")
-    return _decoded(read_file(source), str(source))
+    return _decoded(read_file(source, kept), str(source))
 
 
 def _decoded(data: bytes, name: str, rows: int = 0) -> Tensor:
     return torch.from_numpy(decode(data, name, rows)).permute(2, 0, 1)
 
 
-def decode_part(path: str | Path, choose: Callable[[int, int], Region]) -> Tensor:
+def decode_part(path: str | Path, choose: Callable[[int, int], Region], kept: bool = False) -> Tensor:
     """Decode a part of an image file; of a JPEG the rows below that part are not decoded at all.
 
     Args:
         path: the image file.
         choose: a function from the height and width of the upright image to a part that lies inside; called once.
+        kept: see `read_file`.
 
     Returns:
         uint8 (3, height, width) of the part, with the same pixels as if it were cut out of decode_image's.
@@ -64,7 +66,7 @@ def decode_part(path: str | Path, choose: Callable[[int, int], Region]) -> Tenso
     Raises:
         ImageError: as decode_image; or raised by `choose`.
     """
-    data = read_file(path)
+    data = read_file(path, kept)
     header = read_header(data) if data.startswith(JPEG) else None
     if header is not None and header.orientation == UPRIGHT:
         part = choose(header.height, header.width)
@@ -113,11 +115,12 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
     items, so that runs resume and distribute exactly. An image that cannot be decoded raises ImageError.
 
     Args:
-        paths: the image files.
+        paths: the image files, or URLs of some.
         boxes: integer (n, 4), see cut_box; or None for whole images.
         settings: the sizes and the kinds of distortion.
         training: random training crops, or the centre crops of the test.
         seed: 0 or more.
+        kept: whether images from URLs are kept on the disk, since they are read again; see `read_file`.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         settings: ImageSettings,
         training: bool,
         seed: int = 0,
+        kept: bool = False,
     ) -> None:
         if boxes is not None and boxes.shape != (len(paths), 4):
             raise ImageError(
@@ -139,6 +143,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.settings = settings
         self.training = training
         self.seed = seed
+        self.kept = kept
         # In shared memory, because loader workers that outlive an epoch would not see a plain attribute change.
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -154,18 +159,18 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         path = self.paths[index]
         box = (0, 0, 0, 0) if self.boxes is None else self.boxes[index].tolist()
         if not self.training:
-            return test_transform(self.settings)(cut_box(decode_image(path), box, path)), index
+            return test_transform(self.settings)(cut_box(decode_image(path, kept=self.kept), box, path)), index
         generator = np.random.default_rng((self.seed, int(self._epoch), index))
         if self.settings.rotation:  # turns the whole image into the crop
             transform = train_transform(self.settings, generator)
-            return transform(cut_box(decode_image(path), box, path)), index
+            return transform(cut_box(decode_image(path, kept=self.kept), box, path)), index
 
         def crop(height: int, width: int) -> Region:
             whole = box_region(box, height, width, path)
             part = random_crop(whole.height, whole.width, self.settings, generator)
             return part._replace(top=whole.top + part.top, left=whole.left + part.left)
 
-        return finish_crop(decode_part(path, crop), self.settings, generator), index
+        return finish_crop(decode_part(path, crop, self.kept), self.settings, generator), index
 
 
 def collate(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,16 @@ from pathlib import Path
 import pandas as pd
 
 from proxygml.errors import GalleryError, UserError
+from proxygml.urls import Place, absolute
 
 
-def absolute_paths(paths: pd.Series, folder: Path) -> pd.Series:
+def absolute_paths(paths: pd.Series, folder: Place) -> pd.Series:
     """Paths from the root; relative ones are relative to a folder. URLs and missing cells stay as they are."""
     return paths.map(lambda path: _absolute(path, folder) if isinstance(path, str) else path)
 
 
-def _absolute(path: str, folder: Path) -> str:
-    return path if "://" in path or Path(path).is_absolute() else str((folder / path).resolve())
+def _absolute(path: str, folder: Place) -> str:
+    return path if "://" in path or Path(path).is_absolute() else absolute(folder / path)
 
 
 def rebased_paths(paths: pd.Series, old: str, new: str, kind: type[UserError] = GalleryError) -> pd.Series:

@@ -21,19 +21,24 @@ from rich.table import Column, Table
 
 from proxygml.arguments import check_arguments
 from proxygml.console import console, track
-from proxygml.data.archives import is_archive, unpacked
+from proxygml.data.archives import ARCHIVE_SUFFIXES, is_archive, unpacked
 from proxygml.data.bounds import MAX_PIXELS
 from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix
 from proxygml.data.class_names import check_class_names
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.datasets.layout import check_root
+from proxygml.data.decode import read_file
 from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
+from proxygml.data.image_files import ListedFolder
 from proxygml.data.image_folders import ImageFolders
+from proxygml.data.image_list import file_stamps
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole, counted
-from proxygml.files import PathLike, atomic_write, check_local, check_overwrite, local_path, remove_folder
+from proxygml.files import PathLike, atomic_write, check_overwrite, local_path, remove_folder
+from proxygml.remote import local_file
 from proxygml.spreadsheet import without_formulas
+from proxygml.urls import Place, Url, as_place
 
 OnBad = Literal["fail", "drop"]
 Box = tuple[int, int, int, int]
@@ -93,6 +98,7 @@ def prepare(
         dataset: The name of a data set, such as "cub200", "folder" or "glyphs" (see `proxygml prepare --help`).
         root: The official archive, the folder it unpacks to, or the folder or table of your own images; None for
             "glyphs", whose images are made here. For "vectors", the Parquet file or the table of your own vectors.
+            An archive, and all of your own, may be URLs.
         out: The catalog to write, a .parquet or a .csv file.
         options: The data set's own options, such as {"test_classes": "half"} for "folder" (those that
             `proxygml prepare DATASET --help` lists).
@@ -113,29 +119,28 @@ def prepare(
         CatalogError: The catalog cannot be used (see `catalog.check_splits`).
         OverwriteError: Something is at `out` already, and `force` was not given.
     """
-    root, out = None if root is None else local_path(root, "root"), local_path(out, "out")
-    for name, value in (options or {}).items():
-        check_local(value, name)
+    place, out = None if root is None else as_place(root, "root"), local_path(out, "out")
     dataset = (find_dataset(dataset) if isinstance(dataset, str) else dataset).with_options(options or {})
     if dataset.has_vectors:
         from proxygml.data.prepare_vectors import prepare_vectors  # noqa: PLC0415  (it uses this module)
 
         if resize is not None:
             raise DatasetError("resize is for images, and vectors have none: leave it out")
-        return prepare_vectors(dataset, root, out, on_bad=on_bad, force=force)
+        return prepare_vectors(dataset, place, out, on_bad=on_bad, force=force)
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
     check_free(out, dropped_list, force)
     images, copies = ImageFolders(out.with_suffix("")), ImageFolders(out.with_suffix(f".{resize}px"))
     if resize is not None:
-        _check_resize(resize, copies.base, root if dataset.strays else None)
-    catalog = _read(dataset, root, images.base, force, made_anew=force or not out.exists())
+        _check_resize(resize, copies.base, place if dataset.strays and isinstance(place, Path) else None)
+    catalog = _read(dataset, place, images.base, force, made_anew=force or not out.exists())
     _compare_counts(catalog, dataset)
     if dataset.hidden is not None and (left_out := dataset.hidden(catalog.folder)):
         console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
-    inspections = dict(zip(catalog.paths, _open_all(catalog.paths, workers), strict=True))
-    in_rows = [inspections[path] for path in catalog.paths]
+    paths = catalog.paths
+    in_rows = _open_all(paths, workers, kept=resize is not None)
+    inspections = dict(zip(paths, in_rows, strict=True))
     findings, catalog = _judge(catalog, in_rows, benchmark=dataset.published is not None)
     findings = strays + findings
     _print_findings(findings, on_bad)
@@ -169,9 +174,9 @@ def check_free(out: Path, dropped_list: Path, force: bool) -> None:
 def _origin(catalog: Catalog) -> str:
     """What smaller copies are made from: a digest of the images' paths, sizes and times."""
     digest = blake2b(digest_size=16)
-    for path, file in zip(catalog.table["path"], catalog.paths, strict=True):
-        status = file.stat()
-        digest.update(f"{path}\0{status.st_size} {status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    stamps = file_stamps([str(path) for path in catalog.paths])
+    for path, stamp in zip(catalog.table["path"], stamps, strict=True):
+        digest.update(f"{path}\0{stamp}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -200,14 +205,23 @@ def _check_resize(resize: int, copies: Path, images: Path | None) -> None:
         )
 
 
-def _read(dataset: Dataset, root: Path | None, beside: Path, force: bool, made_anew: bool) -> Catalog:
+def _read(dataset: Dataset, root: Place | None, beside: Path, force: bool, made_anew: bool) -> Catalog:
     if dataset.makes_images:
         return _make(dataset, beside, made_anew)  # without a catalog, a command that was killed has left the images
     if root is None:
         raise DatasetError(f"{dataset.name} needs --root: where its images are")
     root = check_root(root, dataset.name)
-    if root.is_dir() or is_archive(root):
+    if isinstance(root, Url) and is_archive(root):
+        root = local_file(root, DatasetError)
+    if isinstance(root, Path) and (root.is_dir() or is_archive(root)):
         root = unpacked(root, beside, dataset.archives, force)
+    if isinstance(root, Url) and not dataset.reads_urls:
+        raise DatasetError(
+            f"{root} is a URL, which {dataset.name} reads only of an archive ({', '.join(ARCHIVE_SUFFIXES)}): copy the "
+            "folder to this machine"
+        )
+    if isinstance(root, Url) and dataset.strays is not None:
+        root = ListedFolder.of(root)
     catalog: Catalog = dataset.read(root)
     return catalog
 
@@ -241,12 +255,15 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
     return [
         Finding(path, "out of place", problem)
         for path, problem in dataset.strays(catalog.folder)
-        if (catalog.folder / path).resolve() not in written
+        if isinstance(catalog.folder, Url) or (catalog.folder / path).resolve() not in written
     ]
 
 
-def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
-    """Open every file once, however many rows name it, in processes that are stopped at their limits."""
+def _open_all(paths: Sequence[Place], workers: int | None, kept: bool) -> list[Inspection]:
+    """Open every file once, however many rows name it, in processes that are stopped at their limits.
+
+    `kept`: whether what is read from URLs is kept on the disk, since it will be read again.
+    """
     if workers is not None:
         check_whole("workers", workers, 1, MOST_WORKERS, DatasetError)
     unique = list(dict.fromkeys(paths))
@@ -254,15 +271,19 @@ def _open_all(paths: Sequence[Path], workers: int | None) -> list[Inspection]:
     with DecoderPool(size) as decoders:
         pool = ThreadPoolExecutor(size)
         try:
-            jobs = pool.map(partial(inspect, decoders), unique)
+            jobs = pool.map(partial(inspect, decoders, kept=kept), unique)
             inspections = dict(zip(unique, track(jobs, "Opening images", len(unique)), strict=True))
         finally:
             pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not open the rest first
     return [inspections[path] for path in paths]
 
 
-def inspect(decoders: DecoderPool, path: Path) -> Inspection:
-    """Read and decode one file."""
+def inspect(decoders: DecoderPool, path: Place, kept: bool = False) -> Inspection:
+    """Read and decode one file; see `_open_all`."""
+    return _inspect_remote(decoders, path, kept) if isinstance(path, Url) else _inspect_file(decoders, path)
+
+
+def _inspect_file(decoders: DecoderPool, path: Path) -> Inspection:
     try:
         str(path).encode()
         mode = path.stat().st_mode
@@ -277,6 +298,17 @@ def inspect(decoders: DecoderPool, path: Path) -> Inspection:
         return Inspection(kind="unreadable", problem=f"cannot be read: {error.strerror}")
     except (ImageError, DecoderStoppedError) as error:
         return Inspection(kind="unreadable", problem=str(error).removeprefix(f"{path} "))
+    return Inspection(facts.digest, facts.width, facts.height)
+
+
+def _inspect_remote(decoders: DecoderPool, url: Url, kept: bool) -> Inspection:
+    """The same for a URL, which is read here: the processes that decode have no rights to use."""
+    try:
+        facts = decoders.inspect(url, read_file(url, kept))
+    except (ImageError, DecoderStoppedError) as error:
+        missing = str(error) == f"there is no {url}"
+        problem = "is missing" if missing else str(error).removeprefix(f"{url} ")
+        return Inspection(kind="missing" if missing else "unreadable", problem=problem)
     return Inspection(facts.digest, facts.width, facts.height)
 
 

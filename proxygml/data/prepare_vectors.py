@@ -16,13 +16,14 @@ from proxygml.data.datasets.vectors import VectorTable
 from proxygml.data.prepare import Finding, OnBad, check_free, print_counts, publish, warn
 from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, DatasetError, counted
+from proxygml.urls import Place, absolute
 
 NAMED = 3
 """Rows of each kind of problem that a message names."""
 
 
 def prepare_vectors(
-    dataset: Dataset, root: Path | None, out: Path, *, on_bad: OnBad = "fail", force: bool = False
+    dataset: Dataset, root: Place | None, out: Path, *, on_bad: OnBad = "fail", force: bool = False
 ) -> Catalog:
     """Turn vectors with labels into a checked catalog; see `prepare`.
 
@@ -38,8 +39,9 @@ def prepare_vectors(
     check_free(out, dropped_list, force)
     if root is None:
         raise DatasetError(f"{dataset.name} needs --root: the file with your vectors and labels")
-    found: VectorTable = dataset.read(root.expanduser())
-    if out.resolve() in (found.vectors.path.resolve(), root.expanduser().resolve()):
+    root = root.expanduser() if isinstance(root, Path) else root
+    found: VectorTable = dataset.read(root)
+    if absolute(out) in (absolute(found.vectors.path), absolute(root)):
         raise DatasetError(f"{out} is the file that is read: choose another name for the catalog")
     findings, digests = _problems(found)
     good = np.setdiff1d(np.arange(found.vectors.rows), [finding.row for finding in findings])

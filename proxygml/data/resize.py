@@ -16,10 +16,12 @@ from PIL import Image
 from proxygml.console import console, track
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
+from proxygml.data.decode import read_file
 from proxygml.data.images import decode_image
 from proxygml.data.transforms import scale_down, scaled_size
 from proxygml.errors import DatasetError, counted
 from proxygml.files import atomic_write, remove_leftovers
+from proxygml.urls import Place, url_of
 
 JPEG_QUALITY = 95
 """Pillow advises against more: it would only make the files larger."""
@@ -33,13 +35,13 @@ class Size(NamedTuple):
 
 
 def copy_smaller(
-    catalog: Catalog, sizes: Mapping[Path, Size], folder: Path, shorter_side: int, workers: int | None = None
+    catalog: Catalog, sizes: Mapping[Place, Size], folder: Path, shorter_side: int, workers: int | None = None
 ) -> Catalog:
     """Store a copy of every image whose shorter side has that many pixels, and scale the boxes with it.
 
     JPEG and lossy WebP become JPEG, all else PNG, upright and RGB. An image that is no larger is copied byte for byte.
     Each copy gets the modification time of its image. A copy with the same time is kept as it is, so that a stopped run
-    continues.
+    continues; of an image at a URL, any copy in the folder, which is made anew when one of the images has changed.
 
     Args:
         catalog: the images.
@@ -67,11 +69,10 @@ def copy_smaller(
     finally:
         pool.shutdown(cancel_futures=True)
     _check_clashes(copies)
-    before, after = (sum(path.stat().st_size for path in paths) for paths in (copies.keys(), copies.values()))
-    console.print(
-        f"{counted(len(copies), 'smaller copy')} in {folder}: {after / 1e6:,.1f} MB of {before / 1e6:,.1f} MB",
-        markup=False,
-    )
+    after = sum(path.stat().st_size for path in copies.values())
+    before = sum(path.stat().st_size for path in copies if isinstance(path, Path))
+    of = f" of {before / 1e6:,.1f} MB" if before else ""
+    console.print(f"{counted(len(copies), 'smaller copy')} in {folder}: {after / 1e6:,.1f} MB{of}", markup=False)
     table = catalog.table.assign(path=[copies[path].relative_to(folder).as_posix() for path in catalog.paths])
     if BOX_COLUMNS[0] in table:
         table[list(BOX_COLUMNS)] = _scaled_boxes(catalog, sizes, shorter_side)
@@ -80,51 +81,58 @@ def copy_smaller(
 
 def _place(path: str) -> str:
     """The path of the copy within the folder; each image from elsewhere gets a folder of its own."""
+    if (url := url_of(path)) is not None:
+        return f"elsewhere/{blake2b(path.encode(), digest_size=8).hexdigest()}/{url.name}"
     place = PurePosixPath(os.path.normpath(path))
     if place.is_absolute() or place.parts[0] == "..":
         return f"elsewhere/{blake2b(path.encode(), digest_size=8).hexdigest()}/{place.name}"
     return str(place)
 
 
-def _copy(source: Path, target: Path, size: Size, shorter_side: int) -> Path:
+def _copy(source: Place, target: Path, size: Size, shorter_side: int) -> Path:
     """Make the copy where it is not there yet, and return its path."""
-    status = source.stat()
+    status = source.stat() if isinstance(source, Path) else None
     smaller = min(size) > shorter_side
     if smaller:
         target = _with_suffix(source, target)
-    if target.exists() and target.stat().st_mtime_ns == status.st_mtime_ns:
+    if target.exists() and (status is None or target.stat().st_mtime_ns == status.st_mtime_ns):
         return target
-    image = scale_down(decode_image(source), shorter_side) if smaller else None
+    data = read_file(source, kept=True)
+    image = scale_down(decode_image(data, str(source)), shorter_side) if smaller else None
     try:
         with atomic_write(target, tidy=False) as temporary:
             if image is None:
-                temporary.write_bytes(source.read_bytes())
+                temporary.write_bytes(data)
             else:
                 picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
                 picture.save(temporary, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=JPEG_QUALITY)
-            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+            if status is not None:
+                os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as error:
         raise DatasetError(f"the copy {target} cannot be written: {error.strerror or error}") from error
     return target
 
 
-def _with_suffix(source: Path, target: Path) -> Path:
+def _with_suffix(source: Place, target: Path) -> Path:
     """The name of a copy, with a suffix that says how it is encoded."""
-    with source.open("rb") as file:
-        start = file.read(16)
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(16)
+    else:
+        start = read_file(source, kept=True)[:16]
     lossy = start.startswith(b"\xff\xd8") or start[8:16] in (b"WEBPVP8 ", b"WEBPVP8X")
     suffixes = (".jpg", ".jpeg") if lossy else (".png",)
     return target if target.suffix.lower() in suffixes else target.with_name(target.name + suffixes[0])
 
 
-def _check_clashes(copies: Mapping[Path, Path]) -> None:
-    owners: dict[Path, Path] = {}
+def _check_clashes(copies: Mapping[Place, Path]) -> None:
+    owners: dict[Path, Place] = {}
     for source, copy in copies.items():
         if (other := owners.setdefault(copy, source)) != source:
             raise DatasetError(f"{other} and {source} would both be copied to {copy}: rename one of them")
 
 
-def _scaled_boxes(catalog: Catalog, sizes: Mapping[Path, Size], shorter_side: int) -> np.ndarray:
+def _scaled_boxes(catalog: Catalog, sizes: Mapping[Place, Size], shorter_side: int) -> np.ndarray:
     """The boxes in pixels of the copies, rounded outwards; missing where there was none."""
     boxes = catalog.table[list(BOX_COLUMNS)].to_numpy(dtype=np.float64, na_value=np.nan)
     old = np.array([sizes[path] for path in catalog.paths], dtype=np.float64)

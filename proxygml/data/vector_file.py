@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -19,13 +20,14 @@ from proxygml.data.vector_checks import LARGEST_VECTOR, Floats
 from proxygml.data.vector_codes import Coded, Codes, Dtype, code_bytes, decoded, encoded
 from proxygml.data.vector_source import VectorSource, checked_lists, read_batches, vector_type
 from proxygml.errors import GalleryError, counted
-from proxygml.files import atomic_write, check_local, check_overwrite
+from proxygml.remote import check_free, local_file, written
+from proxygml.urls import Place, as_place
 
 
 def write_vectors(
-    path: Path, blocks: Iterable[Block], *, model: str, run: str, dtype: Dtype = "float32", force: bool = False
+    path: Place, blocks: Iterable[Block], *, model: str, run: str, dtype: Dtype = "float32", force: bool = False
 ) -> None:
-    """Write items and vectors as Parquet: the columns of the table, and `embedding`, a list of D numbers or of codes.
+    """Write items and vectors as Parquet, also to a URL: the table's columns, and `embedding`, D numbers or a code.
 
     The model's fingerprint and its run folder are in the file's metadata, under `proxygml`; of codes, also `dtype` and
     D, as `dimension`.
@@ -33,8 +35,8 @@ def write_vectors(
     Raises:
         OverwriteError: something is there, and `force` is False.
     """
-    check_overwrite(path, force)
-    with atomic_write(path) as temporary:
+    check_free(path, force)
+    with written(path) as temporary:
         facts: dict[str, str | int] = {"model": model, "run": run}
         first, rest = _first(blocks)
         if dtype in get_args(Coded) and first is not None:
@@ -74,10 +76,10 @@ class VectorFile:
         GalleryError: the file is missing, or holds no vectors.
     """
 
-    path: Path
+    path: Place
 
     def __post_init__(self) -> None:
-        check_local(self.path, "the file of vectors", GalleryError)
+        object.__setattr__(self, "path", as_place(self.path, "the file of vectors", GalleryError))
         if self.is_npy:
             _ = VectorSource(self.path)
             return
@@ -85,6 +87,11 @@ class VectorFile:
             vector_type(self.path, EMBEDDING, GalleryError)
         else:
             self._check_codes()
+
+    @cached_property
+    def file(self) -> Path:
+        """The path, or that of a copy of what the URL holds."""
+        return local_file(self.path, GalleryError)
 
     @property
     def is_npy(self) -> bool:
@@ -103,7 +110,7 @@ class VectorFile:
         assert self.dtype is not None
         size = code_bytes(self.dtype, self.dimension)
         expected = pa.list_(pa.int8() if self.dtype == "int8" else pa.uint8(), size)
-        schema = pq.read_schema(self.path)
+        schema = pq.read_schema(self.file)
         found = schema.field(EMBEDDING).type if schema.names.count(EMBEDDING) == 1 else None
         if found != expected or not 1 <= self.dimension <= LARGEST_VECTOR:
             raise GalleryError(
@@ -122,7 +129,7 @@ class VectorFile:
     @property
     def rows(self) -> int:
         """How many vectors."""
-        return VectorSource(self.path).rows if self.is_npy else int(pq.read_metadata(self.path).num_rows)
+        return VectorSource(self.path).rows if self.is_npy else int(pq.read_metadata(self.file).num_rows)
 
     @property
     def model(self) -> str:
@@ -144,7 +151,7 @@ class VectorFile:
     def _facts(self) -> Mapping[str, object]:
         """What write_vectors has written beside the columns."""
         try:
-            text = None if self.is_npy else (pq.read_schema(self.path).metadata or {}).get(b"proxygml")
+            text = None if self.is_npy else (pq.read_schema(self.file).metadata or {}).get(b"proxygml")
         except (OSError, pa.ArrowException):  # vector_type says what is wrong
             return {}
         if text is None:
@@ -180,7 +187,7 @@ class VectorFile:
             yield from self._npy_blocks()
             return
         size, row = self.dimension, 0
-        for batch in read_batches(self.path):
+        for batch in read_batches(self.file):
             if self.dtype is None:
                 vectors, problems = checked_lists(batch.column(EMBEDDING), size)
             else:

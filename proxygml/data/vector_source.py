@@ -20,6 +20,8 @@ from proxygml.data.columns import EMBEDDING
 from proxygml.data.vector_checks import LARGEST_VECTOR, ROWS_AT_A_TIME, Floats, checked_matrix
 from proxygml.errors import CatalogError, UserError, counted, did_you_mean
 from proxygml.files import atomic_write, cache_folder, check_size, reserve_space
+from proxygml.remote import local_file
+from proxygml.urls import Place
 
 
 class CheckedBlock(NamedTuple):
@@ -41,12 +43,17 @@ class VectorSource:
         CatalogError: the file is missing or cannot be read, or has no such column of vectors.
     """
 
-    path: Path
+    path: Place
     column: str = EMBEDDING
     """Of a Parquet file; a .npy file holds nothing but the vectors."""
 
     def __post_init__(self) -> None:
         _ = self.size  # raises where there is none
+
+    @cached_property
+    def file(self) -> Path:
+        """The path, or that of a copy of what the URL holds."""
+        return local_file(self.path, CatalogError)
 
     @property
     def is_npy(self) -> bool:
@@ -55,7 +62,7 @@ class VectorSource:
     @cached_property
     def rows(self) -> int:
         """n."""
-        return len(self._npy) if self.is_npy else int(pq.read_metadata(self.path).num_rows)
+        return len(self._npy) if self.is_npy else int(pq.read_metadata(self.file).num_rows)
 
     @cached_property
     def size(self) -> int:
@@ -90,10 +97,10 @@ class VectorSource:
         """
         if self.is_npy:
             for block in self.blocks():
-                self._check(block)
+                self.check_rows(block.problems)
             return self._npy
-        status = self.path.stat()
-        facts = repr((str(self.path.resolve()), status.st_size, status.st_mtime_ns, self.column))
+        status = self.file.stat()
+        facts = repr((str(self.file.resolve()), status.st_size, status.st_mtime_ns, self.column))
         cached = cache_folder("vectors") / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
         if not cached.exists():
             self._write_plain(cached)
@@ -105,12 +112,13 @@ class VectorSource:
             plain = np.lib.format.open_memmap(temporary, "w+", self.dtype, (self.rows, self.size))
             reserve_space(temporary)
             for block in self.blocks():
-                self._check(block)
+                self.check_rows(block.problems)
                 plain[block.first : block.first + len(block.vectors)] = block.vectors
             plain.flush()
 
-    def _check(self, block: CheckedBlock) -> None:
-        for row, problem in block.problems.items():
+    def check_rows(self, problems: Mapping[int, str]) -> None:
+        """Raise CatalogError where something is wrong with a row; see CheckedBlock.problems."""
+        for row, problem in problems.items():
             raise CatalogError(
                 f"{self.path} has {problem} in row {row}{self.name_of(row)}: correct it or leave the row out, as "
                 "`proxygml prepare vectors --on_bad drop` does"
@@ -120,25 +128,25 @@ class VectorSource:
         """How a message names a row beside its number: by its `id`, or its `path`, where the file has them."""
         if self.is_npy:
             return ""
-        names = pq.read_schema(self.path).names
+        names = pq.read_schema(self.file).names
         key = next((name for name in ("id", "path") if name in names and name != self.column), None)
         if key is None:
             return ""
-        return f" ({key} {pq.read_table(self.path, columns=[key], partitioning=None)[key][row].as_py()})"
+        return f" ({key} {pq.read_table(self.file, columns=[key], partitioning=None)[key][row].as_py()})"
 
     def _checked_parts(self) -> Iterator[tuple[Floats, dict[int, str]]]:
         if self.is_npy:
             for start in range(0, self.rows, ROWS_AT_A_TIME):
                 yield checked_matrix(np.asarray(self._npy[start : start + ROWS_AT_A_TIME]))
             return
-        for batch in read_batches(self.path, [self.column]):
+        for batch in read_batches(self.file, [self.column]):
             yield checked_lists(batch.column(0), self.size)
 
     @cached_property
     def _npy(self) -> Floats:
-        check_size(self.path, sys.maxsize, CatalogError)
+        check_size(self.file, sys.maxsize, CatalogError)
         try:
-            vectors: Floats = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            vectors: Floats = np.load(self.file, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise CatalogError(f"there is no {self.path}") from None
         except (OSError, ValueError, OverflowError, EOFError) as error:
@@ -156,7 +164,7 @@ class VectorSource:
         kind = self._kind()
         if pa.types.is_fixed_size_list(kind):
             return int(kind.list_size)
-        for batch in read_batches(self.path, [self.column]):
+        for batch in read_batches(self.file, [self.column]):
             lengths = pc.fill_null(pc.list_value_length(batch.column(0)), 0).to_numpy(zero_copy_only=False)
             if lengths.any():
                 counts = np.bincount(lengths[lengths > 0])
@@ -178,15 +186,16 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
         raise CatalogError(f"{path} cannot be read as Parquet, it is damaged ({error}): write it again") from error
 
 
-def vector_type(path: Path, column: str, error: type[UserError]) -> Any:
+def vector_type(path: Place, column: str, error: type[UserError]) -> Any:
     """The Arrow type of a column of vectors in a Parquet file.
 
     Raises:
         UserError: of the type `error`; there is no such file, or no such column of vectors.
     """
-    check_size(path, sys.maxsize, error)
+    file = local_file(path, error)
+    check_size(file, sys.maxsize, error)
     try:
-        schema = pq.read_schema(path)
+        schema = pq.read_schema(file)
     except FileNotFoundError:
         raise error(f"there is no {path}; `proxygml embed` makes such files") from None
     except (OSError, pa.ArrowException) as found:

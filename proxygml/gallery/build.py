@@ -14,23 +14,26 @@ from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_blocks import CatalogBlocks
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.image_list import ImageList, file_stamp
+from proxygml.data.image_list import ImageList, file_stamps
 from proxygml.errors import GalleryError, UserError
-from proxygml.files import PathLike, check_local, local_path
+from proxygml.files import PathLike, check_local
 from proxygml.gallery.backends import check_place, work_place
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.classify import calibrate
 from proxygml.gallery.filters.grammar import Where, parse_where
 from proxygml.gallery.kinds import Kind, check_enough, check_refine
 from proxygml.gallery.source import Model, Source
-from proxygml.gallery.vector_input import ITEM_ID, of_catalog
+from proxygml.gallery.vector_input import ITEM_ID, of_catalog, of_catalog_file
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import cut_to, vector_prefix
+from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.splits import split_for_training
+from proxygml.urls import Place, absolute, as_place
 
 
 @check_arguments
@@ -58,7 +61,7 @@ def index(
     Args:
         run: the run folder of the model.
         out: the gallery to make: a folder; or in Milvus, `NAME.db` or `http://HOST:19530`.
-        catalog: a table of images; give exactly one of `catalog`, `images` and `vectors`.
+        catalog: a table of images; give exactly one of `catalog`, `images` and `vectors`. These and `run` may be URLs.
         images: an image file or a folder of them, or several.
         vectors: a file that `embed` wrote; or, for a model of vectors, one of vectors to embed (.parquet or .npy).
         split: of the catalog: train, val, test, or all.
@@ -79,7 +82,7 @@ def index(
     Raises:
         UserError: a source is missing or of another model, an image cannot be read, or something is at `out` already.
     """
-    place, source = local_path(run, "run"), Source.of(catalog, images, vectors, split)
+    place, source = as_place(run, "run"), Source.of(catalog, images, vectors, split)
     check_local(out, "out", gallery=True)
     return build_gallery(
         Model.of(place),
@@ -144,7 +147,7 @@ def build_gallery(
     )
 
     def embed_and_choose(gallery: Gallery) -> None:
-        if source.catalog is not None and (validation := _validation(model.run, source.catalog)) is not None:
+        if source.catalog is not None and (validation := _validation(model, source.catalog)) is not None:
             settings = model, embedder, validation, workers, batch_size
             _calibrate(gallery, lambda: _embed_validation(gallery, *settings), false_accept_rate)
         elif source.catalog is not None:
@@ -202,7 +205,7 @@ def add_items(
     ids = _ids(gallery, images.table)
     todo = ids < 0
     before = gallery.file_stamps(ids[~todo])
-    now = np.array([file_stamp(path) for path in images.table["path"][~todo]], np.int64)
+    now = file_stamps(images.table["path"][~todo].tolist())
     todo[~todo] = (before > 0) & (before != now)
     if not todo.any():
         return Added(0, len(images), 0)
@@ -301,7 +304,11 @@ def _vector_validation(gallery: Gallery, model: Model, source: Source) -> Block 
     own = _own_validation(gallery)
     if own is not None or source.catalog is None:
         return own
-    held_out = _validation(model.run, source.catalog)
+    if CatalogBlocks.of(source.catalog, "all") and not _recipe_with_held_out(model, source.catalog):
+        if not CatalogBlocks.of(source.catalog, "val"):
+            return None
+        return of_catalog_file(source.catalog, "val", model.embedder()).whole()
+    held_out = _validation(model, source.catalog)
     return None if held_out is None else of_catalog(held_out, model.embedder()).whole()
 
 
@@ -322,15 +329,19 @@ def _embed_validation(
     return block
 
 
-def _validation(run: Path, table: Path) -> Catalog | None:
+def _validation(model: Model, table: Place) -> Catalog | None:
     """The val split of the catalog; or, of the run's own catalog, the classes that its training held out."""
     catalog = Catalog.read(table)
     if (catalog.table["split"] == "val").any():
         return catalog.split("val")
-    folder = RunFolder(run)
+    recipe = _recipe_with_held_out(model, table)
+    return None if recipe is None else split_for_training(recipe)[1]
+
+
+def _recipe_with_held_out(model: Model, table: Place) -> Recipe | None:
+    """The recipe of the model's run, where it held classes of that catalog out of training."""
+    folder = RunFolder(model.folder)
     if not folder.recipe.is_file():
         return None
     recipe = folder.read_recipe()
-    if not recipe.validation_classes or Path(recipe.catalog).resolve() != table.resolve():
-        return None
-    return split_for_training(recipe)[1]
+    return recipe if recipe.validation_classes and absolute(recipe.catalog) == absolute(table) else None

@@ -1,5 +1,6 @@
 """Embedding the images of a catalog or of folders by a run's model, into a file of vectors."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -8,11 +9,13 @@ from proxygml.arguments import check_arguments
 from proxygml.data.vector_codes import Dtype
 from proxygml.data.vector_file import VectorFile, write_vectors
 from proxygml.errors import UserError
-from proxygml.files import PathLike, check_ending, check_overwrite, local_path
+from proxygml.files import PathLike, cache_folder, check_ending
 from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.prefix import check_dimensions, vector_prefix
+from proxygml.remote import check_free
+from proxygml.urls import Place, as_place
 
 
 @check_arguments
@@ -40,7 +43,8 @@ def embed(
     Args:
         run: the run folder of the model.
         out: the .parquet file to write.
-        catalog: a table of images, or of vectors; give exactly one of `catalog`, `images` and `vectors`.
+        catalog: a table of images, or of vectors; give exactly one of `catalog`, `images` and `vectors`. All five may
+            be URLs.
         images: an image file or a folder of them, or several.
         vectors: for a model of vectors: a Parquet file with a column `embedding` of those to embed, or a .npy file.
         split: of the catalog: train, val, test, or all.
@@ -57,10 +61,10 @@ def embed(
     Raises:
         UserError: a source is missing, an image cannot be read, or something is at `out` already.
     """
-    file, place = local_path(out, "out"), local_path(run, "run")
+    file, place = as_place(out, "out"), as_place(run, "run")
     source = Source.of(catalog, images, vectors, split)
     check_ending(file, ".parquet")
-    check_overwrite(file, force)
+    check_free(file, force)
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(get_args(Dtype))}")
     model = Model.of(place)
@@ -76,12 +80,19 @@ def embed(
         return VectorFile(file)
     if source.vectors is not None:
         raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
-    work = file.with_name(f".{file.name}.partial")
+    work = work_folder(file)
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
     parts = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in embedded.blocks())
     write_vectors(file, parts, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
     discard(work)
     return VectorFile(file)
+
+
+def work_folder(file: Place) -> Path:
+    """The folder of vectors that are not in the file yet: beside it, or in the cache where the file is at a URL."""
+    if isinstance(file, Path):
+        return file.with_name(f".{file.name}.partial")
+    return cache_folder("embedded") / hashlib.sha256(file.encode()).hexdigest()[:32]
 
 
 def embed_source(

@@ -17,7 +17,7 @@ from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import GalleryError, UserError
-from proxygml.files import PathLike, atomic_write, check_local, local_path, local_paths, temporary_folder
+from proxygml.files import PathLike, atomic_write, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, is_labelled, predict
 from proxygml.gallery.filters.grammar import Where
@@ -27,6 +27,7 @@ from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import cut_to
 from proxygml.spreadsheet import without_formulas
+from proxygml.urls import as_place, as_places, check_places
 
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""
@@ -83,8 +84,8 @@ def search(
     Raises:
         UserError: the gallery, its run or a query is missing or cannot be read, or `where` names an unknown column.
     """
-    files, folder = local_paths(images, "images"), None if run is None else local_path(run, "run")
-    check_local(vectors, "vectors")
+    check_places(vectors=vectors)
+    files, folder = as_places(images, "images"), None if run is None else as_place(run, "run")
     if threshold is not None and not -1 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}, but must be a cosine, -1 to 1")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))

@@ -10,11 +10,13 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
-from proxygml.files import PathLike, local_path, local_paths
+from proxygml.files import PathLike
 from proxygml.gallery.base import Gallery
-from proxygml.gallery.vector_input import VectorInput, items_of, of_catalog, of_file
+from proxygml.gallery.vector_input import VectorInput, items_of, of_catalog_file, of_file
 from proxygml.models.embedder import Embedder
 from proxygml.models.model_files import fingerprint, read_description
+from proxygml.models.run_files import local_run
+from proxygml.urls import Place, as_place, as_places
 
 
 def default_device() -> torch.device:
@@ -30,9 +32,9 @@ class Source:
         UserError: none is given, or several.
     """
 
-    catalog: Path | None = None
-    images: tuple[Path, ...] = ()
-    vectors: Path | None = None
+    catalog: Place | None = None
+    images: tuple[Place, ...] = ()
+    vectors: Place | None = None
     split: str = "all"
     """Of the catalog: train, val, test, or all."""
 
@@ -50,10 +52,10 @@ class Source:
         vectors: PathLike | None = None,
         split: str = "all",
     ) -> "Source":
-        """The same from text or paths; `images` may be one folder or file, or several."""
-        table = None if catalog is None else local_path(catalog, "catalog")
-        file = None if vectors is None else local_path(vectors, "vectors")
-        return cls(table, local_paths(images, "images"), file, split)
+        """The same from text or paths, which may be URLs; `images` may be one folder or file, or several."""
+        table = None if catalog is None else as_place(catalog, "catalog")
+        file = None if vectors is None else as_place(vectors, "vectors")
+        return cls(table, as_places(images, "images"), file, split)
 
     def vector_input(self, model: "Model") -> VectorInput:
         """The items of the catalog or the file with vectors of the model, embedded where that is needed.
@@ -70,8 +72,7 @@ class Source:
             return of_file(self.vectors, model.fingerprint, embedder)
         if self.catalog is None:
             raise UserError(f"{model.run} takes vectors, not images: give --vectors FILE or --catalog TABLE")
-        catalog = Catalog.read(self.catalog)
-        return of_catalog(catalog if self.split == "all" else catalog.split(self.split), embedder)
+        return of_catalog_file(self.catalog, self.split, embedder)
 
     def image_list(self) -> ImageList:
         """The images of the catalog or the folders."""
@@ -85,20 +86,24 @@ class Source:
 class Model:
     """A run's embedder, loaded when it is first needed, and its fingerprint."""
 
-    run: Path
+    run: Place
+    """The run folder, or its URL."""
     fingerprint: str
+    folder: Path
+    """Where its files are on this machine."""
 
     @classmethod
-    def of(cls, run: Path) -> "Model":
+    def of(cls, run: Place) -> "Model":
         """The model of a run folder.
 
         Raises:
             RunError: there is none.
         """
-        return cls(run.resolve(), fingerprint(run))
+        folder = local_run(run)
+        return cls(run.resolve() if isinstance(run, Path) else run, fingerprint(folder), folder.resolve())
 
     @classmethod
-    def of_gallery(cls, gallery: Gallery, run: Path | None) -> "Model":
+    def of_gallery(cls, gallery: Gallery, run: Place | None) -> "Model":
         """The gallery's own model, from where it was or from `run`.
 
         Raises:
@@ -106,8 +111,8 @@ class Model:
         """
         if run is None and not gallery.manifest.run:
             raise GalleryError("the gallery does not say where its run folder is: give it with --run")
-        place = run or Path(gallery.manifest.run)
-        if not place.is_dir():
+        place = run or as_place(gallery.manifest.run, "the gallery's run folder", GalleryError)
+        if isinstance(place, Path) and not place.is_dir():
             raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
         model = cls.of(place)
         if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
@@ -121,14 +126,14 @@ class Model:
     @property
     def takes_vectors(self) -> bool:
         """Whether it embeds vectors of another model, not images."""
-        return "vectors" in read_description(self.run)
+        return "vectors" in read_description(self.folder)
 
     def embedder(self) -> Embedder:
         """The embedder, on the GPU where there is one."""
-        return Embedder.load(self.run, default_device())
+        return Embedder.load(self.folder, default_device())
 
 
-def checked_vectors(path: Path, model: Model) -> VectorFile:
+def checked_vectors(path: Place, model: Model) -> VectorFile:
     """A file of vectors of that model.
 
     Raises:
@@ -137,7 +142,7 @@ def checked_vectors(path: Path, model: Model) -> VectorFile:
     file = VectorFile(path)
     if file.model and file.model != model.fingerprint:
         raise GalleryError(f"{path} was made by another model ({file.run}) than {model.run}: embed its images again")
-    size = read_description(model.run).get("embedder", {}).get("embedding_size")
+    size = read_description(model.folder).get("embedder", {}).get("embedding_size")
     is_prefix = bool(file.model) and file.dimension < (size or 0)  # of `embed --dimensions`
     if size and file.rows and file.dimension != size and not is_prefix:
         raise GalleryError(f"{path} has vectors of size {file.dimension}, but {model.run} makes them of {size}")

@@ -4,7 +4,6 @@ A model of vectors embeds vectors of another model; a model of images embeds non
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +11,17 @@ import pandas as pd
 
 from proxygml.arrays import Block, Vectors
 from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_blocks import CatalogBlocks
+from proxygml.data.catalog_table import check_paths
 from proxygml.data.catalog_vectors import blocks_of_rows, rows_of
 from proxygml.data.columns import EMBEDDING_ROW
 from proxygml.data.paths import absolute_paths
+from proxygml.data.vector_checks import Floats
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError
 from proxygml.models.embedder import Embedder
-from proxygml.training.vectors import check_size
+from proxygml.training.vectors import check_size, check_source_size
+from proxygml.urls import Place
 
 ITEM_ID = "item_id"
 """What a gallery calls the column `id` of your own, since `id` is its own number for an item."""
@@ -38,7 +41,7 @@ class VectorInput(NamedTuple):
         return np.concatenate([vectors for vectors, _ in parts]), pd.concat([t for _, t in parts], ignore_index=True)
 
 
-def of_file(path: Path, model: str, embedder: Embedder) -> VectorInput:
+def of_file(path: Place, model: str, embedder: Embedder) -> VectorInput:
     """The items of a file of vectors, embedded, unless the file says that this model made them.
 
     Args:
@@ -58,6 +61,27 @@ def of_file(path: Path, model: str, embedder: Embedder) -> VectorInput:
             "of the model that made those which it was trained on"
         )
     return VectorInput(file.rows, ((_embedded(embedder, vectors), table) for vectors, table in items_of(file)))
+
+
+def of_catalog_file(place: Place, split: str, embedder: Embedder) -> VectorInput:
+    """The items of a catalog with vectors, or of one of its splits, embedded; read a block at a time where that goes.
+
+    Raises:
+        CatalogError: see `of_catalog` and Catalog.read.
+    """
+    found = CatalogBlocks.of(place, split)
+    if found is None:
+        catalog = Catalog.read(place)
+        return of_catalog(catalog if split == "all" else catalog.split(split), embedder)
+    check_source_size(found.vectors, embedder.num_features)
+    return VectorInput(found.total, (_item_block(embedder, place.parent, *block) for block in found.blocks()))
+
+
+def _item_block(embedder: Embedder, folder: Place, vectors: Floats, table: pd.DataFrame) -> Block:
+    table = table.rename(columns={"id": ITEM_ID})
+    if "path" in table:
+        table["path"] = absolute_paths(table["path"], folder)
+    return _embedded(embedder, vectors.astype(np.float32, copy=False)), table
 
 
 def of_catalog(catalog: Catalog, embedder: Embedder) -> VectorInput:
@@ -83,10 +107,17 @@ def _catalog_blocks(catalog: Catalog, embedder: Embedder) -> Iterator[Block]:
 
 
 def items_of(file: VectorFile) -> Iterator[Block]:
-    """The vectors and items of a file; paths that are not from the root are relative to its folder."""
+    """The vectors and items of a file; paths that are not from the root are relative to its folder.
+
+    Raises:
+        GalleryError: the file lies at a URL, and a path names a file of this machine, or it is a URL that is not read.
+    """
+    row = 0
     for vectors, table in file.blocks():
         if "path" in table:
+            check_paths(table["path"].set_axis(range(row, row + len(table))), file.path.parent, GalleryError)
             table["path"] = absolute_paths(table["path"], file.path.parent)
+        row += len(table)
         yield vectors, table.rename(columns={"id": ITEM_ID})
 
 

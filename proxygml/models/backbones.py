@@ -20,6 +20,7 @@ from proxygml.errors import RecipeError, WeightsError, check_setting, did_you_me
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.conv4 import SMALL_WIDTHS, Conv4
 from proxygml.models.weights import load_state, load_weights
+from proxygml.urls import as_place
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -77,7 +78,7 @@ def build_backbone(name: str, weights: str, image_size: int) -> Backbone:
     if weights == "pretrained" and name in OWN:
         load_state(backbone, _download(name), Path(PRETRAINED_OWN[name]).name)
     elif weights not in ("pretrained", "none"):
-        load_weights(backbone, Path(weights))
+        load_weights(backbone, as_place(weights, "embedder.weights", WeightsError))
     return Backbone(backbone, space)
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from proxygml.arrays import Block, Vectors
 from proxygml.console import console, progress_bar
-from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamp
+from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamps
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_checks import ROWS_AT_A_TIME
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole, counted
@@ -36,7 +36,7 @@ class EmbeddedImages:
     Args:
         images: all of them.
         vectors: (n, D), rows of bad images without meaning.
-        stamps: (n,), of the files that they were made from; see file_stamp.
+        stamps: (n,), of the files that they were made from; see file_stamps.
         problems: what is wrong with which row.
     """
 
@@ -108,7 +108,7 @@ def embed_images(
         raise ImageError("there are no images to embed")
     with exclusive_lock(work / ".lock"):
         vectors, stamps = _opened(work, _key(model, images), len(images), embedder.embedding_size)
-        now = np.array([file_stamp(path) for path in images.paths])
+        now = file_stamps(images.paths)
         todo = np.flatnonzero((stamps != now) | (now == 0))
         problems = _embed_rows(embedder, images, todo, now, vectors, stamps, workers, batch_size)
     _report(problems, images)

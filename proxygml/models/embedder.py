@@ -22,6 +22,7 @@ from proxygml.errors import (
     MOST_WORKERS,
     ImageError,
     RecipeError,
+    RunError,
     UserError,
     WeightsError,
     check_whole,
@@ -35,7 +36,9 @@ from proxygml.models.image_batches import ImageLike, image_batches
 from proxygml.models.model_description import VectorModelDescription, read_model
 from proxygml.models.model_files import TENSORS, read_tensors, write_model
 from proxygml.models.prefix import check_dimensions, prefix
+from proxygml.models.run_files import local_run
 from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
+from proxygml.urls import as_place
 
 LARGEST_LAYER = 2**30
 """Weights of the embedding layer."""
@@ -234,7 +237,7 @@ class Embedder(nn.Module):
         """The embedder of a run folder, ready to embed; a VectorEmbedder where it was trained on vectors.
 
         Args:
-            run_folder: the folder that holds model.safetensors and model.json.
+            run_folder: the folder that holds model.safetensors and model.json, or its URL.
             device: where to put it.
 
         Raises:
@@ -242,7 +245,7 @@ class Embedder(nn.Module):
                 another type or impossible.
             WeightsError: the tensors do not fit the description, or hold NaN.
         """
-        folder, device = Path(run_folder), checked_device(device)
+        folder, device = local_run(as_place(run_folder, "the run folder", RunError)), checked_device(device)
         model = read_model(folder)
         if isinstance(model, VectorModelDescription):
             from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415  (it is a kind of this class)

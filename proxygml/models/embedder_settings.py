@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from proxygml.arguments import check_fields
 from proxygml.errors import RecipeError
-from proxygml.files import check_local
+from proxygml.urls import as_place
 
 LARGEST_EMBEDDING = 2**16
 """Dimensions; far above what any index searches."""
@@ -83,7 +83,7 @@ class EmbedderSettings:
     training uses the backbone's own map. 0: its own map. For convolutional networks of timm."""
 
     def __post_init__(self) -> None:
-        check_local(self.weights, "embedder.weights", RecipeError)
+        as_place(self.weights, "embedder.weights", RecipeError)
         for key, choices in (("pooling", Pooling), ("feature_norm", FeatureNorm), ("head", HeadKind)):
             if getattr(self, key) not in get_args(choices):
                 allowed = ", ".join(get_args(choices))

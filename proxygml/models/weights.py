@@ -6,7 +6,6 @@ Nothing but tensors is unpickled. A file may come from a stranger: it is checked
 import pickle
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ from torch import Tensor, nn
 
 from proxygml.console import console
 from proxygml.errors import WeightsError
-from proxygml.files import check_size, local_path
+from proxygml.files import check_size
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.model_files import check_finite_tensors
+from proxygml.remote import local_file
+from proxygml.urls import Place, Url, as_place
 
 TABLES = ("state_dict", "model", "model_state_dict", "embedder", "backbone", "network", "net")
 """Where the checkpoints of training loops keep the tensors of the network."""
@@ -34,7 +35,11 @@ def check_weights_file(weights: str) -> None:
     """Raise WeightsError where `embedder.weights` names a file that does not exist, or something else."""
     if weights in ("pretrained", "none"):
         return
-    path = local_path(weights, "embedder.weights")
+    place = as_place(weights, "embedder.weights", WeightsError)
+    if isinstance(place, Url):
+        local_file(place, WeightsError)
+        return
+    path = place
     if not path.exists():
         raise WeightsError(f"embedder.weights is {weights!r}, which is not there: give a file, pretrained or none")
     if path.is_dir():
@@ -43,8 +48,8 @@ def check_weights_file(weights: str) -> None:
         raise WeightsError(f"embedder.weights is {weights!r}, a device or a pipe: give an ordinary file")
 
 
-def load_weights(backbone: nn.Module, path: Path) -> None:
-    """Load every tensor of the backbone from a file; its classifier is left out, everything else must fit.
+def load_weights(backbone: nn.Module, path: Place) -> None:
+    """Load every tensor of the backbone from a file or a URL; its classifier is left out, everything else must fit.
 
     A prefix before all names of the backbone (`module.`, `model.`, `backbone.`, `_orig_mod.`, and any other) is
     removed, and a line says so; what lies outside of it belongs to other parts of the network and is left out.
@@ -61,7 +66,7 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     load_state(backbone, state, path)
 
 
-def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
+def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: Place | str) -> None:
     """Load tensors of a backbone's own names.
 
     Args:
@@ -94,15 +99,16 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: Path | 
     backbone.load_state_dict(given, strict=False)
 
 
-def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read(path: Place, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a weights file, or of the table of them inside a training checkpoint."""
     check_weights_file(str(path))
     backbone = sum(4 * tensor.numel() for tensor in expected.values())
-    check_size(path, LARGEST_SHARE * backbone + ROOM, WeightsError)
+    file = local_file(path, WeightsError)
+    check_size(file, LARGEST_SHARE * backbone + ROOM, WeightsError)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
         RuntimeError,
@@ -118,7 +124,7 @@ def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _table(content, path)
 
 
-def _table(content: Any, path: Path) -> dict[str, Tensor]:
+def _table(content: Any, path: Place) -> dict[str, Tensor]:
     if isinstance(content, dict):
         content = next((content[key] for key in TABLES if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

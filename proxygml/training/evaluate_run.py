@@ -6,7 +6,6 @@ evaluation/ computes the figures and reports/ draws the page; this file puts the
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +16,20 @@ from torch import Tensor
 from proxygml.arguments import check_arguments
 from proxygml.console import console
 from proxygml.data.catalog import Catalog, check_splits
-from proxygml.errors import counted
+from proxygml.errors import CatalogError, counted
 from proxygml.evaluation.metrics import Evaluation, evaluate
 from proxygml.evaluation.rules import part_of
-from proxygml.files import PathLike, atomic_write, check_local, local_path
+from proxygml.files import PathLike, atomic_write
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
 from proxygml.training.history import read_history, read_kept_counts, trained_epochs
 from proxygml.training.initialization import initial_embedder
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
+from proxygml.training.remote_run import evaluated_run
 from proxygml.training.run_folder import EvaluationFolder, RunFolder
 from proxygml.training.vectors import check_size, unit_blocks
+from proxygml.urls import Place, as_place, check_places
 
 Protocol = dict[str, str | int]
 
@@ -44,8 +45,8 @@ def evaluate_run(
     (RunFolder.evaluation_on).
 
     Args:
-        run: the folder of a run whose training has finished.
-        catalog: the table whose test split is used; by default the catalog that the run was trained on.
+        run: the folder of a run whose training has finished. At a URL, what is written appears there.
+        catalog: the table whose test split is used, or its URL; by default the catalog that the run was trained on.
         before: also evaluate the network as it was before training, for comparison; of a model of vectors, those
             vectors as they came.
         report: whether to write report.html; its pictures take longer than the figures.
@@ -56,11 +57,13 @@ def evaluate_run(
     Raises:
         UserError: the run is unfinished, or the catalog is missing or of no use.
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(local_path(run, "run"))
-    check_local(catalog, "catalog")
+    check_places(catalog=catalog)
+    if not isinstance(run, RunFolder):
+        with evaluated_run(as_place(run, "run"), catalog) as folder:
+            return evaluate_run(folder, catalog, before=before, report=report)
     recipe = run.read_recipe()
     accelerator = make_accelerator(replace(recipe, precision="fp32"))
-    table = Path(catalog or recipe.catalog)
+    table = as_place(catalog or recipe.catalog, "catalog", CatalogError)
     whole = Catalog.read(table)
     test = whole.split("test")
     warnings = check_splits(whole)
@@ -138,7 +141,7 @@ def _evaluate(
 
 
 def _describe(
-    run: RunFolder, recipe: Recipe, table: Path, test: Catalog, num_seen: int, num_features: int, num_processes: int
+    run: RunFolder, recipe: Recipe, table: Place, test: Catalog, num_seen: int, num_features: int, num_processes: int
 ) -> Protocol:
     """What a reader must know to believe the figures."""
     history = read_history(run.metrics)

@@ -1,6 +1,7 @@
 """Embeddings and features of whole catalogs: over all processes, and kept on disk where the backbone is frozen."""
 
 import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
+from proxygml.data.image_list import file_stamps
 from proxygml.data.images import ImageDataset, collate
 from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
 from proxygml.training.vectors import embed_vectors
+from proxygml.urls import absolute
 
 
 def embed_catalog(
@@ -103,10 +106,11 @@ def _key(embedder: Embedder, catalog: Catalog, views: Sequence[View], output_str
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     boxes = catalog.boxes
-    for row, path in enumerate(catalog.paths):
-        status = path.stat()
+    paths = [absolute(path) for path in catalog.paths]
+    for row, (path, stamp) in enumerate(zip(paths, file_stamps(paths), strict=True)):
         box = None if boxes is None else boxes[row].tolist()
-        digest.update(repr((str(path.resolve()), status.st_size, status.st_mtime_ns, box)).encode())
+        state = stamp or uuid.uuid4().hex  # what nobody knows the state of is computed anew
+        digest.update(repr((path, state, box)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -123,7 +127,7 @@ def _compute(
     rank, world = accelerator.process_index, accelerator.num_processes
     share = -(-len(catalog) // world)
     mine = [min(row, len(catalog) - 1) for row in range(rank, share * world, world)]
-    dataset = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False)
+    dataset = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False, kept=True)
     on_gpu = accelerator.device.type == "cuda"
     loader = DataLoader(
         Subset(dataset, mine),

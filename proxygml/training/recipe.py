@@ -20,6 +20,7 @@ from proxygml.files import atomic_write, check_local
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.loss_settings import OF_OTHERS, OURS, LossSettings
 from proxygml.training.recipe_files import read_yaml
+from proxygml.urls import as_place
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -235,7 +236,7 @@ def _check_values(recipe: Recipe) -> None:
     def check(holds: bool, key: str, expected: str) -> None:
         check_setting(holds, key, getattr(recipe, key), expected)
 
-    check_local(recipe.catalog, "catalog", RecipeError)
+    as_place(recipe.catalog, "catalog", RecipeError)
     check_local(recipe.start_from, "start_from", RecipeError)
     for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
         check(getattr(recipe, key) >= 0, key, "0 or more")

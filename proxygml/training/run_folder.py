@@ -11,6 +11,7 @@ from pathlib import Path
 from proxygml.errors import OverwriteError, RunError
 from proxygml.files import exclusive_lock
 from proxygml.training.recipe import Recipe
+from proxygml.urls import Place, Url, absolute
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class EvaluationFolder:
         """report.html; its pictures are in figures/ too."""
         return self.path / "report.html"
 
-    def is_free_for(self, catalog: Path) -> bool:
+    def is_free_for(self, catalog: Place) -> bool:
         """Whether nothing is here, or an earlier evaluation on the same catalog."""
         if not self.figures.exists():
             return True
         try:
             content = json.loads(self.figures.read_text(encoding="utf-8"))
-            return Path(content["protocol"]["catalog"]).resolve() == catalog.resolve()
+            return absolute(content["protocol"]["catalog"]) == absolute(catalog)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -45,6 +46,14 @@ class RunFolder:
     """A run and its files. trainer.py writes all of them but evaluation.json and the report (evaluate_run.py)."""
 
     path: Path
+    url: Url | None = None
+    """Where the run belongs, if `path` is only where it is worked on; see remote_run.py."""
+
+    def shown(self, path: Path) -> str:
+        """What a user calls the run folder, or a file in it."""
+        if self.url is None:
+            return str(path)
+        return str(self.url / path.relative_to(self.path).as_posix())
 
     @property
     def recipe(self) -> Path:
@@ -95,12 +104,12 @@ class RunFolder:
         """report.html of the run's own catalog."""
         return EvaluationFolder(self.path).report
 
-    def evaluation_on(self, catalog: Path | None) -> EvaluationFolder:
+    def evaluation_on(self, catalog: Place | None) -> EvaluationFolder:
         """The place of an evaluation: the run folder for the run's own catalog, evaluations/NAME/ for any other.
 
         NAME is the catalog's; where another catalog of that name was evaluated before, NAME-2, and so on.
         """
-        if catalog is None or catalog.resolve() == Path(self.read_recipe().catalog).resolve():
+        if catalog is None or absolute(catalog) == absolute(self.read_recipe().catalog):
             return EvaluationFolder(self.path)
         names = (catalog.stem if number == 1 else f"{catalog.stem}-{number}" for number in count(1))
         places = (EvaluationFolder(self.path / "evaluations" / name) for name in names)
@@ -129,8 +138,9 @@ class RunFolder:
     def check_first_start(self) -> None:
         """Raise OverwriteError when a run is there already, or a checkpoint that a new one would go on from."""
         if self.recipe.exists():
+            name = self.shown(self.path)
             raise OverwriteError(
-                f"{self.path} holds a run already: continue it with --resume {self.path}, or choose another --run"
+                f"{name} holds a run already: continue it with --resume {name}, or choose another --run"
             )
         if self.checkpoint is not None:
             raise OverwriteError(

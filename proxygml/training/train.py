@@ -5,20 +5,23 @@ from pathlib import Path
 
 from proxygml.arguments import check_arguments
 from proxygml.console import console
-from proxygml.files import PathLike, check_local, local_path
+from proxygml.files import PathLike, local_path
+from proxygml.models.run_files import local_run
 from proxygml.training.adaptation import adapted_recipe
 from proxygml.training.continuation import continuing
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
+from proxygml.training.remote_run import trained_run
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
+from proxygml.urls import absolute, as_place, check_places
 
 
 @check_arguments
 def train(
     recipe: Recipe | PathLike | None,
-    run: PathLike,
+    run: PathLike | RunFolder,
     *,
     catalog: PathLike | None = None,
     start_from: PathLike | None = None,
@@ -31,8 +34,9 @@ def train(
         recipe: its values, its YAML file, or the name of one that comes with proxygml ("photos", "cub200"). None goes
             on with the run that is there, which then ends as if it had never been stopped; with `start_from`, it
             stands for the recipe of that run.
-        run: the run folder to make, or to go on with.
-        catalog: the table of images, labels and splits, in place of the recipe's own.
+        run: the run folder to make, or to go on with. At a URL, the finished run appears there; until then it is in a
+            folder of this machine, where it is continued.
+        catalog: the table of images, labels and splits, or its URL, in place of the recipe's own.
         start_from: the folder of a finished run whose network, and whose proxies of the classes that both have, this
             one starts from, such as last week's with fewer classes.
 
@@ -43,12 +47,21 @@ def train(
         UserError: the recipe, the catalog or the weights are missing or do not fit each other, the loss became NaN, or
             there is a run in the folder already (none, where `recipe` is None).
     """
-    folder = RunFolder(local_path(run, "run"))
-    check_local(catalog, "catalog")
+    check_places(catalog=catalog)
     old = None if start_from is None else local_path(start_from, "start_from")
+    if isinstance(run, RunFolder):
+        _train(recipe, run, catalog, old)
+        return run
+    place = as_place(run, "run")
+    with trained_run(place, resumed=recipe is None and old is None) as folder:
+        _train(recipe, folder, catalog, old)
+    return RunFolder(local_run(place))
+
+
+def _train(recipe: Recipe | PathLike | None, folder: RunFolder, catalog: PathLike | None, old: Path | None) -> None:
     if recipe is None and old is None:
         resume(folder)
-        return folder
+        return
     values = _values(recipe, old)
     folder.check_first_start()
     fitting, message = adapted_recipe(
@@ -57,7 +70,6 @@ def train(
     if message and make_accelerator(fitting).is_main_process:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
     fit(fitting, folder)
-    return folder
 
 
 def _values(recipe: Recipe | PathLike | None, old: Path | None) -> Recipe:
@@ -74,9 +86,9 @@ def _values(recipe: Recipe | PathLike | None, old: Path | None) -> Recipe:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The same recipe for a run folder, which may be used from another working directory."""
-    catalog = str(Path(recipe.catalog).resolve()) if recipe.catalog else ""
+    catalog = absolute(recipe.catalog) if recipe.catalog else ""
     weights = recipe.embedder.weights
     if weights not in ("pretrained", "none"):
-        weights = str(Path(weights).resolve())
-    old = str(Path(recipe.start_from).resolve()) if recipe.start_from else ""
+        weights = absolute(weights)
+    old = absolute(recipe.start_from) if recipe.start_from else ""
     return replace(recipe, catalog=catalog, start_from=old, embedder=replace(recipe.embedder, weights=weights))

@@ -274,7 +274,8 @@ class Training:
             return VectorDataset(images)
         if self.recipe.cache_features:
             return FeatureDataset(cached_features(self.embedder, images, self.accelerator, workers=workers))
-        return ImageDataset(images.paths, images.boxes, self.recipe.images, training=True, seed=self.recipe.seed)
+        settings, seed = self.recipe.images, self.recipe.seed
+        return ImageDataset(images.paths, images.boxes, settings, training=True, seed=seed, kept=True)
 
     def _loader(self, data: ImageDataset | FeatureDataset | VectorDataset) -> Loader:
         """One loader for all epochs, so that its workers outlive them."""

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_vectors import rows_of
 from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
+from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, counted
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.vector_embedder import unit
@@ -72,10 +73,15 @@ def embed_vectors(embedder: Embedder, catalog: Catalog) -> Tensor:
 def check_size(catalog: Catalog, expected: int) -> None:
     """Raise CatalogError where the catalog's vectors are not of the size that a model takes."""
     rows_of(catalog)
-    if catalog.vectors is not None and catalog.vectors.size != expected:
+    if catalog.vectors is not None:
+        check_source_size(catalog.vectors, expected)
+
+
+def check_source_size(source: VectorSource, expected: int) -> None:
+    """Raise CatalogError where vectors are not of the size that a model takes."""
+    if source.size != expected:
         raise CatalogError(
-            f"{catalog.vectors.path} has vectors of {counted(catalog.vectors.size, 'number')}, but the model "
-            f"takes {expected}"
+            f"{source.path} has vectors of {counted(source.size, 'number')}, but the model takes {expected}"
         )
 
 

@@ -266,10 +266,10 @@ def test_a_class_that_cannot_be_retrieved_is_named(root: Path, out: Path, capsys
 def test_an_interruption_leaves_nothing(
     root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    def interrupted(decoders: DecoderPool, path: Path) -> prepare_module.Inspection:
+    def interrupted(decoders: DecoderPool, path: Path, kept: bool) -> prepare_module.Inspection:
         if path.name == "3.png":
             raise stop
-        return inspect(decoders, path)
+        return inspect(decoders, path, kept)
 
     monkeypatch.setattr(prepare_module, "inspect", interrupted)
     with pytest.raises(stop):

@@ -68,9 +68,9 @@ def test_a_bad_image_is_named_and_what_was_done_is_kept(
 def _recorded(opened: list[str]):  # type: ignore[no-untyped-def]
     from proxygml.data.images import decode_image
 
-    def decode(path: str):  # type: ignore[no-untyped-def]
+    def decode(path: str, kept: bool):  # type: ignore[no-untyped-def]
         opened.append(path)
-        return decode_image(path)
+        return decode_image(path, kept=kept)
 
     return decode
 

@@ -11,6 +11,7 @@ from proxygml.data.columns import SPLITS, split_of
 from proxygml.data.datasets.layout import choose_test_classes
 from proxygml.data.image_files import Entry, Kind, LeftOut, entries, readable
 from proxygml.errors import DatasetError, counted
+from proxygml.urls import Place, absolute
 
 AS_IMAGES = (Kind.FILE, Kind.DANGLING, Kind.SPECIAL)
 """What counts as an image where it lies in a class folder; whether it is one shows when it is opened."""
@@ -24,21 +25,21 @@ WHY = {
 """Why something is left out, for a person."""
 
 
-def read(root: Path, *, test_classes: str | None = None) -> Catalog:
+def read(root: Place, *, test_classes: str | None = None) -> Catalog:
     """Your own images: root/class/image, or root/train/class/image and root/test/class/image (root/val too).
 
     Every file in a class folder counts as an image of that class. The folders of the splits may also be called
     training, valid, validation and testing, in small or capital letters.
 
     Args:
-        root: The folder, or an archive of it.
+        root: The folder, or its URL, or an archive of it.
         test_classes: Which classes of root/class/image are for testing: `half`, a number (the last ones by name), or a
             text file with one class name per line. Not for root/train and root/test.
 
     Raises:
         DatasetError: The folder is missing or has another layout, or `test_classes` is wrong.
     """
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise DatasetError(f"{root} is neither a folder nor an archive: expected root/class/image or root/train/...")
     if [entry.kind for entry in entries(root)] == [Kind.UNREADABLE]:
         raise DatasetError(f"{root} cannot be read: ask for the right to list it, or give another folder")
@@ -55,7 +56,7 @@ def read(root: Path, *, test_classes: str | None = None) -> Catalog:
     return _catalog(top, [("test" if name in tested else "train", name, files) for name, files in classes.items()])
 
 
-def strays(root: Path) -> list[tuple[str, str]]:
+def strays(root: Place) -> list[tuple[str, str]]:
     """The files and folders that `read` leaves out, but hidden ones: (path relative to root, why)."""
     top = _top(root)
     parts = [top / name for name in _parts(top)]
@@ -68,7 +69,7 @@ def strays(root: Path) -> list[tuple[str, str]]:
     return [(readable(path.relative_to(root)), reason) for path, reason in found]
 
 
-def hidden(root: Path) -> LeftOut:
+def hidden(root: Place) -> LeftOut:
     """What is hidden, or was left by a file manager, where `read` looks."""
     top, left_out = _top(root), LeftOut()
     parts = [top / name for name in _parts(top)]
@@ -79,7 +80,7 @@ def hidden(root: Path) -> LeftOut:
     return left_out
 
 
-def _strays_in(folder: Path) -> list[tuple[Path, str]]:
+def _strays_in(folder: Place) -> list[tuple[Place, str]]:
     """The same for a class folder. What cannot be opened in it counts as an image that is bad."""
     inside = _shown(folder)
     if not inside:
@@ -88,10 +89,10 @@ def _strays_in(folder: Path) -> list[tuple[Path, str]]:
     return [(path, reasons[kind]) for path, kind, _ in inside if kind in reasons and kind not in AS_IMAGES]
 
 
-def _top(root: Path) -> Path:
+def _top(root: Place) -> Place:
     """The folder that holds the classes or the splits; archives often hold one folder that holds all."""
-    seen: set[Path] = set()  # a folder may hold a link to itself
-    while (real := root.resolve()) not in seen and len(inside := _shown(root)) == 1:
+    seen: set[str] = set()  # a folder may hold a link to itself
+    while (real := absolute(root)) not in seen and len(inside := _shown(root)) == 1:
         seen.add(real)
         only = inside[0]
         if only.kind != Kind.FOLDER or split_of(only.path.name) or not _folders(only.path):
@@ -100,12 +101,15 @@ def _top(root: Path) -> Path:
     return root
 
 
-def _ways(root: Path, top: Path) -> list[Path]:
+def _ways(root: Place, top: Place) -> list[Place]:
     """The folders from `root` down to `top`."""
-    return [folder for folder in (top, *top.parents) if folder.is_relative_to(root)]
+    ways = [root]
+    for name in top.relative_to(root).parts:
+        ways.append(ways[-1] / name)
+    return ways
 
 
-def _parts(top: Path) -> dict[str, str]:
+def _parts(top: Place) -> dict[str, str]:
     """The split folders, and the split that each is; a class may be called `train` too, but holds no folders."""
     parts: dict[str, str] = {}
     for folder in _folders(top):
@@ -117,7 +121,7 @@ def _parts(top: Path) -> dict[str, str]:
     return dict(sorted(parts.items(), key=lambda part: SPLITS.index(part[1])))
 
 
-def _read_parts(top: Path, parts: dict[str, str], test_classes: str | None) -> Catalog:
+def _read_parts(top: Place, parts: dict[str, str], test_classes: str | None) -> Catalog:
     if test_classes is not None:
         raise DatasetError(f"{top} has {', '.join(parts)} already: leave out --test_classes")
     return _catalog(
@@ -125,7 +129,7 @@ def _read_parts(top: Path, parts: dict[str, str], test_classes: str | None) -> C
     )
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Place) -> dict[str, list[Place]]:
     """The files of each class, both sorted by name; classes without files are left out."""
     folders = _folders(folder)
     images = {path: [entry.path for entry in _shown(path) if entry.kind in AS_IMAGES] for path in folders}
@@ -136,15 +140,15 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _catalog(top: Path, classes: Iterable[tuple[str, str, list[Path]]]) -> Catalog:
+def _catalog(top: Place, classes: Iterable[tuple[str, str, list[Place]]]) -> Catalog:
     rows = [(path.relative_to(top).as_posix(), name, split) for split, name, files in classes for path in files]
     return Catalog.of_rows(rows, ["path", "label", "split"], top)
 
 
-def _folders(folder: Path) -> list[Path]:
+def _folders(folder: Place) -> list[Place]:
     return [path for path, kind, _ in entries(folder) if kind == Kind.FOLDER]
 
 
-def _shown(folder: Path) -> list[Entry]:
+def _shown(folder: Place) -> list[Entry]:
     """What is in a folder, sorted, but not what is hidden or was left by a file manager."""
     return [entry for entry in entries(folder) if entry.kind not in (Kind.HIDDEN, Kind.SYSTEM)]

@@ -1,17 +1,21 @@
 """What the readers of data sets share: the class Dataset, and functions that find and read official files."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from proxygml.data.archives import ARCHIVE_SUFFIXES
 from proxygml.data.catalog import Count
 from proxygml.data.class_names import class_named
 from proxygml.data.image_files import SYSTEM_FILES, LeftOut
 from proxygml.errors import DatasetError, counted, did_you_mean
+from proxygml.files import check_local
+from proxygml.remote import exists
+from proxygml.urls import Place, Url, as_place
 
 
 @dataclass(frozen=True)
@@ -27,26 +31,41 @@ class Dataset:
     are kept, duplicates too."""
     archives: Mapping[str, str] = field(default_factory=dict)
     """The archives that the official folder may hold, without suffix, and the folder that each unpacks to."""
-    strays: Callable[[Path], list[tuple[str, str]]] | None = None
+    strays: Callable[[Place], list[tuple[str, str]]] | None = None
     """Lists the files that `read` leaves out: (path relative to the folder, why)."""
-    hidden: Callable[[Path], LeftOut] | None = None
+    hidden: Callable[[Place], LeftOut] | None = None
     """Names what is hidden from `read`, such as files that start with a dot."""
     has_vectors: bool = False
     """Whether the data are vectors and a table; then `read` gives a `vectors.VectorTable`, not a Catalog."""
     makes_images: bool = False
     """Whether `read` makes the images itself, in the folder that it is given."""
 
+    @property
+    def reads_urls(self) -> bool:
+        """Whether what `read` is given may be a URL. An archive always may."""
+        return _takes_urls(next(iter(signature(self.read).parameters.values())))
+
     def with_options(self, options: Mapping[str, object]) -> "Dataset":
         """The same data set with values for arguments of `read` other than the first.
 
         Raises:
             DatasetError: `read` has no such argument.
+            UserError: a value is a URL, where the argument takes none.
         """
-        known = list(signature(self.read).parameters)[1:]
-        for name in options:
+        known = dict(list(signature(self.read).parameters.items())[1:])
+        values = dict(options)
+        for name, value in options.items():
             if name not in known:
                 raise DatasetError(f"{self.name} has no option {name!r}: {did_you_mean(name, known)}")
-        return replace(self, read=partial(self.read, **options))
+            if _takes_urls(known[name]) and isinstance(value, (str, os.PathLike)):
+                values[name] = as_place(value, name)
+            else:
+                check_local(value, name)
+        return replace(self, read=partial(self.read, **values))
+
+
+def _takes_urls(parameter: Parameter) -> bool:
+    return Url in get_args(parameter.annotation)
 
 
 def find(root: Path, name: str) -> Path | None:
@@ -153,9 +172,9 @@ def choose_test_classes(classes: list[str], test_classes: str) -> set[str]:
     return {known for known in chosen.values() if known is not None}
 
 
-def check_root(root: Path, dataset: str) -> Path:
+def check_root(root: Place, dataset: str) -> Place:
     """Where a data set is, the user's home written out; DatasetError where there is nothing."""
-    root = root.expanduser()
-    if not root.exists():
+    root = root.expanduser() if isinstance(root, Path) else root
+    if not exists(root, DatasetError):
         raise DatasetError(f"there is no {root}: give --root the archive or folder of {dataset}")
     return root

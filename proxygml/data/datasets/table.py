@@ -11,19 +11,21 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.data.csv_form import CsvForm
 from proxygml.errors import DatasetError, did_you_mean
+from proxygml.remote import exists, local_file
+from proxygml.urls import Place
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def read(
-    root: Path, *, images: Path | None = None, junk_label: str | None = None, distractor_label: str | None = None
+    root: Place, *, images: Place | None = None, junk_label: str | None = None, distractor_label: str | None = None
 ) -> Catalog:
     """An existing CSV or Parquet table with the columns path, label and split, as open-metric-learning has them.
 
     Args:
-        root: The table.
-        images: The folder that the relative paths are relative to; by default that of the table.
+        root: The table, or its URL.
+        images: The folder that the relative paths are relative to, or its URL; by default that of the table.
         junk_label: A label that marks images that no figure counts, such as -1: the column `is_junk` says which.
         distractor_label: A label that marks images that are searched and are always wrong, such as 0: the column
             `is_distractor` says which.
@@ -33,12 +35,12 @@ def read(
         DatasetError: `images` is no folder, or no image has the label that is named.
     """
     catalog = Catalog.read(root, check_boxes=False)
-    if root.suffix.lower() != ".parquet" and (form := str(CsvForm.of(root))):
+    if root.suffix.lower() != ".parquet" and (form := str(CsvForm.of(local_file(root, DatasetError)))):
         console.print(f"{root}: read with {form}", markup=False, highlight=False, soft_wrap=True)
     for column, label in (("is_junk", junk_label), ("is_distractor", distractor_label)):
         if label is not None:
             catalog = Catalog(_marked(catalog.table, column, label), catalog.folder)
-    if images is not None and not images.is_dir():
+    if isinstance(images, Path) and not images.is_dir():
         raise DatasetError(f"--images {images} is no folder: expected the one that the paths in {root} are relative to")
     return _with_slashes(Catalog(catalog.table, images or catalog.folder))
 
@@ -50,7 +52,7 @@ def _with_slashes(catalog: Catalog) -> Catalog:
     if os.sep != "/" or not written.any():
         return catalog
     places = zip(paths, catalog.paths, written, strict=True)
-    shown = [path.replace("\\", "/") if odd and not place.exists() else path for path, place, odd in places]
+    shown = [path.replace("\\", "/") if odd and not exists(place) else path for path, place, odd in places]
     return Catalog(catalog.table.assign(path=shown), catalog.folder)
 
 

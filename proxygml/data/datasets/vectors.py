@@ -4,12 +4,13 @@ The vectors are not read here; prepare_vectors.py checks them.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.datasets.layout import choose_test_classes
-from proxygml.errors import DatasetError, counted, did_you_mean
+from proxygml.errors import CatalogError, DatasetError, counted, did_you_mean
+from proxygml.remote import local_file
+from proxygml.urls import Place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,14 +27,14 @@ class VectorTable:
 
     table: "pd.DataFrame"
     vectors: "VectorSource"
-    folder: Path
+    folder: Place
 
 
 def read(
-    root: Path,
+    root: Place,
     *,
     label: str = "label",
-    vectors: Path | None = None,
+    vectors: Place | None = None,
     column: str = EMBEDDING,
     test_classes: str | None = None,
 ) -> VectorTable:
@@ -43,9 +44,9 @@ def read(
     messages.
 
     Args:
-        root: The Parquet file; or the table, .parquet or .csv, whose rows belong to those of `vectors`.
+        root: The Parquet file; or the table, .parquet or .csv, whose rows belong to those of `vectors`. Or a URL.
         label: The column that says which class a row is of.
-        vectors: A .npy file, (n, F) floats; then `root` needs no column of vectors.
+        vectors: A .npy file or its URL, (n, F) floats; then `root` needs no column of vectors.
         column: The column of vectors in `root`: lists of floats of one length.
         test_classes: Which classes are for testing: `half`, a number (the last ones by name), or a text file with one
             class name per line. Not for a table that has a column `split` (train, val, test) already.
@@ -64,7 +65,7 @@ def read(
             f"{root} is no .parquet file with a column of vectors: give the vectors with --vectors FILE.npy"
         )
     source = VectorSource(root, column) if vectors is None else VectorSource(vectors)
-    table = load_table(root, source if vectors is None else None)
+    table = load_table(local_file(root, CatalogError), source if vectors is None else None)
     if len(table) != source.rows:
         raise DatasetError(
             f"{root} has {counted(len(table), 'row')}, but {source.path} {counted(source.rows, 'vector')}: "
@@ -82,7 +83,7 @@ def read(
     return VectorTable(_with_splits(table, root, test_classes), source, root.parent)
 
 
-def _with_splits(table: "pd.DataFrame", root: Path, test_classes: str | None) -> "pd.DataFrame":
+def _with_splits(table: "pd.DataFrame", root: Place, test_classes: str | None) -> "pd.DataFrame":
     classes = sorted(set(table["label"].dropna()))
     if "split" in table and test_classes is not None:
         raise DatasetError(f"{root} has a column split already: leave out --test_classes, or that column")

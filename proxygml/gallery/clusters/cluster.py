@@ -11,6 +11,7 @@ from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.gallery.embed import embed_source
 from proxygml.gallery.source import Model, Source
 from proxygml.models.embed_images import OnBad, discard
+from proxygml.urls import as_place
 
 
 @check_arguments
@@ -54,7 +55,7 @@ def cluster(
         UserError: a source is missing, an image cannot be read, something is at `out` already, or there are fewer
             images than clusters.
     """
-    folder, place = local_path(out, "out"), local_path(run, "run")
+    folder, place = local_path(out, "out"), as_place(run, "run")
     source = Source.of(catalog, images, vectors, split)
     check_clusters_folder(folder, force)
     model = Model.of(place)

@@ -1,7 +1,7 @@
 """The folder that `proxygml cluster` writes: tables of clusters and near-duplicates, contact sheets, sorted images."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.console import track
+from proxygml.data.decode import read_file
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError, counted
@@ -18,6 +19,7 @@ from proxygml.gallery.clusters.duplicates import near_duplicates
 from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.reports import figures
 from proxygml.spreadsheet import without_formulas
+from proxygml.urls import Place, Url, as_place
 
 SHEET_TILES, TILE_PIXELS = 48, 120
 
@@ -63,10 +65,11 @@ def write_clusters(
         if "path" not in images.table:
             return Clusters(codes, duplicates)
         (folder / "sheets").mkdir()
+        paths = images.paths
         for code, rows in track(list(_members(codes, closeness)), "drawing contact sheets"):
             _draw_sheet(folder / "sheets" / f"{_name(code)}.png", code, rows, images, closeness)
             if layout != "table":
-                _sort_images(folder / _name(code), [Path(images.paths[row]) for row in rows], layout)
+                _sort_images(folder / _name(code), [as_place(paths[row], "an image") for row in rows], layout)
     return Clusters(codes, duplicates)
 
 
@@ -117,8 +120,8 @@ def _draw_sheet(path: Path, code: int, rows: Rows, images: ImageList, closeness:
     path.write_bytes(figures.png(figures.contact_sheet(tiles, f"{name}: {counted(len(rows), 'image')}{some}")))
 
 
-def _sort_images(folder: Path, files: list[Path], layout: Layout) -> None:
-    """Links or copies of the files; of several with one name, the later get a number."""
+def _sort_images(folder: Path, files: Sequence[Place], layout: Layout) -> None:
+    """Links or copies of the files; of those at URLs, copies. Of several with one name, the later get a number."""
     folder.mkdir()
     taken: dict[str, int] = {}
     for file in files:
@@ -128,7 +131,9 @@ def _sort_images(folder: Path, files: list[Path], layout: Layout) -> None:
             number += 1
             target = folder / f"{file.stem}-{number}{file.suffix}"
         taken[file.name] = number
-        if layout == "links":
+        if isinstance(file, Url):
+            target.write_bytes(read_file(file))
+        elif layout == "links":
             target.symlink_to(file)
         else:
             shutil.copy2(file, target)

@@ -1,0 +1,105 @@
+"""A catalog of vectors that is read a block at a time, for work that passes over it once: it may have any length."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from proxygml.data.arrow import to_pandas
+from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_table import as_splits, check_box_areas, normalised, with_our_names
+from proxygml.data.catalog_vectors import vectors_of
+from proxygml.data.columns import EMBEDDING_ROW
+from proxygml.data.vector_checks import Floats
+from proxygml.data.vector_source import VectorSource, checked_lists, read_batches
+from proxygml.errors import CatalogError
+from proxygml.remote import local_file
+from proxygml.urls import Place
+
+
+@dataclass(frozen=True)
+class CatalogBlocks:
+    """The rows of a catalog of vectors, as `Catalog.read` and `Catalog.split` give them, in blocks.
+
+    Attributes:
+        place: the catalog.
+        vectors: its vectors.
+        split: train, val, test, or all.
+        total: how many rows the blocks have together.
+    """
+
+    place: Place
+    vectors: VectorSource
+    split: str
+    total: int
+    _names: dict[str, str]
+    """What each split is called in the file, in our words."""
+
+    @classmethod
+    def of(cls, place: Place, split: str) -> "CatalogBlocks | None":
+        """The blocks of a catalog; None where it has no vectors, or says more as a whole than its blocks would.
+
+        Raises:
+            CatalogError: there is no such file, or it has no such split; or one of the errors of `Catalog.read`.
+        """
+        file = local_file(place, CatalogError)
+        vectors = vectors_of(place, file)
+        if vectors is None:
+            return None
+        columns = {name.strip(): name for name in pq.read_schema(file).names}
+        # Numbers with a fraction are text as a whole; a name that is missing or comes twice, the whole table says.
+        if not {"label", "split"} <= columns.keys() or EMBEDDING_ROW in columns:
+            return None
+        if pa.types.is_floating(pq.read_schema(file).field(columns["label"]).type):
+            return None
+        counts = _counts(file, columns["split"])
+        try:
+            texts = pd.Series(list(counts), dtype="str")
+            names = dict(zip(texts, as_splits(texts), strict=True))
+        except (CatalogError, TypeError, ValueError):
+            return None
+        found = sum(number for text, number in counts.items() if split in ("all", names[text]))
+        if not found:
+            return None
+        return cls(place, vectors, split, found, names)
+
+    def blocks(self) -> Iterator[tuple[Floats, pd.DataFrame]]:
+        """Up to 16,384 rows at a time: vectors (m, F), and a table of m rows without them, index 0..m-1.
+
+        Raises:
+            CatalogError: see Catalog.read.
+        """
+        first = 0
+        for batch in read_batches(self.vectors.file):
+            try:
+                vectors, table = self._block(batch, first)
+            except CatalogError:
+                Catalog.read(self.place)  # which names the rows as they are counted in the whole table
+                raise
+            first += len(batch)
+            chosen = slice(None) if self.split == "all" else table["split"].eq(self.split).to_numpy()
+            if len(part := table[chosen]):
+                yield vectors[chosen], part.reset_index(drop=True)
+
+    def _block(self, batch: Any, first: int) -> tuple[Floats, pd.DataFrame]:
+        vectors, problems = checked_lists(batch.column(self.vectors.column), self.vectors.size)
+        self.vectors.check_rows({first + row: problem for row, problem in problems.items()})
+        table = with_our_names(to_pandas(batch.drop_columns([self.vectors.column])))
+        table["split"] = table["split"].astype("str").map(self._names)
+        table = normalised(table.assign(**{EMBEDDING_ROW: range(first, first + len(table))}), self.place.parent)
+        check_box_areas(table)
+        return vectors, table.drop(columns=EMBEDDING_ROW)
+
+
+def _counts(file: Any, column: str) -> dict[str, int]:
+    """How often each value of a column of text comes."""
+    found: dict[str, int] = {}
+    for batch in read_batches(file, [column]):
+        for entry in pc.value_counts(batch.column(0)).to_pylist():
+            text = str(entry["values"])
+            found[text] = found.get(text, 0) + int(entry["counts"])
+    return found
