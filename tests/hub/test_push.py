@@ -1,6 +1,5 @@
 """A run that is sent to the Hugging Face Hub: what goes there, and what its card says."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from proxygml import evaluate_run, push
 from proxygml.errors import UserError
 from proxygml.training.recipe import Recipe
 from tests.helpers.commands import refused, run
-from tests.helpers.hub_server import TOKEN, Hub, running_hub
+from tests.helpers.hub_server import TOKEN, Hub
 from tests.helpers.models import untrained
 from tests.helpers.runs import train
 
-huggingface_hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +22,6 @@ def finished(small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
     trained = train(replace(small_recipe, epochs=1), tmp_path_factory.mktemp("hub") / "gratings")
     evaluate_run(trained.path, before=True, report=False)
     return trained.path
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with running_hub() as server:
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.address)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
 
 
 def card(hub: Hub, repo: str) -> tuple[dict, str]:
@@ -107,7 +97,7 @@ def test_what_the_hub_refuses_is_said(
 
 
 def test_a_hub_that_does_not_answer_is_named(finished: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="could not be reached"):
         push(finished, "ann/gratings")
 
