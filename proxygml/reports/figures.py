@@ -24,9 +24,9 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from proxygml.errors import counted
 from proxygml.evaluation.metrics import Estimate
+from proxygml.reports.projection import Points
 
 Image = npt.NDArray[np.uint8]  # (H, W, 3), upright RGB
-Points = npt.NDArray[np.float64]  # (n, 2), each coordinate in 0..1
 
 DPI, GRID_DPI = 160, 130  # photographs weigh more than lines
 LABEL_LETTERS, LABEL_WIDTH = 17, 1.1  # most below a tile; the width is in tiles
@@ -362,26 +362,6 @@ def _shortened(label: str, most: int) -> str:
     return f"{label[: most - 1 - tail]}\N{HORIZONTAL ELLIPSIS}{label[-tail:]}"
 
 
-def project(embeddings: npt.NDArray[np.float32], seed: int) -> Points:
-    """Two dimensions for embeddings (n, D), of length 1: t-SNE started from PCA, seeded, scaled into 0..1."""
-    centred = embeddings - embeddings.mean(axis=0)
-    if len(embeddings) < 5 or embeddings.shape[1] < 2 or not centred.std() > 1e-6:
-        points = np.zeros((len(embeddings), 2))  # too little for t-SNE: as they are
-        points[:, : min(2, centred.shape[1])] = centred[:, :2]
-    else:
-        from sklearn.manifold import TSNE  # noqa: PLC0415  (slow to load, and only the map needs it)
-        from threadpoolctl import threadpool_limits  # noqa: PLC0415
-
-        perplexity = min(30.0, (len(embeddings) - 1) / 3)
-        # One thread: with so few points, threads that wait for each other on a busy machine take ten times as long.
-        with threadpool_limits(1):
-            tsne = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed)
-            points = tsne.fit_transform(embeddings)
-    points = points.astype(np.float64) - points.min(axis=0)
-    scaled: Points = points / np.maximum(points.max(axis=0), 1e-12)
-    return scaled
-
-
 def uncrowded(points: Points, gap: float, seed: int) -> npt.NDArray[np.int64]:
     """Indices of points of which no two squares of side `gap` around them overlap, chosen in a seeded order."""
     kept: list[int] = []
@@ -404,10 +384,13 @@ def embedding_map(points: Points, classes: npt.NDArray[np.int64], thumbnails: Ma
     axes = figure.add_axes((0.005, 0.005, 0.99, 0.99))
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.axis("off")
+    area = float(
+        np.clip(13 * 2000 / max(len(points), 1), 1, 13)
+    )  # of a mark; so many smaller ones do not hide each other
     for style in range(len(SERIES) * len(MARKERS)):
         chosen = points[classes % (len(SERIES) * len(MARKERS)) == style]
         marker = MARKERS[style % len(MARKERS)]
-        axes.scatter(chosen[:, 0], chosen[:, 1], s=13, marker=marker, color=_class_colour(style), alpha=0.75, lw=0)
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=area, marker=marker, color=_class_colour(style), alpha=0.75, lw=0)
     for index, image in thumbnails.items():
         box = OffsetImage(image, zoom=0.36 * 72 / max(image.shape[:2]), dpi_cor=True)
         frame = {"edgecolor": to_rgba(_class_colour(int(classes[index]))), "lw": 1.1, "boxstyle": "square,pad=0.08"}

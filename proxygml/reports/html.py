@@ -4,6 +4,7 @@ run_report.py and comparison/report.py choose what a page shows. templates/ hold
 """
 
 import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from proxygml.files import atomic_write
+from proxygml.reports.embedding_map import InteractiveMap
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     head: Sequence[str] = ()  # of the table's columns
     rows: Sequence[Sequence[str]] = ()
+    map: InteractiveMap | None = None  # takes the place of the pictures on a screen; a page has one at most
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
@@ -49,9 +52,22 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
     for picture in (picture for section in shown for picture in section.pictures):
         with atomic_write(path.parent / "figures" / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)
-    page = _environment().get_template("page.html").render(title=title, lead=lead, sections=shown)
+    shown_map = next((section.map for section in shown if section.map), None)
+    given = {"title": title, "lead": lead, "sections": shown, "map": shown_map, "policy": _policy(shown_map)}
+    page = _environment().get_template("page.html").render(given)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _policy(shown_map: InteractiveMap | None) -> str:
+    """The page's content security policy: it fetches nothing and runs no script but its own, named by their hashes."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if shown_map is None:
+        return policy
+    hashes = (hashlib.sha256(script.encode()).digest() for script in shown_map.scripts)
+    sources = " ".join(f"'sha256-{base64.b64encode(each).decode('ascii')}'" for each in hashes)
+    # Bokeh compiles its WebGL commands when it runs. Only the scripts above can, and none takes text for code.
+    return f"{policy}; script-src {sources} 'unsafe-eval'"
 
 
 def _environment() -> Environment:

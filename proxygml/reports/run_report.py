@@ -5,6 +5,7 @@ It chooses what is shown; evaluation/ computes the figures, figures.py draws the
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
 from proxygml.errors import UserError, counted
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
-from proxygml.reports import figures
+from proxygml.reports import embedding_map, figures
 from proxygml.reports.html import Picture, Section, write_page
+from proxygml.reports.projection import LANDMARKS, project
 
 NEIGHBOURS = 7  # shown beside each query
 QUERIES = 5  # rows of a retrieval grid
-MAP_IMAGES = 1200  # most images on the map
+MAP_IMAGES = 100_000  # most points on the map
 CLASSES = 8  # rows of a table of classes
 TILE_PIXELS, THUMBNAIL_PIXELS = 140, 64
 THUMBNAIL_GAP = 0.049  # of the map's width, between the centres of two thumbnails
@@ -91,6 +93,8 @@ class _TestSplit:
         self.labels = np.array(catalog.labels)
         self.paths = catalog.paths if catalog.has_images else None
         self.names = _names(catalog)
+        self.texts = list(catalog.table["path"].astype(str)) if catalog.has_images else self.names
+        self.marks = _marks(catalog)
         self.item = "image" if catalog.has_images else "vector"
         self.boxes = catalog.boxes
         self.rules = catalog.rules
@@ -114,6 +118,16 @@ class _TestSplit:
 def _names(catalog: Catalog) -> list[str]:
     """What a table calls each item: by `id` where there is one, else by its row."""
     return list(catalog.table["id"].astype(str)) if "id" in catalog.table else [f"row {n}" for n in range(len(catalog))]
+
+
+def _marks(catalog: Catalog) -> dict[str, list[str]]:
+    """What the table says of each item beside its class, by what a reader calls it."""
+    marks = {"split": list(catalog.table["split"].astype(str))}
+    if catalog.is_query is not None and catalog.is_gallery is not None:
+        roles = {(True, True): "query and gallery", (True, False): "query", (False, True): "gallery"}
+        pairs = zip(catalog.is_query.tolist(), catalog.is_gallery.tolist(), strict=True)
+        marks["role"] = [roles.get(pair, "neither") for pair in pairs]
+    return marks
 
 
 def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol: str) -> Section:
@@ -273,20 +287,45 @@ def _map_section(split: _TestSplit) -> Section:
     chosen = _whole_classes(split.labels, split.seed)
     with console.status(f"Drawing the map of {counted(len(chosen), split.item)}"):
         vectors = torch.nn.functional.normalize(split.embeddings[chosen].float(), dim=1).cpu().numpy()
-        points = figures.project(vectors, split.seed)
+        points = project(vectors, split.seed)
     shown: list[int] = [] if split.paths is None else list(figures.uncrowded(points, THUMBNAIL_GAP, split.seed))
-    thumbnails = {int(i): split.picture(chosen[i], THUMBNAIL_PIXELS) for i in track(shown, "Drawing the map")}
-    classes = np.unique(split.labels[chosen], return_inverse=True)[1]
-    drawn = figures.png(figures.embedding_map(points, classes, thumbnails))
-    of_all = "" if len(chosen) == len(split.labels) else f" of {len(split.labels):,}, drawn by whole classes"
-    text = (
-        f"{counted(len(chosen), f'test {split.item}')}{of_all}, laid out in the plane by t-SNE: what is near each "
-        "other here is near each other in the embedding, but distances between groups mean little. Colour and marker "
-        "tell classes apart."
-    )
+    tiles = {int(i): split.picture(chosen[i], THUMBNAIL_PIXELS) for i in track(shown, "Drawing the map")}
+    by_class = embedding_map.by_class(split.labels[chosen])
+    drawn = figures.png(figures.embedding_map(points, by_class.codes, tiles))
+    small: dict[int, bytes] = {}
+    if split.paths is not None:
+        small = embedding_map.thumbnails(
+            len(chosen), lambda index: split.picture(chosen[index], THUMBNAIL_PIXELS), split.seed
+        )
+    groupings = [by_class, *_other_groupings(split, chosen)]
+    living = embedding_map.interactive_map(points, groupings, [split.texts[index] for index in chosen], small)
+    picture = Picture("map", "Map of the embeddings", drawn, wide=False)
     return Section(
-        f"A map of the test {split.item}s", text, (Picture("map", "Map of the embeddings", drawn, wide=False),)
+        f"A map of the test {split.item}s", _map_text(split, len(chosen), len(small)), (picture,), map=living
     )
+
+
+def _other_groupings(split: _TestSplit, chosen: npt.NDArray[np.int64]) -> list[embedding_map.Grouping]:
+    """What the points can be coloured by, beside their class; what is the same of all is left out."""
+    outcome = embedding_map.by_outcome(len(split.labels), split.scores.index, split.scores.first_positive)
+    groupings = [replace(outcome, codes=outcome.codes[chosen])]
+    for title, values in split.marks.items():
+        group = embedding_map.by_value(title, [values[index] for index in chosen])
+        groupings += [group] if len(group.names) > 1 else []
+    return groupings
+
+
+def _map_text(split: _TestSplit, points: int, pictures: int) -> str:
+    of_all = "" if points == len(split.labels) else f" of {len(split.labels):,}, drawn by whole classes"
+    text = (
+        f"{counted(points, f'test {split.item}')}{of_all}, laid out in the plane by t-SNE: what is near each "
+        "other here is near each other in the embedding, but distances between groups mean little. "
+    )
+    if points > LANDMARKS:
+        text += f"t-SNE laid out {LANDMARKS:,} of them; each other one lies between those nearest to it. "
+    if split.paths is not None and pictures < points:
+        text += f"To bound the page, {pictures:,} of them drawn at random have a picture; the others show their path. "
+    return text
 
 
 def _whole_classes(labels: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.int64]:

@@ -17,10 +17,10 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self._open.append(tag)
         attributes = dict(attrs)
-        if tag in ("script", "link", "iframe"):
+        if tag in ("link", "iframe"):
             self.fetched.append(tag)
         for name in ("src", "href"):
             value = attributes.get(name, "data:")

@@ -135,31 +135,6 @@ def test_thumbnails_do_not_overlap_and_leave_no_room(seed, count, gap):
     assert count == 0 or np.all(distances.min(axis=1) < gap)
 
 
-def test_the_map_keeps_groups_together_and_is_seeded():
-    generator = np.random.default_rng(0)
-    groups = np.repeat(np.eye(3, 16), 20, axis=0)
-    embeddings = (groups + 0.02 * generator.standard_normal(groups.shape)).astype(np.float32)
-    points = figures.project(embeddings, seed=0)
-    assert points.shape == (60, 2)
-    assert points.min() == 0
-    assert points.max() == pytest.approx(1)
-    np.testing.assert_array_equal(points, figures.project(embeddings, seed=0))
-    centres = points.reshape(3, 20, 2).mean(axis=1)
-    nearest_centre = np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1)
-    assert nearest_centre.tolist() == np.repeat(range(3), 20).tolist()
-
-
-@pytest.mark.parametrize("shape", [(1, 8), (2, 8), (4, 3), (30, 1)])
-def test_few_or_flat_embeddings_have_a_map_too(shape):
-    points = figures.project(np.random.default_rng(0).standard_normal(shape).astype(np.float32), seed=0)
-    assert points.shape == (shape[0], 2)
-    assert np.isfinite(points).all()
-
-
-def test_collapsed_embeddings_have_a_map_too():
-    assert np.isfinite(figures.project(np.ones((50, 4), dtype=np.float32), seed=0)).all()
-
-
 def test_a_map_of_many_classes_and_odd_shapes_is_drawn():
     points = np.random.default_rng(0).random((200, 2))
     thumbnails = {3: np.zeros((20, 5, 3), dtype=np.uint8), 100: np.full((5, 20, 3), 200, dtype=np.uint8)}
