@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from proxygml.console import track
+from proxygml.console import progress_bar
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.data.class_names import check_class_names
 from proxygml.data.datasets.layout import Dataset
@@ -64,10 +64,12 @@ def _problems(found: VectorTable) -> tuple[list[Finding], npt.NDArray[np.uint64]
     source = found.vectors
     digests = np.zeros(source.rows, np.uint64)
     wrong: dict[int, str] = {}
-    blocks = track(source.blocks(), "Checking vectors", disable=source.rows < 100_000)
-    for block in blocks:
-        wrong |= block.problems
-        digests[block.first : block.first + len(block.vectors)] = _digests(block.vectors.astype(np.float32, copy=False))
+    with progress_bar(disable=source.rows < 100_000) as bar:
+        task = bar.add_task("Checking vectors", total=source.rows, note="")
+        for first, vectors, problems in source.blocks():
+            wrong |= problems
+            digests[first : first + len(vectors)] = _digests(vectors.astype(np.float32, copy=False))
+            bar.advance(task, len(vectors))
     unlabelled = np.flatnonzero(found.table["label"].isna())
     wrong |= {int(row): "no label" for row in unlabelled if int(row) not in wrong}
     findings = []

@@ -23,6 +23,9 @@ from proxygml.files import atomic_write, cache_folder, check_size, reserve_space
 from proxygml.remote import local_file
 from proxygml.urls import Place
 
+_READ_AT_A_TIME = 2**20
+"""Bytes of a column of a Parquet file."""
+
 
 class CheckedBlock(NamedTuple):
     """Consecutive vectors of a source."""
@@ -180,7 +183,8 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
         CatalogError: what it holds cannot be read.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        # By default, Arrow keeps all that it has read of the file until it is closed.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_AT_A_TIME) as file:
             yield from file.iter_batches(ROWS_AT_A_TIME, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"{path} cannot be read as Parquet, it is damaged ({error}): write it again") from error

@@ -131,9 +131,16 @@ def _empty_cells(folder: Path) -> Path:
     return folder / "f.parquet"
 
 
+def _no_rows(folder: Path) -> Path:
+    vectors = pa.array([], pa.list_(pa.float32(), 4))
+    pq.write_table(pa.table({"product": pa.array([], pa.string()), "embedding": vectors}), folder / "f.parquet")
+    return folder / "f.parquet"
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
+        (_no_rows, {}, "f.parquet has no rows"),
         (_without_vectors, {}, "no column 'embedding' of vectors"),
         (_alike, {}, "all 8 vectors are the same"),
         (_one_class, {}, "one class only"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from proxygml.data.vector_file import VectorFile, write_vectors
+from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, GalleryError, OverwriteError, UserError
 
 
@@ -162,3 +163,16 @@ def test_arrays_that_cannot_be_vectors_are_named(kind: str, tmp_path: Path) -> N
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"v\.npy"):
         VectorFile(path)
+
+
+def test_reading_holds_a_small_part_of_the_file_in_memory(tmp_path: Path) -> None:
+    """A row group of all rows, and many of them."""
+    vectors = np.random.default_rng(0).standard_normal((200_000, 64), np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 64)
+    for rows in (200_000, 20_000):
+        pq.write_table(
+            pa.table({"embedding": lists}), tmp_path / "f.parquet", row_group_size=rows, use_dictionary=False
+        )
+        before = pa.total_allocated_bytes()
+        held = max(pa.total_allocated_bytes() - before for _ in VectorSource(tmp_path / "f.parquet").blocks())
+        assert held < 25e6  # of 51 MB; a part of 16,384 vectors has 4 MB

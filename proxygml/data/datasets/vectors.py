@@ -77,6 +77,8 @@ def read(
             f"{root} has no column {label!r} of labels; name the one that holds them with --label: "
             f"{did_you_mean(label, [str(name) for name in table.columns if name != EMBEDDING_ROW])}"
         )
+    if not len(table):
+        raise DatasetError(f"{root} has no rows: give a table of vectors with their labels")
     table["label"] = text_cells(table[label])
     if table["label"].isna().all():
         raise DatasetError(f"{root} has no label at all in its column {label!r}: name another one with --label")
