@@ -22,14 +22,17 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--catalog", type=Place | None, default=None, help=words)
     words = "also evaluate the network as it was before training"
     parser.add_argument("--before", action="store_true", help=words)
+    words = "also show training and validation items on the report's map, at most as many as there are test items"
+    parser.add_argument("--all-splits", action="store_true", help=words)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog)
     from proxygml.training.evaluate_run import evaluate_run
     from proxygml.training.remote_run import evaluated_run
 
     with evaluated_run(options.run, options.catalog) as folder:
-        before = options.before or folder.read_recipe().takes_vectors  # the vectors as they came, which cost nothing
-        evaluation = evaluate_run(folder, options.catalog, before=before)
+        vectors = folder.read_recipe().takes_vectors  # whose map and whose figures as they came cost nothing
+        before, all_splits = options.before or vectors, options.all_splits or vectors
+        evaluation = evaluate_run(folder, options.catalog, before=before, all_splits=all_splits)
         print_evaluation(folder, evaluation, options.catalog, before=before)
 
 

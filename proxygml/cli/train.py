@@ -69,4 +69,4 @@ def train_and_evaluate(recipe: "Recipe | None", folder: "RunFolder", before: boo
     written = trained.read_recipe()
     before = before or written.takes_vectors  # the vectors as they came, which cost nothing
     if "test" in Catalog.read(written.catalog).counts:
-        print_evaluation(trained, evaluate_run(trained, before=before), before=before)
+        print_evaluation(trained, evaluate_run(trained, before=before, all_splits=written.takes_vectors), before=before)

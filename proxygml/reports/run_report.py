@@ -5,7 +5,6 @@ It chooses what is shown; evaluation/ computes the figures, figures.py draws the
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +13,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from proxygml.console import console, track
+from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
 from proxygml.errors import UserError, counted
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
-from proxygml.reports import embedding_map, figures
+from proxygml.reports import figures
 from proxygml.reports.html import Picture, Section, write_page
-from proxygml.reports.projection import LANDMARKS, project
+from proxygml.reports.map_section import MapItems, item_names, map_section
 
 NEIGHBOURS = 7  # shown beside each query
 QUERIES = 5  # rows of a retrieval grid
-MAP_IMAGES = 100_000  # most points on the map
 CLASSES = 8  # rows of a table of classes
-TILE_PIXELS, THUMBNAIL_PIXELS = 140, 64
-THUMBNAIL_GAP = 0.049  # of the map's width, between the centres of two thumbnails
+TILE_PIXELS = 140
 
 
 def write_report(
@@ -43,6 +40,7 @@ def write_report(
     before: Evaluation | None = None,
     shorter: Mapping[int, Evaluation] | None = None,
     facts: Sequence[tuple[str, str]] = (),
+    others: tuple[Tensor, Catalog] | None = None,
     seed: int = 0,
 ) -> None:
     """Write the page to `path`, and its pictures to figures/ beside it.
@@ -58,6 +56,7 @@ def write_report(
         before: the same evaluation before training.
         shorter: the same by the first numbers of the embeddings, by how many.
         facts: settings that a reader should know, as pairs of name and value.
+        others: embeddings of items of the other splits, and their rows, for the map.
         seed: of what is drawn at random and of the map.
 
     Raises:
@@ -74,7 +73,7 @@ def write_report(
         _curves_section(history),
         *_retrieval_sections(split),
         _classes_section(split),
-        _map_section(split),
+        map_section(MapItems(embeddings, catalog, split.scores, seed, others)),
         _proxies_section(proxy_selections),
         _facts_section(facts),
     ]
@@ -92,9 +91,7 @@ class _TestSplit:
         self.embeddings = torch.as_tensor(embeddings)
         self.labels = np.array(catalog.labels)
         self.paths = catalog.paths if catalog.has_images else None
-        self.names = _names(catalog)
-        self.texts = list(catalog.table["path"].astype(str)) if catalog.has_images else self.names
-        self.marks = _marks(catalog)
+        self.names = item_names(catalog)
         self.item = "image" if catalog.has_images else "vector"
         self.boxes = catalog.boxes
         self.rules = catalog.rules
@@ -113,21 +110,6 @@ class _TestSplit:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         similarity, index = nearest(self.embeddings, queries, k, labels=self.labels, **self.rules)
         return similarity.float().cpu().numpy(), index.cpu().numpy()
-
-
-def _names(catalog: Catalog) -> list[str]:
-    """What a table calls each item: by `id` where there is one, else by its row."""
-    return list(catalog.table["id"].astype(str)) if "id" in catalog.table else [f"row {n}" for n in range(len(catalog))]
-
-
-def _marks(catalog: Catalog) -> dict[str, list[str]]:
-    """What the table says of each item beside its class, by what a reader calls it."""
-    marks = {"split": list(catalog.table["split"].astype(str))}
-    if catalog.is_query is not None and catalog.is_gallery is not None:
-        roles = {(True, True): "query and gallery", (True, False): "query", (False, True): "gallery"}
-        pairs = zip(catalog.is_query.tolist(), catalog.is_gallery.tolist(), strict=True)
-        marks["role"] = [roles.get(pair, "neither") for pair in pairs]
-    return marks
 
 
 def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol: str) -> Section:
@@ -281,63 +263,6 @@ def _taken_for(split: _TestSplit, label: str) -> str:
         return ""
     other, times = Counter(found.tolist()).most_common(1)[0]
     return f"{other} ({times} of {len(failed)})"
-
-
-def _map_section(split: _TestSplit) -> Section:
-    chosen = _whole_classes(split.labels, split.seed)
-    with console.status(f"Drawing the map of {counted(len(chosen), split.item)}"):
-        vectors = torch.nn.functional.normalize(split.embeddings[chosen].float(), dim=1).cpu().numpy()
-        points = project(vectors, split.seed)
-    shown: list[int] = [] if split.paths is None else list(figures.uncrowded(points, THUMBNAIL_GAP, split.seed))
-    tiles = {int(i): split.picture(chosen[i], THUMBNAIL_PIXELS) for i in track(shown, "Drawing the map")}
-    by_class = embedding_map.by_class(split.labels[chosen])
-    drawn = figures.png(figures.embedding_map(points, by_class.codes, tiles))
-    small: dict[int, bytes] = {}
-    if split.paths is not None:
-        small = embedding_map.thumbnails(
-            len(chosen), lambda index: split.picture(chosen[index], THUMBNAIL_PIXELS), split.seed
-        )
-    groupings = [by_class, *_other_groupings(split, chosen)]
-    living = embedding_map.interactive_map(points, groupings, [split.texts[index] for index in chosen], small)
-    picture = Picture("map", "Map of the embeddings", drawn, wide=False)
-    return Section(
-        f"A map of the test {split.item}s", _map_text(split, len(chosen), len(small)), (picture,), map=living
-    )
-
-
-def _other_groupings(split: _TestSplit, chosen: npt.NDArray[np.int64]) -> list[embedding_map.Grouping]:
-    """What the points can be coloured by, beside their class; what is the same of all is left out."""
-    outcome = embedding_map.by_outcome(len(split.labels), split.scores.index, split.scores.first_positive)
-    groupings = [replace(outcome, codes=outcome.codes[chosen])]
-    for title, values in split.marks.items():
-        group = embedding_map.by_value(title, [values[index] for index in chosen])
-        groupings += [group] if len(group.names) > 1 else []
-    return groupings
-
-
-def _map_text(split: _TestSplit, points: int, pictures: int) -> str:
-    of_all = "" if points == len(split.labels) else f" of {len(split.labels):,}, drawn by whole classes"
-    text = (
-        f"{counted(points, f'test {split.item}')}{of_all}, laid out in the plane by t-SNE: what is near each "
-        "other here is near each other in the embedding, but distances between groups mean little. "
-    )
-    if points > LANDMARKS:
-        text += f"t-SNE laid out {LANDMARKS:,} of them; each other one lies between those nearest to it. "
-    if split.paths is not None and pictures < points:
-        text += f"To bound the page, {pictures:,} of them drawn at random have a picture; the others show their path. "
-    return text
-
-
-def _whole_classes(labels: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.int64]:
-    """Images of random classes, each class whole as far as MAP_IMAGES allow, in rising order."""
-    if len(labels) <= MAP_IMAGES:
-        return np.arange(len(labels))
-    codes = np.unique(labels, return_inverse=True)[1]
-    generator = np.random.default_rng(seed)
-    place = generator.permutation(codes.max() + 1)[codes]
-    mixed = generator.permutation(len(labels))  # a class that is cut off loses random images
-    order: npt.NDArray[np.int64] = mixed[np.argsort(place[mixed], kind="stable")]
-    return np.sort(order[:MAP_IMAGES])
 
 
 def _proxies_section(counts: npt.NDArray[np.int64] | None) -> Section:

@@ -36,7 +36,12 @@ Protocol = dict[str, str | int]
 
 @check_arguments
 def evaluate_run(
-    run: PathLike | RunFolder, catalog: PathLike | None = None, *, before: bool = False, report: bool = True
+    run: PathLike | RunFolder,
+    catalog: PathLike | None = None,
+    *,
+    before: bool = False,
+    report: bool = True,
+    all_splits: bool = False,
 ) -> Evaluation | None:
     """Evaluate a run on the test split of its catalog, or of another; write evaluation.json and report.html.
 
@@ -50,6 +55,7 @@ def evaluate_run(
         before: also evaluate the network as it was before training, for comparison; of a model of vectors, those
             vectors as they came.
         report: whether to write report.html; its pictures take longer than the figures.
+        all_splits: also embed items of the other splits, at most as many as the test split has, for the report's map.
 
     Returns:
         The figures; None on all but the main process.
@@ -60,7 +66,7 @@ def evaluate_run(
     check_places(catalog=catalog)
     if not isinstance(run, RunFolder):
         with evaluated_run(as_place(run, "run"), catalog) as folder:
-            return evaluate_run(folder, catalog, before=before, report=report)
+            return evaluate_run(folder, catalog, before=before, report=report, all_splits=all_splits)
     recipe = run.read_recipe()
     accelerator = make_accelerator(replace(recipe, precision="fp32"))
     table = as_place(catalog or recipe.catalog, "catalog", CatalogError)
@@ -83,6 +89,8 @@ def evaluate_run(
     shorter = {
         size: _evaluate(embeddings[:, :size], test, recipe, accelerator, nmi=False) for size in recipe.embedder.prefixes
     }
+    beside = _others(whole, len(test), recipe.seed) if report and all_splits else None
+    others = None if beside is None else (_embed(embedder, beside, recipe, accelerator), beside)
     if not accelerator.is_main_process:
         return None
     protocol = _describe(run, recipe, table, test, len(seen), embedder.num_features, accelerator.num_processes)
@@ -94,8 +102,16 @@ def evaluate_run(
         earlier = _kept_before(place, whole.fingerprint)
     _write(place, evaluation, earlier, shorter, protocol)
     if report:
-        _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol)
+        _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol, others)
     return evaluation
+
+
+def _others(whole: Catalog, most: int, seed: int) -> Catalog | None:
+    """Items of the training and validation splits, drawn at random where there are more than so many."""
+    rows = whole.table[whole.table["split"] != "test"]
+    if rows.empty:
+        return None
+    return whole.with_table(rows if len(rows) <= most else rows.sample(most, random_state=seed).sort_index())
 
 
 def _doubts(test: Catalog, seen: list[str]) -> list[str]:
@@ -211,6 +227,7 @@ def _report(
     before: Evaluation | None,
     shorter: Mapping[int, Evaluation],
     protocol: Protocol,
+    others: tuple[Tensor, Catalog] | None,
 ) -> None:
     from proxygml.reports.run_report import write_report  # noqa: PLC0415  (Matplotlib is slow to load; training need not wait)
 
@@ -225,4 +242,5 @@ def _report(
         before=before,
         shorter=shorter,
         facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
+        others=others,
     )

@@ -18,8 +18,8 @@ from proxygml.data.columns import EMBEDDING_ROW
 from proxygml.data.vector_source import VectorSource
 from proxygml.evaluation.metrics import evaluate
 from proxygml.reports import embedding_map as maps
-from proxygml.reports import run_report as report
 from proxygml.reports.html import write_page
+from proxygml.reports.map_section import MapItems, map_section
 from tests.helpers.browser import chromium
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -50,15 +50,15 @@ def catalog_in(folder: Path, **columns: Any) -> Catalog:
 def vectors_in(folder: Path, **columns: Any) -> Catalog:
     """The same items as vectors, without images."""
     np.save(folder / "vectors.npy", embedded().numpy())
-    table = pd.DataFrame({"label": np.repeat(CLASSES, 10), "split": "test", EMBEDDING_ROW: range(COUNT), **columns})
+    table = pd.DataFrame({"label": np.repeat(CLASSES, 10), EMBEDDING_ROW: range(COUNT)} | {"split": "test"} | columns)
     return Catalog(table, folder, VectorSource(folder / "vectors.npy"))
 
 
-def page_of(catalog: Catalog) -> Path:
+def page_of(catalog: Catalog, others: tuple[torch.Tensor, Catalog] | None = None) -> Path:
     """A page with the map alone."""
     embeddings = embedded()
     evaluation = evaluate(embeddings, catalog.labels, nmi=False, **catalog.rules)
-    section = report._map_section(report._TestSplit(embeddings, catalog, evaluation, seed=0))
+    section = map_section(MapItems(embeddings, catalog, evaluation.scores, seed=0, others=others))
     write_page(catalog.folder / "report.html", "runs/first", "", [section])
     return catalog.folder / "report.html"
 
@@ -239,12 +239,19 @@ def test_the_map_fits_a_telephone_and_a_dark_screen(browser, path):
     visit.close()
 
 
-def test_vectors_alone_have_a_map_that_shows_their_ids(browser, tmp_path):
+def test_vectors_of_several_splits_have_a_map_that_shows_their_ids_and_splits(browser, tmp_path):
     ids = [f"item-{index}" for index in range(COUNT)]
-    path = page_of(vectors_in(tmp_path, id=ids))
+    trained = vectors_in(tmp_path, id="trained", split="train")
+    path = page_of(vectors_in(tmp_path, id=ids), (-embedded(), trained))
     visit = Visit(browser, path).ready()
     visit.page.mouse.move(*visit.place(5))
     assert visit.card()[-1] == "item-5"
+    assert "split: test" in visit.card()
+    visit.page.mouse.move(*visit.place(COUNT + 5))
+    visit.page.locator("#map-card").filter(has_text="trained").wait_for()
+    assert {"split: train", "nearest neighbour: not a query, or alone in its class"} <= set(visit.card())
+    visit.page.locator("#map-colour").select_option("split")
+    assert visit.page.locator("#map-legend button span").all_inner_texts() == ["test", "train"]
     assert visit.page.locator("#map-card img").count() == 0
     visit.close()
 

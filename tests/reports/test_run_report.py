@@ -12,6 +12,7 @@ from PIL import Image
 from proxygml.data.catalog import Catalog
 from proxygml.errors import UserError
 from proxygml.evaluation.metrics import Evaluation, evaluate
+from proxygml.reports import map_section
 from proxygml.reports import run_report as report
 from proxygml.reports.run_report import write_report
 from tests.helpers.pages import Page
@@ -163,13 +164,13 @@ def test_what_a_class_is_taken_for_is_counted(tmp_path):
 
 
 def test_a_map_of_many_images_takes_whole_classes(monkeypatch):
-    monkeypatch.setattr(report, "MAP_IMAGES", 50)
+    monkeypatch.setattr(map_section, "MAP_POINTS", 50)
     labels = np.array([str(index // 7) for index in range(700)])
-    chosen = report._whole_classes(labels, seed=0)
+    chosen = map_section._whole_classes(labels, seed=0)
     assert len(chosen) == len(set(chosen.tolist())) == 50
     counts = sorted(np.unique(labels[chosen], return_counts=True)[1].tolist())
     assert counts == [1, 7, 7, 7, 7, 7, 7, 7]
-    np.testing.assert_array_equal(chosen, report._whole_classes(labels, seed=0))
+    np.testing.assert_array_equal(chosen, map_section._whole_classes(labels, seed=0))
 
 
 def test_the_smallest_test_split_has_a_report(tmp_path):

@@ -31,7 +31,7 @@ def given(catalog: Catalog) -> np.ndarray:
 
 
 def test_a_trained_head_retrieves_unseen_classes_better_than_the_vectors_as_they_came(run: RunFolder) -> None:
-    after = evaluate_run(run, before=True)
+    after = evaluate_run(run, before=True, all_splits=True)
     assert after is not None
     content = json.loads(run.evaluation.read_text())
     test = Catalog.read(run.read_recipe().catalog).split("test")
@@ -40,6 +40,8 @@ def test_a_trained_head_retrieves_unseen_classes_better_than_the_vectors_as_they
     assert after.map_at_r.value > raw.map_at_r.value + 0.1
     page = run.report.read_text()
     assert "Each of the 240 test vectors searched all the others" in page
+    assert "<h2>A map of the vectors</h2>" in page
+    assert "<p>480 vectors, laid out" in page  # 240 of the test, as many of the other splits
     assert "row " not in page.split("Where it fails")[1].split("</table>")[0]  # named by their own ids
     assert not (run.path / "figures" / "retrieval_random.png").exists()
 
