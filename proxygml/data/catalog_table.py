@@ -163,6 +163,8 @@ def _text_columns(table: pd.DataFrame) -> list[str]:
 
 def _as_text(column: pd.Series) -> pd.Series:
     """A column of text in which every cell has some."""
+    if isinstance(column.dtype, pd.StringDtype) and not (column.isna() | (column.str.strip() == "")).any():
+        return column.astype("str")  # without an object for each cell: there may be a hundred million
     text = text_cells(column)
     empty = text.isna()
     if empty.any():

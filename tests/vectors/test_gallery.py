@@ -9,12 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from proxygml import Embedder, Gallery, cluster, embed, index, search
+from proxygml.data.catalog import Catalog
 from proxygml.data.vector_codes import Dtype
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.gallery.build import add_items
 from proxygml.gallery.clusters.settings import ClusterSettings
 from proxygml.gallery.source import Model, Source
+from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.vector_embedder import VectorEmbedder
 from proxygml.training.run_folder import RunFolder
 from tests.helpers.commands import refused
 from tests.helpers.vector_files import SIZE, labelled_vectors, write_file
@@ -180,3 +183,25 @@ def test_damaged_codes_are_named(run: RunFolder, features: Path, tmp_path: Path,
         tmp_path / "p.parquet",
     )
     assert not (tmp_path / "g").exists()
+
+
+def test_embed_and_index_read_a_catalog_in_blocks(
+    catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They read no whole table, whose memory would grow with its rows; and the results are those of the whole one."""
+    whole = Catalog.read(catalog)
+    assert whole.vectors is not None
+    size, run = whole.vectors.size, tmp_path / "run"
+    run.mkdir()
+    VectorEmbedder(EmbedderSettings("vectors", "none", embedding_size=size, head="residual"), size).save(run)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the whole catalog is read")
+
+    monkeypatch.setattr(Catalog, "read", refuse)
+    for split in ("all", "test"):
+        rows = whole if split == "all" else whole.split(split)
+        file = embed(run, tmp_path / f"{split}.parquet", catalog=catalog, split=split)
+        assert [label for _, table in file.blocks() for label in table["label"]] == rows.labels
+        gallery = index(run, tmp_path / split, catalog=catalog, split=split)
+        assert gallery.items["label"].tolist() == rows.labels
