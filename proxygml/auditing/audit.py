@@ -1,6 +1,6 @@
 """Auditing the labels of a catalog: the function behind `proxygml audit`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,9 @@ def audit(
     whole = Catalog.read(table)
     images = whole if split == "all" else whole.split(split)
     result = audited(place, images, seed=seed, workers=workers)
+    if split != "all":  # `row` counts in the whole catalog
+        rows = np.flatnonzero(whole.table["split"] == split)
+        result = replace(result, table=result.table.assign(row=rows[result.table["row"]]))
     with atomic_folder(folder) as temporary:
         without_formulas(result.table).to_csv(temporary / TABLE, index=False)
     return result

@@ -96,6 +96,7 @@ def contradictions(
     *,
     seed: int = 0,
     trusted: npt.NDArray[np.bool_] | None = None,
+    units: Rows | None = None,
 ) -> Contradictions:
     """Those of all images: cross-fitted in folds, exact, a block at a time. Ours.
 
@@ -105,9 +106,10 @@ def contradictions(
         num_classes: C.
         seed: of the folds, and of the references of large classes.
         trusted: bool (n,), the images that models are made from; all of them if left out. Every image is judged.
+        units: int64 (n,), the same number for images that may not judge each other.
     """
     found = Contradictions.empty(len(labels))
-    folds = stratified_folds(labels, seed)
+    folds = stratified_folds(labels, seed, units=units)
     usable = np.ones(len(labels), bool) if trusted is None else trusted
     whitened, file = scratch_array(len(labels), features.size)
     with nullcontext() if file is None else closing(file):

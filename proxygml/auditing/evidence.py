@@ -6,6 +6,7 @@ import numpy as np
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.auditing.contradiction import Contradictions, contradictions
+from proxygml.auditing.copies import DUPLICATE_COSINE, copy_groups, units_of
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.auditing.probability import Doubles, LabelNoise
 
@@ -19,12 +20,14 @@ class Evidence:
         found: what speaks for each label and against it.
         noise: the share of wrong labels.
         probability: float64 (n,), that a label is wrong, in 0..1; NaN where it cannot be judged.
+        groups: of near-duplicates, each int64 (m,) rising.
     """
 
     labels: Rows
     found: Contradictions
     noise: LabelNoise
     probability: Doubles
+    groups: tuple[Rows, ...] = ()
 
     @property
     def margin(self) -> Vectors:
@@ -37,19 +40,30 @@ class Evidence:
         return np.argsort(-np.nan_to_num(self.margin, nan=-np.inf), kind="stable")
 
     @classmethod
-    def of(cls, features: FeatureRows, labels: Rows, num_classes: int, seed: int = 0) -> "Evidence":
+    def of(
+        cls,
+        features: FeatureRows,
+        labels: Rows,
+        num_classes: int,
+        seed: int = 0,
+        duplicate_cosine: float = DUPLICATE_COSINE,
+    ) -> "Evidence":
         """That of all images. Ours.
 
         The second pass makes its models without the labels that the first contradicts most, as many as it takes for
-        wrong: wrong labels draw the proxies of their classes towards them.
+        wrong: wrong labels draw the proxies of their classes towards them. Near-duplicates of one label do not judge
+        each other: a series of photos that got a wrong label together would confirm itself.
 
         Args:
             features: of n images.
             labels: int64 (n,) in 0..C-1.
             num_classes: C.
             seed: of the folds.
+            duplicate_cosine: from which two images are near-duplicates.
         """
-        found = contradictions(features, labels, num_classes, seed=seed)
+        groups = copy_groups(features, duplicate_cosine, seed)
+        units = units_of(labels, groups)
+        found = contradictions(features, labels, num_classes, seed=seed, units=units)
         noise = _noise(found)
         margin = np.nan_to_num(found.margin, nan=-np.inf)
         doubtful = np.argsort(-margin, kind="stable")[: round(noise.share * len(labels))]
@@ -57,9 +71,10 @@ class Evidence:
         if len(doubtful):
             trusted = np.ones(len(labels), bool)
             trusted[doubtful] = False
-            found = contradictions(features, labels, num_classes, seed=seed, trusted=trusted).or_earlier(found)
+            again = contradictions(features, labels, num_classes, seed=seed, trusted=trusted, units=units)
+            found = again.or_earlier(found)
             noise = _noise(found)
-        return cls(labels, found, noise, noise.probability(found.scores, found.margin))
+        return cls(labels, found, noise, noise.probability(found.scores, found.margin), tuple(groups))
 
 
 def _noise(found: Contradictions) -> LabelNoise:

@@ -6,6 +6,7 @@ from shutil import get_terminal_size
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import add_force, add_on_bad, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
-    """Prepare the data set that is named first, or list all; or change the paths of a catalog."""
+    """Prepare the data set that is named first, or list all; or change the paths or the labels of a catalog."""
     from proxygml.data.datasets import find_dataset
     from proxygml.data.datasets.layout import check_root
 
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_datasets(parser)
+        return
+    if any(argument.partition("=")[0] == "--labels" for argument in arguments) and arguments[0].startswith("-"):
+        _correct(parser, arguments)
         return
     if arguments[0].partition("=")[0] in ("--rebase", "--out"):
         _rebase(parser, arguments)
@@ -73,16 +77,46 @@ def _rebase(parser: Parser, arguments: Sequence[str]) -> None:
     say(f"{done.changed:,} of {counted(done.rows, 'path')} changed: {options.out}")
 
 
+def _correct(parser: Parser, arguments: Sequence[str]) -> None:
+    """Apply corrected labels to a catalog."""
+    parser.usage = "%(prog)s --labels CORRECTIONS --catalog CATALOG --out CATALOG [options]"
+    words = "corrections, as the page of `proxygml audit` saves them: row, decision (keep, correct, remove), corrected"
+    parser.add_argument("--labels", type=Path, required=True, help=words)
+    parser.add_argument("--catalog", type=Path, required=True, help="the catalog that was audited")
+    words = "the corrected catalog to write; with --force it may be the same file"
+    parser.add_argument("--out", type=Path, required=True, help=words)
+    words = "accept corrected labels that no row of the catalog has"
+    parser.add_argument("--new_classes", action="store_true", help=words)
+    add_force(parser)
+    options = parser.parse(arguments)
+    check_inputs(catalog=options.catalog)
+    from proxygml.data.corrections import correct_labels
+    from proxygml.data.prepare import print_counts, warn
+    from proxygml.errors import counted
+
+    done = correct_labels(options.labels, options.catalog, options.out, **chosen(options, "new_classes", "force"))
+    for warning in done.warnings:
+        warn(warning)
+    print_counts(done.catalog, options.out)
+    say(
+        f"{counted(done.changed, 'label')} corrected ({done.moved:,} moved to the split of the new class), "
+        f"{counted(done.removed, 'row')} removed",
+        f"catalog: {options.out}",
+    )
+
+
 def _print_datasets(parser: Parser) -> None:
     from proxygml.data.datasets import DATASETS
 
     say(f"usage: {parser.prog} DATASET --out CATALOG [options]")
-    say(f"       {parser.prog} --rebase OLD NEW --out CATALOG", "", str(parser.description), "")
+    say(f"       {parser.prog} --rebase OLD NEW --out CATALOG")
+    say(f"       {parser.prog} --labels CORRECTIONS --catalog CATALOG --out CATALOG", "", str(parser.description), "")
     width = min(get_terminal_size().columns, 120)
     for dataset in DATASETS:
         say(fill(_purpose(dataset), width, initial_indent=f"  {dataset.name:<12}", subsequent_indent=" " * 14))
     say("", f"{parser.prog} DATASET --help lists the options of a data set.")
     say("--rebase OLD NEW changes where the paths of a catalog begin, after its images were moved.")
+    say("--labels CORRECTIONS applies corrected labels, as the page of `proxygml audit` saves them, to a catalog.")
 
 
 def _purpose(dataset: "Dataset") -> str:

@@ -31,7 +31,7 @@ Network = tuple[EmbedderSettings, ImageSettings]  # what a network is built from
 def check_methods(grid: Grid, accelerator: Accelerator) -> None:
     """Raise RecipeError for a method that cannot be trained."""
     sizes: dict[Network, tuple[int, int]] = {}  # of a network's embeddings and features
-    training: dict[float, Catalog] = {}  # the training images, by the share of classes that is held out
+    training: dict[tuple[float, str], Catalog] = {}  # the training images, by the classes held out and rows dropped
     for method in grid.methods:
         for trial, recipe in grid.recipes(method):
             try:
@@ -41,9 +41,10 @@ def check_methods(grid: Grid, accelerator: Accelerator) -> None:
                     images = split_for_training(recipe)[0] if recipe.takes_vectors else None
                     built = new_embedder(replace(recipe, embedder=network[0]), (), images)
                     sizes[network] = built.embedding_size, built.num_features
-                if recipe.validation_classes not in training:
-                    training[recipe.validation_classes] = split_for_training(recipe)[0]
-                _check_enough_images(recipe, training[recipe.validation_classes], *sizes[network])
+                left_out = recipe.validation_classes, recipe.drop
+                if left_out not in training:
+                    training[left_out] = split_for_training(recipe)[0]
+                _check_enough_images(recipe, training[left_out], *sizes[network])
             except UserError as error:
                 held_out = trial is not None and not grid.has_validation
                 share = f" in its trials, which hold out {grid.comparison.tune_on} of the classes" if held_out else ""

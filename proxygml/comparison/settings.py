@@ -63,7 +63,10 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's content as far as it changes the result: without workers and tracker, and without folders."""
     embedder = content["embedder"]
     kept = {key: value for key, value in content.items() if key not in ("catalog", *AT_WILL)}
-    return kept | {"embedder": embedder | {"weights": Path(embedder["weights"]).name}}
+    return kept | {
+        "drop": Path(content["drop"]).name,
+        "embedder": embedder | {"weights": Path(embedder["weights"]).name},
+    }
 
 
 def described(settings: Mapping[str, Any]) -> str:

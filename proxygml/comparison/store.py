@@ -35,26 +35,28 @@ class Inputs:
 
     data: str  # the catalog's name
     fingerprint: str  # of the catalog's content
-    weights: Mapping[str, str] = field(default_factory=dict)  # a digest for each file, by its name
+    weights: Mapping[str, str] = field(default_factory=dict)  # a digest for each file, tables to drop too, by its name
 
     @classmethod
     def of(cls, catalog: Place, recipes: Iterable[Recipe]) -> "Inputs":
-        """The inputs of recipes, without files of weights that are not there.
+        """The inputs of recipes, without files that are not there.
 
         Raises:
-            UserError: the catalog is missing or has no test split, or two files of weights share a name.
+            UserError: the catalog is missing or has no test split, or two files share a name.
         """
         table = Catalog.read(catalog)
         table.split("test")  # an error where it is missing, before anything is trained
         digests: dict[str, str] = {}
-        for place in sorted({as_place(recipe.embedder.weights, "embedder.weights") for recipe in recipes}, key=str):
+        names = {(recipe.embedder.weights, "embedder.weights") for recipe in recipes}
+        names |= {(recipe.drop, "drop") for recipe in recipes if recipe.drop}
+        for place in sorted({as_place(name, key) for name, key in names}, key=str):
             path = local_file(place, WeightsError)
             if path.is_file():
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
                 if digests.setdefault(path.name, digest) != digest:
                     raise RecipeError(
-                        f"two different files of weights are called {path.name}, and rows know them by that: rename one"
+                        f"two different files are called {path.name}, and rows know them by that: rename one"
                     )
         return cls(catalog.stem, table.fingerprint, digests)
 

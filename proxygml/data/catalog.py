@@ -20,6 +20,7 @@ from proxygml.data.columns import (
     BOX_COLUMNS,
     EMBEDDING_ROW,
     GROUP_COLUMNS,
+    KEEP,
     MARK_COLUMNS,
     ROLE_COLUMNS,
     RULE_COLUMNS,
@@ -56,9 +57,9 @@ class Catalog:
             URL; the table of a catalog at a URL names no file of this machine), `label` (str), `split` (one of SPLITS);
             optionally `x_1 y_1 x_2 y_2` (nullable integers, pixels of the upright image, the right and lower edge not
             included; all four or none), `is_query is_gallery` (bool, both or none), `sequence` and `camera` (integers
-            or text; missing for none), `is_junk` and `is_distractor` (bool). Other columns are kept as they are; those
-            of a CSV file are text, exactly as the file has it. A catalog of vectors may do without `path`, and has
-            `embedding_row`, the row of its vector in `vectors`.
+            or text; missing for none), `is_junk` and `is_distractor` (bool), `keep` (which rows train; kept_rows.py
+            reads it). Other columns are kept as they are; those of a CSV file are text, exactly as the file has it. A
+            catalog of vectors may do without `path`, and has `embedding_row`, the row of its vector in `vectors`.
         folder: The folder that the relative paths are relative to; or its URL.
         vectors: The file with the vectors, where the catalog has some: its column `embedding`.
 
@@ -210,14 +211,16 @@ class Catalog:
 
     @property
     def fingerprint(self) -> str:
-        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules.
+        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules, kept.
 
         Where there are no file names, some of the vectors stand for them.
         """
         table = self.table
         if self.has_images:
             table = table.assign(path=table["path"].map(posixpath.basename))
-        columns = [column for column in ("path", "label", "split", *BOX_COLUMNS, *RULE_COLUMNS) if column in table]
+        columns = [
+            column for column in ("path", "label", "split", *BOX_COLUMNS, *RULE_COLUMNS, KEEP) if column in table
+        ]
         digest = hashlib.sha256(table[columns].to_csv(index=False, lineterminator="\n").encode())
         if not self.has_images and self.vectors is not None:
             from proxygml.data.catalog_vectors import sample_of  # noqa: PLC0415

@@ -25,6 +25,8 @@ def split_of(name: str) -> str | None:
     return SPLIT_NAMES.get(name.strip().lower())
 
 
+KEEP = "keep"
+"""A column that says which rows train: those with False do not."""
 EMBEDDING = "embedding"
 """The column of a Parquet file that holds an item's vector: a list of floats."""
 EMBEDDING_ROW = "embedding_row"

@@ -52,7 +52,12 @@ class Recipe:
     """
 
     catalog: str = ""
-    """The table of images, labels and splits to train on (.parquet or .csv)."""
+    """The table of images, labels and splits to train on (.parquet or .csv). Training rows with False in a column
+    `keep` are left out."""
+
+    drop: str = ""
+    """The audit.csv of `proxygml audit`, or a .csv with the columns row and keep: training rows with False are left
+    out."""
 
     embedder: EmbedderSettings = field(default_factory=EmbedderSettings)
     """The network."""
@@ -237,7 +242,8 @@ def _check_values(recipe: Recipe) -> None:
         check_setting(holds, key, getattr(recipe, key), expected)
 
     as_place(recipe.catalog, "catalog", RecipeError)
-    check_local(recipe.start_from, "start_from", RecipeError)
+    for key in ("drop", "start_from"):
+        check_local(getattr(recipe, key), key, RecipeError)
     for key in ("epochs", "warmup_epochs", "images_per_class", "seed", "workers"):
         check(getattr(recipe, key) >= 0, key, "0 or more")
     check(recipe.seed < 2**32, "seed", "below 2**32")

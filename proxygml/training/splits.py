@@ -1,10 +1,13 @@
 """Which images train, which classes are held out to choose the epoch, and which labels are made wrong on purpose."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.data.columns import ROLE_COLUMNS
+from proxygml.data.kept_rows import kept_rows
 from proxygml.errors import CatalogError, RecipeError, counted
 from proxygml.training.recipe import Recipe
 
@@ -15,14 +18,17 @@ ClassNumbers = npt.NDArray[np.int64]
 def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
     """The training images, and those of the classes that choose the epoch.
 
+    Training rows that the catalog's column `keep` or the recipe's `drop` leaves out are in neither.
+
     Raises:
-        CatalogError: the catalog is missing or of no use.
+        CatalogError: the catalog or the table to drop is missing or of no use, or too few rows are left.
         RecipeError: it has a validation split, and the recipe wants another.
     """
     if not recipe.catalog:
         raise CatalogError("no catalog is given: name the table of images with --catalog")
     catalog = Catalog.read(recipe.catalog)
     check_splits(catalog)
+    catalog = _without_dropped(catalog, Path(recipe.drop) if recipe.drop else None)
     has_validation = bool((catalog.table["split"] == "val").any())
     if recipe.validation_classes and has_validation:
         raise RecipeError(
@@ -32,6 +38,21 @@ def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
     if recipe.validation_classes:
         catalog, has_validation = hold_out_classes(catalog, recipe.validation_classes, recipe.seed), True
     return catalog.split("train"), catalog.split("val") if has_validation else None
+
+
+def _without_dropped(catalog: Catalog, drop: Path | None) -> Catalog:
+    dropped = ~kept_rows(catalog, drop) & (catalog.table["split"] == "train").to_numpy()
+    if not dropped.any():
+        return catalog
+    left = catalog.with_table(catalog.table[~dropped])
+    try:
+        check_splits(left)
+        left.split("train")
+    except CatalogError as error:
+        raise CatalogError(
+            f"{counted(int(dropped.sum()), 'training row')} left out because of `keep`: {error}"
+        ) from error
+    return left
 
 
 def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:

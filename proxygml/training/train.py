@@ -86,9 +86,9 @@ def _values(recipe: Recipe | PathLike | None, old: Path | None) -> Recipe:
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The same recipe for a run folder, which may be used from another working directory."""
-    catalog = absolute(recipe.catalog) if recipe.catalog else ""
+    places = (recipe.catalog, recipe.drop, recipe.start_from)
+    catalog, drop, old = (absolute(place) if place else "" for place in places)
     weights = recipe.embedder.weights
     if weights not in ("pretrained", "none"):
         weights = absolute(weights)
-    old = absolute(recipe.start_from) if recipe.start_from else ""
-    return replace(recipe, catalog=catalog, start_from=old, embedder=replace(recipe.embedder, weights=weights))
+    return replace(recipe, catalog=catalog, drop=drop, start_from=old, embedder=replace(recipe.embedder, weights=weights))

@@ -55,6 +55,8 @@ def test_the_function_returns_what_it_wrote_and_one_split_can_be_audited(catalog
     assert found.low <= found.share <= found.high
     written = pd.read_csv(tmp_path / "audit" / "audit.csv")
     assert written["row"].tolist() == found.table["row"].tolist()
+    source = proxygml.Catalog.read(catalog).table
+    assert (source.loc[written["row"], "id"].to_numpy() == written["id"]).all()
 
 
 def test_mistakes_are_refused_in_one_message(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

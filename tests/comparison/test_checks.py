@@ -115,7 +115,7 @@ def test_weights_are_known_by_what_they_hold(
     both = started | {"Other": METHODS["N-pair"] | {"embedder": {"weights": str(one)}}}
     with pytest.raises(SystemExit):
         compare(write(short | {"methods": both}, mine), tmp_path / "both")
-    assert "two different files of weights are called model.safetensors" in capsys.readouterr().err.replace("\n", " ")
+    assert "two different files are called model.safetensors" in capsys.readouterr().err.replace("\n", " ")
     shutil.rmtree(moved.parent)
     started["N-pair"]["embedder"] = {"weights": str(moved)}
     assert_same_cells(compare(write(short | {"methods": started}, mine), folder), rows)

@@ -8,8 +8,8 @@ import pytest
 
 from proxygml.data.image_list import ImageList
 from proxygml.errors import OverwriteError, UserError
+from proxygml.evaluation.duplicates import near_duplicates
 from proxygml.gallery.clusters.clustering import cluster_vectors
-from proxygml.gallery.clusters.duplicates import near_duplicates
 from proxygml.gallery.clusters.folder import write_clusters
 from proxygml.gallery.clusters.settings import ClusterSettings
 from tests.helpers.pictures import write_picture
@@ -72,7 +72,7 @@ def test_near_duplicates_hang_together_in_chains(monkeypatch: pytest.MonkeyPatch
     least = float(np.cos(0.15))
     expected = [[0, 2, 4], [3, 5]]
     assert [group.tolist() for group in near_duplicates(vectors, least)] == expected
-    monkeypatch.setattr("proxygml.gallery.clusters.duplicates._PAIRS_AT_A_TIME", 12)  # two rows at a time
+    monkeypatch.setattr("proxygml.evaluation.duplicates._PAIRS_AT_A_TIME", 12)  # two rows at a time
     assert [group.tolist() for group in near_duplicates(vectors, least)] == expected
 
 

@@ -13,9 +13,9 @@ from proxygml.data.decode import read_file
 from proxygml.data.image_list import ImageList
 from proxygml.data.images import thumbnail
 from proxygml.errors import OverwriteError, counted
+from proxygml.evaluation.duplicates import near_duplicates
 from proxygml.files import atomic_folder, check_overwrite, remove_leftovers
 from proxygml.gallery.clusters.clustering import Clusters, cluster_vectors
-from proxygml.gallery.clusters.duplicates import near_duplicates
 from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.reports import figures
 from proxygml.spreadsheet import without_formulas
