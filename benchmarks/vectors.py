@@ -176,7 +176,7 @@ def million(rows: int, size: int, classes: int, folder: Path) -> None:
         "index": f"index {run} --vectors {embedded} --out {folder / 'gallery'}",
     }
     for name, command in steps.items():
-        seconds, peak = _run(command.split())
+        seconds, peak = run_measured(command.split())
         found.add_row(name, f"{seconds:,.0f} s", mebibytes(peak))
         console.print(f"{name}: {seconds:,.0f} s, {mebibytes(peak)}")
     console.print(found)
@@ -195,7 +195,7 @@ def catalogs(rows: int, size: int, classes: int, folder: Path) -> None:
     for count in (rows // 10, rows):
         write_vectors(folder / "catalog.parquet", count, size, classes, splits=True)
         for name, out in (("embed", folder / f"{count}.parquet"), ("index", folder / f"{count}.gallery")):
-            times[name], peak = _run([name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)])
+            times[name], peak = run_measured([name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)])
             peaks[name].append(peak)
     for name, (small, large) in peaks.items():
         grown = f"{max(0, large - small) / (rows - rows // 10):.0f} bytes"
@@ -203,7 +203,7 @@ def catalogs(rows: int, size: int, classes: int, folder: Path) -> None:
     console.print(found)
 
 
-def _run(command: list[str]) -> tuple[float, int]:
+def run_measured(command: list[str]) -> tuple[float, int]:
     """Seconds, and peak bytes of a command's own memory: mapped files, which the system may drop, are not counted."""
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, "-m", "proxygml", *command], env=os.environ)

@@ -1,25 +1,31 @@
 """Auditing the labels of a catalog: the function behind `proxygml audit`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from proxygml.arguments import check_arguments
+from proxygml.arrays import Rows
+from proxygml.auditing.copies import DUPLICATE_COSINE
 from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.features import audited_features
-from proxygml.auditing.summary import summary
-from proxygml.auditing.table import audit_table
+from proxygml.auditing.page import MOST_ITEMS, Audited, page
+from proxygml.auditing.summary import copies_summary, summary
+from proxygml.auditing.table import audit_table, duplicates_table
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
-from proxygml.errors import MOST_WORKERS, OverwriteError, check_whole
+from proxygml.errors import MOST_WORKERS, OverwriteError, check_setting, check_whole
 from proxygml.files import PathLike, atomic_folder, check_overwrite, local_path, remove_leftovers
 from proxygml.models.run_files import local_run
 from proxygml.spreadsheet import without_formulas
 from proxygml.urls import as_place
 
-TABLE = "audit.csv"
+TABLE, DUPLICATES, PAGE = "audit.csv", "duplicates.csv", "audit.html"
+
+MOST_PAGE = 2000
+"""Images of a page: some 20 KiB each, examples included."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,8 @@ def audit(
     seed: int = 0,
     force: bool = False,
     workers: int = 2,
+    page_images: int = MOST_ITEMS,
+    duplicate_cosine: float = DUPLICATE_COSINE,
 ) -> Audit:
     """Rank the images of a catalog by how much their proxies and neighbours contradict their labels.
 
@@ -59,11 +67,13 @@ def audit(
     Args:
         run: the run folder whose backbone gives the features; None for a catalog of vectors, which are used as given.
         catalog: a table of images, or of vectors.
-        out: the folder to make: audit.csv.
+        out: the folder to make: audit.csv, duplicates.csv and audit.html, a page on which labels can be corrected.
         split: the part of the catalog to audit: train, val, test, or all.
         seed: of the folds.
         force: replace the result of an earlier audit.
         workers: processes that decode images; 0 decodes in this one.
+        page_images: how many images the page shows, at most.
+        duplicate_cosine: cosine, -1..1, from which two images are near-duplicates.
 
     Returns:
         The table, and the share of labels that are wrong.
@@ -75,30 +85,34 @@ def audit(
     folder, table = local_path(out, "out"), as_place(catalog, "catalog")
     check_whole("seed", seed, 0, 2**32 - 1)
     check_whole("workers", workers, 0, MOST_WORKERS)
+    check_whole("page_images", page_images, 1, MOST_PAGE)
+    check_setting(-1 <= duplicate_cosine <= 1, "duplicate_cosine", duplicate_cosine, "-1 to 1")
     check_audit_folder(folder, force)
     whole = Catalog.read(table)
     images = whole if split == "all" else whole.split(split)
-    result = audited(place, images, seed=seed, workers=workers)
-    if split != "all":  # `row` counts in the whole catalog
-        rows = np.flatnonzero(whole.table["split"] == split)
-        result = replace(result, table=result.table.assign(row=rows[result.table["row"]]))
+    rows = np.arange(len(whole)) if split == "all" else np.flatnonzero(whole.table["split"] == split)
+    found = _audited(place, images, rows, table.name, seed, workers, duplicate_cosine)
     with atomic_folder(folder) as temporary:
-        without_formulas(result.table).to_csv(temporary / TABLE, index=False)
-    return result
+        without_formulas(found.table).to_csv(temporary / TABLE, index=False)
+        without_formulas(duplicates_table(images, rows, found.evidence)).to_csv(temporary / DUPLICATES, index=False)
+        (temporary / PAGE).write_text(page(found, page_images), encoding="utf-8")
+    noise = found.evidence.noise
+    return Audit(found.table, noise.share, noise.low, noise.high, found.sentences)
 
 
-def audited(run: Path | None, images: Catalog, *, seed: int, workers: int) -> Audit:
-    """The audit of a catalog, not written anywhere; see `audit`."""
+def _audited(
+    run: Path | None, images: Catalog, rows: Rows, file: str, seed: int, workers: int, duplicate_cosine: float
+) -> Audited:
     features = audited_features(run, images, workers)
     if features.warning:
         console.print(features.warning, style="yellow", markup=False)
     classes = images.classes
     numbers = {label: number for number, label in enumerate(classes)}
     labels = np.array([numbers[label] for label in images.labels], np.int64)
-    evidence = Evidence.of(features.rows, labels, len(classes), seed)
-    noise = evidence.noise
+    evidence = Evidence.of(features.rows, labels, len(classes), seed, duplicate_cosine)
     sentences = summary(evidence, classes, "vector" if images.vectors is not None else "image")
-    return Audit(audit_table(images, classes, evidence), noise.share, noise.low, noise.high, sentences)
+    sentences += copies_summary(images, evidence)
+    return Audited(images, rows, classes, evidence, audit_table(images, rows, classes, evidence), sentences, file)
 
 
 def check_audit_folder(out: Path, force: bool) -> None:

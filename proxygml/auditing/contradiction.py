@@ -19,7 +19,7 @@ from proxygml.auditing.folds import FOLDS, stratified_folds
 from proxygml.auditing.whitening import Whitening
 from proxygml.console import track
 
-KEPT_CLASSES = 10
+KEPT_CLASSES = 20
 """Of other classes: so many hardest ones are compared with an image's own."""
 
 NEIGHBORS = 3
@@ -44,7 +44,9 @@ class Contradictions:
         own_neighbors: float32 (n,), the mean cosine to the most similar images of its own class; NaN likewise.
         other: int64 (n,), the best other class; -1 where there is none.
         other_proxy, other_neighbors: float32 (n,), the same cosines of that class.
-        scores: float32 (n, 1 + KEPT_CLASSES), of all classes that it keeps, falling; -2 where there are fewer.
+        classes: int32 (n, 1 + KEPT_CLASSES), those that it keeps, its own first; -1 where there are fewer.
+        kept_scores: float32 (n, 1 + KEPT_CLASSES), of these classes; -2 where there is none.
+        proxies: float32 (C, F), those of the last fold, in its whitened space; NaN for a class without one.
     """
 
     own_proxy: Vectors
@@ -52,14 +54,20 @@ class Contradictions:
     other: Rows
     other_proxy: Vectors
     other_neighbors: Vectors
-    scores: Vectors
+    classes: npt.NDArray[np.int32]
+    kept_scores: Vectors
+    proxies: Vectors
 
     @classmethod
-    def empty(cls, count: int) -> "Contradictions":
+    def empty(cls, count: int, num_classes: int, size: int) -> "Contradictions":
         """Of so many images, of which nothing is known yet."""
         unknown = [np.full(count, np.nan, np.float32) for _ in range(4)]
+        classes = np.full((count, 1 + KEPT_CLASSES), -1, np.int32)
         scores = np.full((count, 1 + KEPT_CLASSES), NO_SCORE, np.float32)
-        return cls(unknown[0], unknown[1], np.full(count, -1, np.int64), unknown[2], unknown[3], scores)
+        proxies = np.full((num_classes, size), np.nan, np.float32)
+        return cls(
+            unknown[0], unknown[1], np.full(count, -1, np.int64), unknown[2], unknown[3], classes, scores, proxies
+        )
 
     @property
     def own(self) -> Vectors:
@@ -77,14 +85,23 @@ class Contradictions:
         return self.best_other - self.own
 
     @property
+    def scores(self) -> Vectors:
+        """float32 (n, 1 + KEPT_CLASSES), of all classes that it keeps, falling; -2 where there are fewer."""
+        falling: Vectors = -np.sort(-self.kept_scores, axis=1)
+        return falling
+
+    @property
     def gap(self) -> Vectors:
         """By how much the best of all classes is ahead of the second, whichever the label is."""
-        return self.scores[:, 0] - self.scores[:, 1]
+        best = -np.partition(-self.kept_scores, 1, axis=1)[:, :2]
+        return best[:, 0] - best[:, 1]
 
     def or_earlier(self, earlier: "Contradictions") -> "Contradictions":
         """The same, with the values of an earlier pass for images without a margin."""
         missing = np.isnan(self.margin)
         for key in fields(self):
+            if key.name == "proxies":
+                continue
             getattr(self, key.name)[missing] = getattr(earlier, key.name)[missing]
         return self
 
@@ -108,7 +125,7 @@ def contradictions(
         trusted: bool (n,), the images that models are made from; all of them if left out. Every image is judged.
         units: int64 (n,), the same number for images that may not judge each other.
     """
-    found = Contradictions.empty(len(labels))
+    found = Contradictions.empty(len(labels), num_classes, features.size)
     folds = stratified_folds(labels, seed, units=units)
     usable = np.ones(len(labels), bool) if trusted is None else trusted
     whitened, file = scratch_array(len(labels), features.size)
@@ -136,6 +153,7 @@ def _judge(
     for part in parts_of(np.sort(np.concatenate([judged, training]))):
         whitened[part] = whitening(features.take(part))
     proxies = _proxies(whitened, labels, training, num_classes)
+    found.proxies[:] = proxies
     references = _references(labels, training, num_classes, seed)
     height = max(1, SIMILARITIES_AT_A_TIME // num_classes)
     for part in parts_of(judged, min(height, 2**14)):
@@ -196,7 +214,7 @@ def _neighbor_similarity(whitened: Vectors, part: Rows, classes: Rows, reference
 def _fill(found: Contradictions, part: Rows, classes: Rows, to_proxies: Vectors, to_neighbors: Vectors) -> None:
     found.own_proxy[part], found.own_neighbors[part] = to_proxies[:, 0], to_neighbors[:, 0]
     scores = np.nan_to_num(to_proxies + to_neighbors, nan=NO_SCORE)
-    found.scores[part, : scores.shape[1]] = -np.sort(-scores, axis=1)
+    found.classes[part, : scores.shape[1]], found.kept_scores[part, : scores.shape[1]] = classes, scores
     if classes.shape[1] == 1:
         return
     rows, best = np.arange(len(part)), 1 + scores[:, 1:].argmax(axis=1)

@@ -9,6 +9,7 @@ from proxygml.auditing.contradiction import Contradictions, contradictions
 from proxygml.auditing.copies import DUPLICATE_COSINE, copy_groups, units_of
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.auditing.probability import Doubles, LabelNoise
+from proxygml.auditing.ranking import log_odds
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,8 @@ class Evidence:
         found: what speaks for each label and against it.
         noise: the share of wrong labels.
         probability: float64 (n,), that a label is wrong, in 0..1; NaN where it cannot be judged.
+        doubt: float64 (n,), the log-odds that a label is wrong, up to a constant, by which labels are ranked; NaN
+            likewise.
         groups: of near-duplicates, each int64 (m,) rising.
     """
 
@@ -27,6 +30,7 @@ class Evidence:
     found: Contradictions
     noise: LabelNoise
     probability: Doubles
+    doubt: Doubles
     groups: tuple[Rows, ...] = ()
 
     @property
@@ -36,8 +40,8 @@ class Evidence:
 
     @property
     def order(self) -> Rows:
-        """int64 (n,), the images from the most to the least contradicted; last those that cannot be judged."""
-        return np.argsort(-np.nan_to_num(self.margin, nan=-np.inf), kind="stable")
+        """int64 (n,), the images from the most to the least doubtful label; last those that cannot be judged."""
+        return np.argsort(-np.nan_to_num(self.doubt, nan=-np.inf), kind="stable")
 
     @classmethod
     def of(
@@ -65,16 +69,29 @@ class Evidence:
         units = units_of(labels, groups)
         found = contradictions(features, labels, num_classes, seed=seed, units=units)
         noise = _noise(found)
-        margin = np.nan_to_num(found.margin, nan=-np.inf)
-        doubtful = np.argsort(-margin, kind="stable")[: round(noise.share * len(labels))]
-        doubtful = doubtful[margin[doubtful] > 0]
+        doubt = np.nan_to_num(log_odds(found, labels), nan=-np.inf)
+        doubtful = np.argsort(-doubt, kind="stable")[: round(noise.share * len(labels))]
+        doubtful = doubtful[np.nan_to_num(found.margin[doubtful], nan=-1) > 0]
+        trusted = np.ones(len(labels), bool)
         if len(doubtful):
-            trusted = np.ones(len(labels), bool)
             trusted[doubtful] = False
             again = contradictions(features, labels, num_classes, seed=seed, trusted=trusted, units=units)
             found = again.or_earlier(found)
             noise = _noise(found)
-        return cls(labels, found, noise, noise.probability(found.scores, found.margin), tuple(groups))
+        doubt = log_odds(found, labels, np.flatnonzero(trusted))
+        probability = _in_order(noise.probability(found.scores, found.margin), doubt)
+        return cls(labels, found, noise, probability, doubt, tuple(groups))
+
+
+def _in_order(probability: Doubles, doubt: Doubles) -> Doubles:
+    """The probabilities, evened out so that they never rise as the doubt falls; their sum stays."""
+    from sklearn.isotonic import IsotonicRegression  # noqa: PLC0415
+
+    known = np.flatnonzero(~np.isnan(doubt))
+    if len(known) and probability[known].any():
+        probability = probability.copy()
+        probability[known] = IsotonicRegression().fit_transform(doubt[known], probability[known])
+    return probability
 
 
 def _noise(found: Contradictions) -> LabelNoise:

@@ -6,6 +6,7 @@ import numpy as np
 
 from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.table import LIKELY
+from proxygml.data.catalog import Catalog
 from proxygml.errors import counted
 
 MANY = 0.4
@@ -41,6 +42,24 @@ def summary(evidence: Evidence, classes: list[str], item: str) -> tuple[str, ...
             f"With {counted(judged, item)}, these figures are rough: look at the top of the list in any case."
         )
     return tuple(sentences)
+
+
+def copies_summary(catalog: Catalog, evidence: Evidence) -> tuple[str, ...]:
+    """A sentence each on near-duplicates under two labels and in two splits, where there are some."""
+    splits = catalog.table["split"].to_numpy()
+    labels = sum(len(set(evidence.labels[group])) > 1 for group in evidence.groups)
+    across = sum(len(set(splits[group])) > 1 for group in evidence.groups)
+    sentences = []
+    if labels:
+        sentences.append(f"{counted(labels, 'group')} of near-duplicates {_have(labels)} more than one label.")
+    if across:
+        words = "in more than one split: figures of the test split are too good."
+        sentences.append(f"{counted(across, 'group')} of near-duplicates {'lies' if across == 1 else 'lie'} {words}")
+    return tuple(sentences)
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
 
 
 def _wrong(evidence: Evidence, judged: int, item: str) -> list[str]:

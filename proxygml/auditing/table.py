@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from proxygml.arrays import Rows
 from proxygml.auditing.evidence import Evidence
 from proxygml.data.catalog import Catalog
 
@@ -13,8 +14,14 @@ LIKELY = 0.5
 """From this probability on, a label is more likely wrong than right."""
 
 
-def audit_table(catalog: Catalog, classes: list[str], evidence: Evidence) -> pd.DataFrame:
-    """All images, from the most to the least contradicted.
+def audit_table(catalog: Catalog, rows: Rows, classes: list[str], evidence: Evidence) -> pd.DataFrame:
+    """All images, from the most to the least doubtful label.
+
+    Args:
+        catalog: the images that were audited.
+        rows: int64 (n,), their rows in the whole catalog.
+        classes: the C classes.
+        evidence: on their labels.
 
     Returns:
         Columns: `rank` from 1; `row` of the catalog; `path` and `id` where the catalog has them; `label`; `split`;
@@ -24,7 +31,7 @@ def audit_table(catalog: Catalog, classes: list[str], evidence: Evidence) -> pd.
     """
     found = evidence.found
     names = np.array([*classes, ""], dtype=object)
-    table = pd.DataFrame({"row": catalog.table.index.to_numpy()})
+    table = pd.DataFrame({"row": rows})
     for name in NAMES:
         if name in catalog.table:
             table[name] = catalog.table[name].to_numpy()
@@ -41,9 +48,32 @@ def audit_table(catalog: Catalog, classes: list[str], evidence: Evidence) -> pd.
         keep=~(evidence.probability >= LIKELY),
     )
     table["reasons"] = _reasons(evidence, table["label"].tolist(), table["suggestion"].tolist())
+    for group in evidence.groups:
+        if len(set(evidence.labels[group])) > 1:
+            for place in group:
+                other = group[evidence.labels[group] != evidence.labels[place]][0]
+                copy = f"nearly the same as row {rows[other]}, which is labelled {classes[evidence.labels[other]]}"
+                table.loc[place, "reasons"] = "; ".join(filter(None, [table.loc[place, "reasons"], copy]))
     ordered = table.iloc[evidence.order].reset_index(drop=True)
     ordered.insert(0, "rank", np.arange(1, len(table) + 1))
     return ordered
+
+
+def duplicates_table(catalog: Catalog, rows: Rows, evidence: Evidence) -> pd.DataFrame:
+    """Near-duplicates, one row an image.
+
+    Returns:
+        Columns: `group` from 1; `row`; `path` and `id` where the catalog has them; `label`; `split`; `two_labels` and
+        `two_splits`, whether the group has more than one.
+    """
+    places = np.concatenate([np.zeros(0, np.int64), *evidence.groups])
+    sizes = [len(group) for group in evidence.groups]
+    table = pd.DataFrame({"group": np.repeat(np.arange(1, len(sizes) + 1), sizes), "row": rows[places]})
+    for name in (*(name for name in NAMES if name in catalog.table), "label", "split"):
+        table[name] = catalog.table[name].to_numpy()[places]
+    for name in ("label", "split"):
+        table[f"two_{name}s"] = table.groupby("group")[name].transform("nunique").gt(1).astype(bool)
+    return table
 
 
 def _reasons(evidence: Evidence, labels: list[str], suggestions: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ def labelled_vectors(
     return vectors.astype(np.float32), [f"c{label:02d}" for label in labels]
 
 
-def write_file(path: Path, vectors: npt.NDArray[np.floating], labels: list[str], **columns: list[object]) -> Path:
+def write_file(path: Path, vectors: npt.NDArray[np.floating], labels: list[str], /, **columns: list[object]) -> Path:
     """A Parquet file with the columns product, sku and embedding."""
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     names = [f"s{row}" for row in range(len(vectors))]
