@@ -195,7 +195,9 @@ def catalogs(rows: int, size: int, classes: int, folder: Path) -> None:
     for count in (rows // 10, rows):
         write_vectors(folder / "catalog.parquet", count, size, classes, splits=True)
         for name, out in (("embed", folder / f"{count}.parquet"), ("index", folder / f"{count}.gallery")):
-            times[name], peak = run_measured([name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)])
+            times[name], peak = run_measured(
+                [name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)]
+            )
             peaks[name].append(peak)
     for name, (small, large) in peaks.items():
         grown = f"{max(0, large - small) / (rows - rows // 10):.0f} bytes"

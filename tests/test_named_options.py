@@ -6,7 +6,7 @@ from pathlib import Path
 
 import proxygml
 from proxygml.data.datasets import DATASETS
-from tests.test_urls import parsers
+from tests.test_urls import parser_of, parsers
 
 PACKAGE = Path(proxygml.__file__).parent
 OTHERS = {"--torch-backend"}  # of another program
@@ -25,7 +25,7 @@ def named_options() -> set[tuple[str, str]]:
 
 def test_every_option_that_a_message_names_exists_and_is_spelt_as_the_help_spells_it() -> None:
     known = {option for parser in parsers().values() for option in parser._option_string_actions}
-    known |= {"--help", "--version"} | OTHERS
+    known |= set(parser_of("prepare", "--labels")._option_string_actions) | {"--help", "--version"} | OTHERS
     assert {(option, file) for option, file in named_options() if option not in known} == set()
 
 

@@ -56,7 +56,8 @@ class Evidence:
 
         The second pass makes its models without the labels that the first contradicts most, as many as it takes for
         wrong: wrong labels draw the proxies of their classes towards them. Near-duplicates of one label do not judge
-        each other: a series of photos that got a wrong label together would confirm itself.
+        each other: a series of photos that got a wrong label together would confirm itself. The doubt is the mean of
+        both passes, whose folds are different ones, so that chance in the folds evens out.
 
         Args:
             features: of n images.
@@ -69,16 +70,16 @@ class Evidence:
         units = units_of(labels, groups)
         found = contradictions(features, labels, num_classes, seed=seed, units=units)
         noise = _noise(found)
-        doubt = np.nan_to_num(log_odds(found, labels), nan=-np.inf)
-        doubtful = np.argsort(-doubt, kind="stable")[: round(noise.share * len(labels))]
+        doubt = log_odds(found, labels)
+        doubtful = np.argsort(-np.nan_to_num(doubt, nan=-np.inf), kind="stable")[: round(noise.share * len(labels))]
         doubtful = doubtful[np.nan_to_num(found.margin[doubtful], nan=-1) > 0]
         trusted = np.ones(len(labels), bool)
         if len(doubtful):
             trusted[doubtful] = False
-            again = contradictions(features, labels, num_classes, seed=seed, trusted=trusted, units=units)
+            again = contradictions(features, labels, num_classes, seed=seed + 1, trusted=trusted, units=units)
             found = again.or_earlier(found)
             noise = _noise(found)
-        doubt = log_odds(found, labels, np.flatnonzero(trusted))
+            doubt = (doubt + log_odds(found, labels, np.flatnonzero(trusted))) / 2
         probability = _in_order(noise.probability(found.scores, found.margin), doubt)
         return cls(labels, found, noise, probability, doubt, tuple(groups))
 

@@ -25,14 +25,16 @@ SHAPE = ("backbone", "pooling", "embedding_size", "feature_norm", "head", "hidde
 
 
 def continuing(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe with the network of a finished run to start from.
+    """The recipe with the network of a finished run to start from; without the rows that it dropped from its catalog.
 
     Raises:
         RunError: there is no finished run.
     """
     old = read_model(run).embedder
     network = replace(recipe.embedder, **{key: getattr(old, key) for key in SHAPE}, weights="none")
-    return replace(recipe, embedder=network, start_from=str(run.resolve()))
+    dropped = RunFolder(run).read_recipe().drop if recipe.drop else ""
+    drop = "" if recipe.drop == dropped else recipe.drop
+    return replace(recipe, embedder=network, drop=drop, start_from=str(run.resolve()))
 
 
 def load_network(embedder: Embedder, run: Path) -> None:

@@ -91,4 +91,5 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     weights = recipe.embedder.weights
     if weights not in ("pretrained", "none"):
         weights = absolute(weights)
-    return replace(recipe, catalog=catalog, drop=drop, start_from=old, embedder=replace(recipe.embedder, weights=weights))
+    network = replace(recipe.embedder, weights=weights)
+    return replace(recipe, catalog=catalog, drop=drop, start_from=old, embedder=network)
