@@ -6,6 +6,7 @@ The page is one file that loads nothing. What it shows is bounded: the first ima
 import base64
 import hashlib
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,8 @@ from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.table import NAMES
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import thumbnail
-from proxygml.errors import counted
+from proxygml.data.images import decode_image, small_picture
+from proxygml.errors import ImageError, counted
 
 MOST_ITEMS = 200
 """Images that a page shows unless it is told otherwise."""
@@ -223,15 +224,16 @@ def _copies_section(audited: Audited, groups: list[Rows], title: str, text: str)
 
 
 def _pictures(audited: Audited, large: set[int], small: set[int]) -> dict[int, str]:
-    """JPEGs in base64, for each image whose file is there."""
+    """JPEGs in base64, for each image that can be read."""
     if not audited.catalog.has_images:
         return {}
     paths, boxes = audited.catalog.paths, audited.catalog.boxes
     pictures = {}
     for place in track(sorted(large | small), "drawing the page"):
-        if paths[place].is_file():
-            box = None if boxes is None or not boxes[place].any() else boxes[place].tolist()
-            pictures[place] = _jpeg(thumbnail(paths[place], box, PICTURE if place in large else SMALL))
+        box = None if boxes is None or not boxes[place].any() else boxes[place].tolist()
+        side, path = PICTURE if place in large else SMALL, paths[place]
+        with suppress(ImageError):  # its name is shown then
+            pictures[place] = _jpeg(small_picture(decode_image(path), box, side, str(path)))
     return pictures
 
 

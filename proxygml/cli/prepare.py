@@ -10,7 +10,7 @@ from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import add_force, add_on_bad, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
-from proxygml.urls import as_place
+from proxygml.urls import Place, as_place
 
 if TYPE_CHECKING:
     from proxygml.data.datasets import Dataset
@@ -82,7 +82,7 @@ def _correct(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "%(prog)s --labels CORRECTIONS --catalog CATALOG --out CATALOG [options]"
     words = "corrections, as the page of `proxygml audit` saves them: row, decision (keep, correct, remove), corrected"
     parser.add_argument("--labels", type=Path, required=True, help=words)
-    parser.add_argument("--catalog", type=Path, required=True, help="the catalog that was audited")
+    parser.add_argument("--catalog", type=Place, required=True, help="the catalog that was audited")
     words = "the corrected catalog to write; with --force it may be the same file"
     parser.add_argument("--out", type=Path, required=True, help=words)
     words = "accept corrected labels that no row of the catalog has"

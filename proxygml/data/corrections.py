@@ -17,6 +17,7 @@ from proxygml.data.row_list import read_row_list, rows_named
 from proxygml.errors import CatalogError, did_you_mean, first_few
 from proxygml.files import PathLike, check_overwrite, local_path
 from proxygml.spreadsheet import without_formulas
+from proxygml.urls import as_place
 
 DECISIONS = ("keep", "correct", "remove")
 CORRECTIONS = "a table of corrections"
@@ -66,9 +67,10 @@ def correct_labels(
             left, or a class would be in two splits.
         OverwriteError: something is at `out`, and `force` is False.
     """
-    place, source, target = (
-        local_path(given, name)
-        for given, name in ((corrections, "the corrections"), (catalog, "the catalog"), (out, "out"))
+    place, target, source = (
+        local_path(corrections, "labels"),
+        local_path(out, "out"),
+        as_place(catalog, "catalog", CatalogError),
     )
     check_suffix(target)
     check_overwrite(target, force)
