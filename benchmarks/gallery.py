@@ -33,7 +33,7 @@ from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
 
 PER_CLASS, CLASSES_PER_GROUP, SPREAD, QUERIES, K = 10, 30, 0.7, 200, 10
-KINDS: tuple[Kind, ...] = ("hnsw", "ivfpq")
+KINDS: tuple[Kind, ...] = ("hnsw", "ivfpq", "int8", "binary", "ivfbinary")
 
 
 def clustered(count: int, size: int, seed: int) -> tuple[Vectors, Vectors]:
