@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from proxygml.loss.lazy_adam import LazyAdam as LazyAdam
     from proxygml.loss.proxygml_loss import ProxyGMLLoss as ProxyGMLLoss
     from proxygml.models.embedder import Embedder as Embedder
-    from proxygml.models.onnx_export import export as export
     from proxygml.training.evaluate_run import evaluate_run as evaluate_run
+    from proxygml.training.export import export as export
     from proxygml.training.recipe import Recipe as Recipe
     from proxygml.training.train import train as train
 
@@ -48,7 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "loss.lazy_adam": ["LazyAdam"],
         "loss.proxygml_loss": ["ProxyGMLLoss"],
         "models.embedder": ["Embedder"],
-        "models.onnx_export": ["export"],
+        "training.export": ["export"],
         "training.evaluate_run": ["evaluate_run"],
         "training.recipe": ["Recipe"],
         "training.train": ["train"],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
+from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_engine, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import counted
@@ -26,10 +26,12 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "how numbers are written: float32, float16, int8 (a byte each), or binary (a bit each)"
     parser.add_argument("--dtype", type=Literal["float32", "float16", "int8", "binary"], default="float32", help=words)
     add_embedding(parser)
+    add_engine(parser)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     from proxygml.gallery.embed import embed
 
-    file = embed(options.run, options.out, **chosen(options, *SOURCE, "vectors", "dimensions", "dtype", *EMBEDDING))
+    names = (*SOURCE, "vectors", "dimensions", "dtype", *EMBEDDING, "engine")
+    file = embed(options.run, options.out, **chosen(options, *names))
     dtype = "" if options.dtype == "float32" else f", {options.dtype}"
     say(f"{counted(file.rows, 'vector')} of size {file.dimension}{dtype}: {options.out}")

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import EMBEDDING, GALLERY_HELP, SOURCE, add_embedding, add_source, add_vectors, chosen
+from proxygml.cli.options import (
+    EMBEDDING,
+    GALLERY_HELP,
+    SOURCE,
+    add_embedding,
+    add_engine,
+    add_source,
+    add_vectors,
+    chosen,
+)
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError, counted
@@ -51,6 +60,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "keep the first so many numbers of each vector; queries are cut likewise; see `embedder.prefixes`"
     parser.add_argument("--dimensions", type=int | None, default=None, help=words)
     add_embedding(parser)
+    add_engine(parser)
     options = parser.parse(arguments)
     old = options.rebase or options.verify or options.remove or options.add
     check_inputs(
@@ -77,7 +87,8 @@ def _build(options: Namespace) -> None:
 
     if options.run is None:
         raise UserError("no run folder is given: proxygml index RUN --out GALLERY ...")
-    settings = chosen(options, *SOURCE, "vectors", "kind", "refine", "false_accept_rate", "dimensions", *EMBEDDING)
+    names = ("vectors", "kind", "refine", "false_accept_rate", "dimensions", "engine")
+    settings = chosen(options, *SOURCE, *names, *EMBEDDING)
     gallery = index(options.run, options.out, **settings)
     say(f"{counted(len(gallery), 'item')}, {gallery.manifest.kind}: {options.out}")
     _print_index(gallery)
@@ -116,7 +127,7 @@ def _add(options: Namespace) -> None:
     gallery = Gallery.load(options.out)
     done = add_items(
         gallery,
-        Model.of_gallery(gallery, options.run),
+        Model.of_gallery(gallery, options.run, options.engine),
         Source.of(**chosen(options, *SOURCE, "vectors")),
         **chosen(options, "on_bad", "workers", "batch_size"),
     )

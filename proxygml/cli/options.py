@@ -48,6 +48,12 @@ def add_embedding(parser: Parser) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="images embedded at a time")
 
 
+def add_engine(parser: Parser) -> None:
+    """What computes the embeddings."""
+    words = "what runs the network: torch; onnx (ONNX Runtime) or openvino, on the CPU, which give the same embeddings"
+    parser.add_argument("--engine", type=Literal["torch", "onnx", "openvino"], default="torch", help=words)
+
+
 def add_on_bad(parser: Parser, fail: str) -> None:
     """What to do with images that cannot be read."""
     words = f"images that cannot be read are listed; fail: {fail}; drop: leave them out"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import GALLERY_HELP, add_run, chosen
+from proxygml.cli.options import GALLERY_HELP, add_engine, add_run, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import check_extra, counted
@@ -20,6 +20,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="the port to listen on; 0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0 lets other machines in")
     add_run(parser)
+    add_engine(parser)
     parser.add_argument(
         "--page", type=bool, default=True, help="whether to serve a page to search on, beside the HTTP interface"
     )
@@ -50,7 +51,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
 
     limits = Limits(**chosen(options, *(key.name for key in fields(Limits))))
     gallery = Gallery.load(options.gallery)
-    embedder = Model.of_gallery(gallery, options.run).embedder()
+    embedder = Model.of_gallery(gallery, options.run, options.engine).embedder()
     service = Service(gallery, embedder, limits, options.added_images or None)
     token = os.environ.get("PROXYGML_TOKEN", "")
     names = [*local_names(options.host), *(options.allowed_host or [])]

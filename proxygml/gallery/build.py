@@ -29,6 +29,7 @@ from proxygml.gallery.vector_input import ITEM_ID, of_catalog, of_catalog_file
 from proxygml.gallery.vectors import unit_vectors
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.embedder import Embedder
+from proxygml.models.engines import Engine
 from proxygml.models.prefix import cut_to, vector_prefix
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
@@ -53,6 +54,7 @@ def index(
     workers: int = 2,
     batch_size: int = 64,
     dimensions: int | None = None,
+    engine: Engine = "torch",
 ) -> Gallery:
     """Build a gallery of a catalog's images, of images in folders, or of vectors that `embed` wrote.
 
@@ -75,6 +77,7 @@ def index(
         workers: processes that decode images; 0 decodes in this one.
         batch_size: images embedded at a time.
         dimensions: keep the first so many numbers of each vector; queries are cut likewise. See `embedder.prefixes`.
+        engine: what computes the embeddings; see `embed`. The gallery may be searched with any.
 
     Returns:
         The gallery, ready to search.
@@ -85,7 +88,7 @@ def index(
     place, source = as_place(run, "run"), Source.of(catalog, images, vectors, split)
     check_local(out, "out", gallery=True)
     return build_gallery(
-        Model.of(place),
+        Model.of(place, engine),
         source,
         out if isinstance(out, str) else Path(out),
         kind=kind,

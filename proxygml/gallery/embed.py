@@ -13,6 +13,7 @@ from proxygml.files import PathLike, cache_folder, check_ending
 from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
+from proxygml.models.engines import Engine
 from proxygml.models.prefix import check_dimensions, vector_prefix
 from proxygml.remote import check_free
 from proxygml.urls import Place, as_place
@@ -33,6 +34,7 @@ def embed(
     batch_size: int = 64,
     dimensions: int | None = None,
     dtype: Dtype = "float32",
+    engine: Engine = "torch",
 ) -> VectorFile:
     """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
 
@@ -54,6 +56,7 @@ def embed(
         batch_size: images embedded at a time.
         dimensions: write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`.
         dtype: how numbers are written: float32, float16, int8 (a byte each) or binary (a bit each).
+        engine: what computes the embeddings: torch; onnx or openvino (on the CPU), which give the same up to 1e-4.
 
     Returns:
         The file: `.rows`, `.dimension`, and `.blocks()` of float32 vectors with their rows of the table.
@@ -67,7 +70,7 @@ def embed(
     check_free(file, force)
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(get_args(Dtype))}")
-    model = Model.of(place)
+    model = Model.of(place, engine)
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
     if model.takes_vectors:

@@ -14,6 +14,7 @@ from proxygml.files import PathLike
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.vector_input import VectorInput, items_of, of_catalog_file, of_file
 from proxygml.models.embedder import Embedder
+from proxygml.models.engines import Engine, load_embedder
 from proxygml.models.model_files import fingerprint, read_description
 from proxygml.models.run_files import local_run
 from proxygml.urls import Place, as_place, as_places
@@ -91,19 +92,21 @@ class Model:
     fingerprint: str
     folder: Path
     """Where its files are on this machine."""
+    engine: Engine = "torch"
+    """What computes the embeddings; those of all engines can be compared."""
 
     @classmethod
-    def of(cls, run: Place) -> "Model":
+    def of(cls, run: Place, engine: Engine = "torch") -> "Model":
         """The model of a run folder.
 
         Raises:
             RunError: there is none.
         """
         folder = local_run(run)
-        return cls(run.resolve() if isinstance(run, Path) else run, fingerprint(folder), folder.resolve())
+        return cls(run.resolve() if isinstance(run, Path) else run, fingerprint(folder), folder.resolve(), engine)
 
     @classmethod
-    def of_gallery(cls, gallery: Gallery, run: Place | None) -> "Model":
+    def of_gallery(cls, gallery: Gallery, run: Place | None, engine: Engine = "torch") -> "Model":
         """The gallery's own model, from where it was or from `run`.
 
         Raises:
@@ -114,7 +117,7 @@ class Model:
         place = run or as_place(gallery.manifest.run, "the gallery's run folder", GalleryError)
         if isinstance(place, Path) and not place.is_dir():
             raise GalleryError(f"the gallery's run folder {place} is not there: say where it is with --run")
-        model = cls.of(place)
+        model = cls.of(place, engine)
         if gallery.manifest.model and model.fingerprint != gallery.manifest.model:
             raise GalleryError(
                 f"{place} is another model (fingerprint {model.fingerprint[:12]}) than the one that the gallery was "
@@ -129,8 +132,8 @@ class Model:
         return "vectors" in read_description(self.folder)
 
     def embedder(self) -> Embedder:
-        """The embedder, on the GPU where there is one."""
-        return Embedder.load(self.folder, default_device())
+        """The embedder; of the engine torch, on the GPU where there is one."""
+        return load_embedder(self.folder, self.engine, default_device())
 
 
 def checked_vectors(path: Place, model: Model) -> VectorFile:

@@ -16,7 +16,7 @@ from proxygml import Embedder
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder_settings import EmbedderSettings
-from proxygml.models.onnx_export import export
+from proxygml.training.export import export
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.shared import shared_file
@@ -72,7 +72,7 @@ def test_a_file_never_lies_beside_the_description_of_another(tmp_path: Path, mon
 )
 def test_onnxruntime_gives_the_embeddings_of_pytorch(settings: EmbedderSettings, tmp_path: Path) -> None:
     embedder = untrained(tmp_path / "run", settings)
-    assert export(tmp_path / "run", tmp_path / "model.onnx") <= 1e-4
+    assert export(tmp_path / "run", tmp_path / "model.onnx").difference <= 1e-4
     for count in (1, 3):
         images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
         with torch.inference_mode():
