@@ -202,15 +202,13 @@ def _plot(points: Points, groupings: Sequence[Grouping]) -> object:
     plot.toolbar.active_drag = pan
     plot.toolbar.active_scroll = None  # map.js lets the wheel zoom once the map was clicked, and else scroll the page
 
-    def scatter(alpha: float) -> Scatter:
-        return Scatter(x="x", y="y", size=size, marker="marker", fill_color="colour", line_color=None, fill_alpha=alpha)
-
-    plot.add_glyph(
-        ColumnDataSource(columns, name="points"),
-        scatter(0.75),
-        selection_glyph=scatter(1),
-        nonselection_glyph=scatter(0.07),
-    )
+    mark: dict[str, Any] = {"size": size, "marker": "marker", "line_color": None}  # at the columns x and y
+    found = Scatter(fill_color="colour", **mark)
+    # Without their colours: a hundred faint marks on one place are as strong as the one that was found.
+    dimmed = Scatter(fill_color=UNKNOWN, fill_alpha=0.05, **mark)
+    usual = Scatter(fill_color="colour", fill_alpha=0.75, **mark)
+    source = ColumnDataSource(columns, name="points")
+    plot.add_glyph(source, usual, selection_glyph=found, nonselection_glyph=dimmed)
     return _renumbered(json_item(plot), {})
 
 
