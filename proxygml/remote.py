@@ -67,6 +67,17 @@ def read(url: Url, most: int, kind: type[UserError] = UserError) -> bytes:
     return content
 
 
+def opened(url: Url, kind: type[UserError] = UserError) -> Any:
+    """A file that can be read in pieces, each by one request.
+
+    Raises:
+        UserError: of that kind; it is not there, or cannot be read.
+    """
+    with _translating(url, kind):
+        files, path = _filesystem(url)
+        return files.open(path, "rb", cache_type="none")
+
+
 def read_kept(url: Url, most: int, kind: type[UserError] = UserError) -> bytes:
     """As `read`, from a copy on the disk where there is one that is a day old at most; else one is made."""
     copies = _copies("images")

@@ -21,6 +21,7 @@ from proxygml.data.formats import FORMATS, HEAD, HEIF_ENDINGS, MAX_TAGS, image_k
 from proxygml.data.jpeg import decode_jpeg, is_truncated, read_header, without_metadata
 from proxygml.data.levels import Assumption, as_levels, tell_once
 from proxygml.data.orientation import ORIENTATION, UPRIGHT, Pixels, read_entry, stated_orientation, turned
+from proxygml.data.packed import packed_place, read_packed
 from proxygml.errors import ImageError
 from proxygml.files import PathLike, check_size
 from proxygml.urls import Url, as_place
@@ -76,6 +77,8 @@ def read_file(place: PathLike, kept: bool = False) -> bytes:
     Raises:
         ImageError: it cannot be read.
     """
+    if (packed := packed_place(place)) is not None:
+        return read_packed(packed)
     path = as_place(place, "an image", ImageError)
     if isinstance(path, Url):
         from proxygml.remote import read, read_kept  # noqa: PLC0415  (most images are files)

@@ -16,6 +16,7 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.image_files import image_files
+from proxygml.data.packed import text_behind
 from proxygml.errors import ImageError
 from proxygml.urls import Place, Url, absolute, as_place, url_of
 
@@ -30,7 +31,7 @@ def file_stamps(paths: Sequence[str]) -> npt.NDArray[np.int64]:
     """
     found = np.zeros(len(paths), np.int64)
     remote: dict[int, Url] = {}
-    for row, path in enumerate(paths):
+    for row, path in enumerate(map(text_behind, paths)):
         if ":/" in path and (url := url_of(path)) is not None:
             remote[row] = url
         else:

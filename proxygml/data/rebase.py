@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from proxygml.data.catalog import READ_SUFFIXES, check_suffix
 from proxygml.data.catalog_table import read_csv_as_text
 from proxygml.data.csv_form import CsvForm
+from proxygml.data.packed import file_behind
 from proxygml.data.paths import rebased_paths
 from proxygml.errors import CatalogError
 from proxygml.files import PathLike, atomic_write, check_local, local_path
@@ -56,7 +57,7 @@ def rebase_catalog(catalog: PathLike, old: str, new: str) -> Rebased:
     moved = _moved(written, path, old, new)
     changed = (moved != written) & written.notna()
     _write_paths(path, moved)
-    missing = [place for place in moved[changed] if not (path.parent / place).exists()]
+    missing = [place for place in moved[changed] if not file_behind(path.parent / place).exists()]
     return Rebased(len(written), int(changed.sum()), missing)
 
 

@@ -18,6 +18,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.decode import read_file
 from proxygml.data.images import decode_image
+from proxygml.data.packed import file_behind
 from proxygml.data.transforms import scale_down, scaled_size
 from proxygml.errors import DatasetError, counted
 from proxygml.files import atomic_write, remove_leftovers
@@ -91,7 +92,7 @@ def _place(path: str) -> str:
 
 def _copy(source: Place, target: Path, size: Size, shorter_side: int) -> Path:
     """Make the copy where it is not there yet, and return its path."""
-    status = source.stat() if isinstance(source, Path) else None
+    status = file_behind(source).stat() if isinstance(source, Path) else None
     smaller = min(size) > shorter_side
     if smaller:
         target = _with_suffix(source, target)
@@ -115,11 +116,7 @@ def _copy(source: Place, target: Path, size: Size, shorter_side: int) -> Path:
 
 def _with_suffix(source: Place, target: Path) -> Path:
     """The name of a copy, with a suffix that says how it is encoded."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            start = file.read(16)
-    else:
-        start = read_file(source, kept=True)[:16]
+    start = read_file(source, kept=True)[:16]
     lossy = start.startswith(b"\xff\xd8") or start[8:16] in (b"WEBPVP8 ", b"WEBPVP8X")
     suffixes = (".jpg", ".jpeg") if lossy else (".png",)
     return target if target.suffix.lower() in suffixes else target.with_name(target.name + suffixes[0])

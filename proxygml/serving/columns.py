@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from proxygml.data.packed import file_behind
 from proxygml.errors import GalleryError, GalleryServerError
 from proxygml.gallery.base import Gallery
 
@@ -67,6 +68,6 @@ def _texts(cell: Any) -> Iterator[str]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).exists()
+        return file_behind(Path(path)).exists()
     except OSError:  # a text that is too long to be a path
         return False
