@@ -2,6 +2,7 @@
 
     python -m benchmarks.kills                # 20 kills of each command
     python -m benchmarks.kills --kills 100
+    python -m benchmarks.kills --ray          # ten kills of a worker of `embed --ray`; see ray_kills.py
 
 Each command runs in a process of its own on small images, and gets SIGKILL at a moment drawn evenly over the time that
 it takes. Then the files must be as they were before the command or as they are after it, and the same command (for
@@ -26,6 +27,7 @@ from PIL import Image
 from rich.table import Table
 
 from benchmarks.measure import console
+from benchmarks.ray_kills import kill_workers
 from proxygml import Catalog, Gallery
 from proxygml.cli.main import main as proxygml
 from proxygml.data.vector_file import VectorFile
@@ -252,17 +254,21 @@ def relative(state: State, folder: Path) -> State:
 def main() -> int:
     """Kill each command, and print what was left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="kills of each command")
+    parser.add_argument("--kills", type=int, help="kills of each command (default: 20; with --ray, 10)")
+    parser.add_argument("--ray", action="store_true", help="kill workers of `embed --ray` instead")
     parser.add_argument("--only", nargs="*", default=[case.name for case in CASES], help="names of commands")
     options = parser.parse_args()
+    if options.ray:
+        return int(kill_workers(options.kills or 10, make_template) > 0)
     chosen, faults = random.Random(0), 0
+    kills = options.kills or 20
     table = Table("command", "started", "killed before its end", "files as before", "files as after", "faults")
     with tempfile.TemporaryDirectory() as place:
         template = Path(place).resolve() / "template"
         make_template(template)
         for case in (case for case in CASES if case.name in options.only):
-            count = try_case(case, template, Path(place).resolve() / case.name, options.kills, chosen)
-            numbers = options.kills, count.killed, count.before, count.after, count.faults
+            count = try_case(case, template, Path(place).resolve() / case.name, kills, chosen)
+            numbers = kills, count.killed, count.before, count.after, count.faults
             table.add_row(case.name, *map(str, numbers))
             faults += count.faults
             console.print(f"{case.name}: {count}")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_settings import ImageSettings
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.ray_session import ray_session
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.recipe import Recipe
 from tests.helpers.milvus_server import shared_server
@@ -78,6 +80,14 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         folder = folder.parent
     with shared_server(folder / "milvus") as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """Ray on this machine, which commands with --ray then find; tests that use it are of the xdist group `ray`."""
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with ray_session("local") as module:
+        yield module
 
 
 @pytest.fixture(params=BACKENDS)

@@ -7,12 +7,13 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import recipe_with
+from proxygml.cli.options import add_ray, recipe_with
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
 
-OWN = ("recipe", "run", "part", "from", "out")
+RAY = ("ray", "ray_cpus", "ray_gpus")
+OWN = ("recipe", "run", "from", "out", *RAY)
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -23,12 +24,15 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "the YAML file of a comparison, or the name of one that comes with proxygml, such as glyphs"
     parser.add_argument("--recipe", default="", help=words)
     parser.add_argument("--run", type=Path | None, default=None, help="the folder of the comparison")
-    words = "2/8 runs the second of eight parts, for machines that share the folder (default: 1/1)"
-    parser.add_argument("--part", default="", help=words)
     words = "cells.csv files of other machines or days: with --recipe, their rows are not trained again; with --out, "
     parser.add_argument("--from", type=Path, nargs="+", default=[], help=words + "the table is made of them alone")
     words = "the folder for a table of the rows of --from alone"
     parser.add_argument("--out", type=Path | None, default=None, help=words)
+    add_ray(parser, "train many cells at a time")
+    words = "with --ray: processors of each cell (default: one for each of its workers)"
+    parser.add_argument("--ray_cpus", type=int, help=words)
+    words = "with --ray: GPUs of each cell, such as 0.5 where two share one (default: one, where there are some)"
+    parser.add_argument("--ray_gpus", type=float, help=words)
     parser.add_class_arguments(Recipe, as_group=False)
     parser.takes_urls("catalog", "embedder.weights")
     options = parser.parse(arguments, only_given=True)
@@ -54,7 +58,10 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     check_inputs(catalog=shared.catalog)
     from proxygml.comparison.compare import compare
 
-    if compare(replace(comparison, shared=shared), options.run, part=options.get("part", "1/1"), rows=rows) is not None:
+    given = {name: options[name] for name in RAY if name in options}
+    if "ray" not in given and given:
+        raise UserError(f"--{next(iter(given))} is for --ray, which is not given")
+    if compare(replace(comparison, shared=shared), options.run, rows=rows, **given) is not None:
         say(f"cells:  {options.run / 'cells.csv'}")
         _print_table(options.run)
 

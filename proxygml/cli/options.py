@@ -54,6 +54,12 @@ def add_engine(parser: Parser) -> None:
     parser.add_argument("--engine", type=Literal["torch", "onnx", "openvino"], default="torch", help=words)
 
 
+def add_ray(parser: Parser, what: str) -> None:
+    """Whether Ray divides the work."""
+    words = f"{what} with Ray: on the cluster at ADDRESS; alone, on the Ray that runs here, or one that is started"
+    parser.add_argument("--ray", type=str, nargs="?", const="auto", default=None, metavar="ADDRESS", help=words)
+
+
 def add_on_bad(parser: Parser, fail: str) -> None:
     """What to do with images that cannot be read."""
     words = f"images that cannot be read are listed; fail: {fail}; drop: leave them out"

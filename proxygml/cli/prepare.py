@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import add_force, add_on_bad, chosen
+from proxygml.cli.options import add_force, add_on_bad, add_ray, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.urls import Place, as_place
@@ -42,6 +42,9 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         parser.add_argument("--workers", type=int | None, default=None, help=words)
         words = "store smaller copies of the images, this many pixels on the shorter side"
         parser.add_argument("--resize", type=int | None, default=None, help=words)
+        words = "put the images together in shards, for training from a store of objects"
+        parser.add_argument("--pack", action="store_true", help=words)
+        add_ray(parser, "open the images in many processes")
     parser.takes_urls("root")
     options = parser.parse(arguments[1:])
     root = options.get("root")
@@ -54,7 +57,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         root,
         options.out,
         options=chosen(options, *(key for key in own if key != "root")),
-        **chosen(options, "on_bad", "force", *(() if dataset.has_vectors else ("workers", "resize"))),
+        **chosen(options, "on_bad", "force", *(() if dataset.has_vectors else ("workers", "resize", "pack", "ray"))),
     )
     say(f"catalog: {options.out}")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from accelerate import PartialState
 
 from proxygml.arguments import check_arguments
+from proxygml.comparison.on_ray import RayOptions, run_on_ray
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.process import end_where_imported
 from proxygml.comparison.report import write_comparison
 from proxygml.comparison.row import read_rows, write_rows
-from proxygml.comparison.runner import Part, Runner
+from proxygml.comparison.runner import Runner
 from proxygml.comparison.tables import Summary
-from proxygml.console import console
+from proxygml.errors import UserError
 from proxygml.files import PathLike, local_path, local_paths
 from proxygml.training.recipe_files import find_recipe
 from proxygml.training.train import with_absolute_paths
@@ -26,8 +27,10 @@ def compare(
     run: PathLike,
     *,
     catalog: PathLike | None = None,
-    part: str = "1/1",
     rows: PathLike | Sequence[PathLike] = (),
+    ray: str | None = None,
+    ray_cpus: int | None = None,
+    ray_gpus: float | None = None,
 ) -> Summary | None:
     """Train and evaluate methods with several seeds under one protocol, and write one table of all.
 
@@ -38,11 +41,16 @@ def compare(
         recipe: its values, its YAML file, or the name of a comparison that comes with proxygml ("glyphs").
         run: the folder of the comparison: a run folder for each cell, cells.csv, table.md, table.csv, comparison.html.
         catalog: the table of images, in place of the recipe's own.
-        part: "2/8" runs the second of eight parts, for machines that share the folder.
         rows: cells.csv files whose rows are not trained again.
+        ray: the address of a Ray cluster, which trains many cells at a time; "auto" takes the Ray that runs on this
+            machine, or starts one. The folder, the catalog, its images and the weights must be where all machines find
+            them under the same paths. None trains one cell after the other.
+        ray_cpus: with `ray`, processors of each cell, and threads that it computes with; by default one for each of the
+            recipe's workers.
+        ray_gpus: with `ray`, GPUs of each cell, such as 0.5 where two share one; by default one, where there are some.
 
     Returns:
-        The table; None where no cell is finished yet, and on all but the main process.
+        The table; None on all but the main process.
 
     Raises:
         UserError: the recipe, a catalog or weights are missing or do not fit each other, the folder holds cells of
@@ -53,15 +61,16 @@ def compare(
     folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
     shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
-    share, known = Part.read(part), read_rows(files)
-    runner = Runner(replace(comparison, shared=with_absolute_paths(shared)), folder, known)
-    runner.run(share)
+    runner = Runner(replace(comparison, shared=with_absolute_paths(shared)), folder.resolve(), read_rows(files))
+    if ray is None:
+        runner.run()
+    elif PartialState().num_processes > 1:
+        raise UserError("--ray starts the processes itself: call it without torchrun and accelerate launch")
+    else:
+        run_on_ray(runner, RayOptions(ray, ray_cpus, ray_gpus))
     if not PartialState().is_main_process:
         return None
     found = runner.rows()
-    if not found:
-        console.print("no cell is finished yet, and this part has none to train: there is no table", markup=False)
-        return None
     write_rows(runner.store.rows_file, found)
     return _write(Summary(found, runner.planned()), folder)
 

@@ -4,13 +4,8 @@ datasets/ has one file for each data set, which knows its layout on disk. `prepa
 their order; its arguments, described in full, make it longer than a screen.
 """
 
-import os
-import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from proxygml.arguments import check_arguments
-from proxygml.console import console, track
+from proxygml.console import console
 from proxygml.data.archives import ARCHIVE_SUFFIXES, is_archive, unpacked
 from proxygml.data.bounds import MAX_PIXELS
 from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix
@@ -28,13 +23,14 @@ from proxygml.data.class_names import check_class_names
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.datasets.layout import check_root
-from proxygml.data.decode import read_file
-from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
 from proxygml.data.image_files import ListedFolder
 from proxygml.data.image_folders import ImageFolders
 from proxygml.data.image_list import file_stamps
+from proxygml.data.inspection import Inspection, inspect_all
+from proxygml.data.inspection_parts import inspect_on_ray, remove_inspections
+from proxygml.data.pack import pack_images
 from proxygml.data.resize import Size, copy_smaller
-from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole, counted
+from proxygml.errors import DatasetError, check_whole, counted
 from proxygml.files import PathLike, atomic_write, check_overwrite, local_path, remove_folder
 from proxygml.remote import local_file
 from proxygml.spreadsheet import without_formulas
@@ -60,17 +56,6 @@ class Finding(NamedTuple):
     """False for what is reported, but stays as it is."""
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What was found when an image file was opened: its hash and its size in pixels, or what is wrong."""
-
-    digest: bytes = b""
-    width: int = 0
-    height: int = 0
-    kind: str = ""
-    problem: str = ""
-
-
 @check_arguments
 def prepare(
     dataset: str | Dataset,
@@ -82,6 +67,8 @@ def prepare(
     force: bool = False,
     workers: int | None = None,
     resize: int | None = None,
+    pack: bool = False,
+    ray: str | None = None,
 ) -> Catalog:
     """Turn a download, or images of one's own, into a checked catalog.
 
@@ -109,6 +96,10 @@ def prepare(
         workers: How many images are opened at a time; by default as many as there are processors.
         resize: Store a smaller copy of each image, this many pixels on the shorter side, in a folder beside `out`, and
             list the copies in the catalog; see `resize.copy_smaller`.
+        pack: Put the images, or their smaller copies, together in shards in a folder beside `out`, for training from a
+            store of objects, and list the packed images in the catalog; see `pack.pack_images`.
+        ray: Open the images in many processes: the address of a Ray cluster; "auto" takes the Ray that runs on this
+            machine, or starts one. The images must be where all machines find them under the same paths.
 
     Returns:
         The catalog as it was written.
@@ -126,6 +117,8 @@ def prepare(
 
         if resize is not None:
             raise DatasetError("resize is for images, and vectors have none: leave it out")
+        if pack or ray is not None:
+            raise DatasetError("pack and ray are for images, and vectors have none: leave them out")
         return prepare_vectors(dataset, place, out, on_bad=on_bad, force=force)
     dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
@@ -138,9 +131,9 @@ def prepare(
     if dataset.hidden is not None and (left_out := dataset.hidden(catalog.folder)):
         console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
-    paths = catalog.paths
-    in_rows = _open_all(paths, workers, kept=resize is not None)
-    inspections = dict(zip(paths, in_rows, strict=True))
+    paths, kept = catalog.paths, resize is not None or pack
+    found = inspect_all(paths, workers, kept) if ray is None else inspect_on_ray(paths, out, ray, workers)
+    in_rows = [found[path] for path in paths]
     findings, catalog = _judge(catalog, in_rows, benchmark=dataset.published is not None)
     findings = strays + findings
     _print_findings(findings, on_bad)
@@ -151,11 +144,16 @@ def prepare(
         warn(warning)
     superseded = images.superseded(catalog.folder)
     if resize is not None:
-        sizes = {path: Size(inspection.height, inspection.width) for path, inspection in inspections.items()}
+        sizes = {path: Size(inspection.height, inspection.width) for path, inspection in found.items()}
         catalog = copy_smaller(catalog, sizes, copies.started(_origin(catalog)), resize, workers)
         superseded += copies.superseded(catalog.folder)
+    if pack:
+        packs = ImageFolders(out.with_suffix(".packed"))
+        catalog = pack_images(catalog, packs.started(_origin(catalog)), workers)
+        superseded += packs.superseded(catalog.folder)
     publish(catalog, out, bad, dropped_list, force)
     _remove(superseded, out)
+    remove_inspections(out)
     print_counts(catalog, out)
     return Catalog.read(out)
 
@@ -257,59 +255,6 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
         for path, problem in dataset.strays(catalog.folder)
         if isinstance(catalog.folder, Url) or (catalog.folder / path).resolve() not in written
     ]
-
-
-def _open_all(paths: Sequence[Place], workers: int | None, kept: bool) -> list[Inspection]:
-    """Open every file once, however many rows name it, in processes that are stopped at their limits.
-
-    `kept`: whether what is read from URLs is kept on the disk, since it will be read again.
-    """
-    if workers is not None:
-        check_whole("workers", workers, 1, MOST_WORKERS, DatasetError)
-    unique = list(dict.fromkeys(paths))
-    size = min(workers or os.cpu_count() or 1, max(1, len(unique)))
-    with DecoderPool(size) as decoders:
-        pool = ThreadPoolExecutor(size)
-        try:
-            jobs = pool.map(partial(inspect, decoders, kept=kept), unique)
-            inspections = dict(zip(unique, track(jobs, "Opening images", len(unique)), strict=True))
-        finally:
-            pool.shutdown(cancel_futures=True)  # at Ctrl-C, do not open the rest first
-    return [inspections[path] for path in paths]
-
-
-def inspect(decoders: DecoderPool, path: Place, kept: bool = False) -> Inspection:
-    """Read and decode one file; see `_open_all`."""
-    return _inspect_remote(decoders, path, kept) if isinstance(path, Url) else _inspect_file(decoders, path)
-
-
-def _inspect_file(decoders: DecoderPool, path: Path) -> Inspection:
-    try:
-        str(path).encode()
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            return Inspection(kind="unreadable", problem="is a device or a pipe")  # which would never end
-        facts = decoders.inspect(path)
-    except UnicodeEncodeError:
-        return Inspection(kind="unreadable", problem="has a name that is not UTF-8: rename it")
-    except FileNotFoundError:
-        return Inspection(kind="missing", problem="is a link to nothing" if path.is_symlink() else "is missing")
-    except OSError as error:
-        return Inspection(kind="unreadable", problem=f"cannot be read: {error.strerror}")
-    except (ImageError, DecoderStoppedError) as error:
-        return Inspection(kind="unreadable", problem=str(error).removeprefix(f"{path} "))
-    return Inspection(facts.digest, facts.width, facts.height)
-
-
-def _inspect_remote(decoders: DecoderPool, url: Url, kept: bool) -> Inspection:
-    """The same for a URL, which is read here: the processes that decode have no rights to use."""
-    try:
-        facts = decoders.inspect(url, read_file(url, kept))
-    except (ImageError, DecoderStoppedError) as error:
-        missing = str(error) == f"there is no {url}"
-        problem = "is missing" if missing else str(error).removeprefix(f"{url} ")
-        return Inspection(kind="missing" if missing else "unreadable", problem=problem)
-    return Inspection(facts.digest, facts.width, facts.height)
 
 
 def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool) -> tuple[list[Finding], Catalog]:

@@ -1,6 +1,10 @@
-"""Parquet files of vectors and their items: `proxygml embed` writes them, `proxygml index` reads them."""
+"""Parquet files of vectors and their items: `proxygml embed` writes them, `proxygml index` reads them.
+
+A folder of such files (see vector_parts.py) is read as one.
+"""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +22,10 @@ from proxygml.data.arrow import to_arrow, to_pandas
 from proxygml.data.columns import EMBEDDING
 from proxygml.data.vector_checks import LARGEST_VECTOR, Floats
 from proxygml.data.vector_codes import Coded, Codes, Dtype, code_bytes, decoded, encoded
+from proxygml.data.vector_parts import INDEX, PartsIndex, part_files
 from proxygml.data.vector_source import VectorSource, checked_lists, read_batches, vector_type
 from proxygml.errors import GalleryError, counted
+from proxygml.files import check_size
 from proxygml.remote import check_free, local_file, written
 from proxygml.urls import Place, as_place
 
@@ -37,12 +43,16 @@ def write_vectors(
     """
     check_free(path, force)
     with written(path) as temporary:
-        facts: dict[str, str | int] = {"model": model, "run": run}
         first, rest = _first(blocks)
-        if dtype in get_args(Coded) and first is not None:
-            facts |= {"dtype": dtype, "dimension": first[0].shape[1]}
+        facts = vector_facts(model, run, dtype, 0 if first is None else first[0].shape[1])
         parts = ((encoded(vectors, dtype), to_arrow(table)) for vectors, table in rest)
         write_parts(temporary, parts, {b"proxygml": json.dumps(facts).encode()})
+
+
+def vector_facts(model: str, run: str, dtype: Dtype, dimension: int) -> dict[str, str | int]:
+    """What a file of vectors says of them in its metadata; the dimension, 0 where there are none, that of codes."""
+    facts: dict[str, str | int] = {"model": model, "run": run}
+    return facts | ({"dtype": dtype, "dimension": dimension} if dtype in get_args(Coded) and dimension else {})
 
 
 def _first(blocks: Iterable[Block]) -> tuple[Block | None, Iterator[Block]]:
@@ -72,6 +82,8 @@ def write_parts(path: Path, parts: Iterable[tuple[Floats | Codes, pa.Table]], fa
 class VectorFile:
     """A file that `write_vectors` wrote, or another with a column of vectors, `embedding`; or vectors alone, as .npy.
 
+    A folder of Parquet files counts as one; its parts are read one after the other.
+
     Raises:
         GalleryError: the file is missing, or holds no vectors.
     """
@@ -84,14 +96,25 @@ class VectorFile:
             _ = VectorSource(self.path)
             return
         if self.dtype is None:
-            vector_type(self.path, EMBEDDING, GalleryError)
+            vector_type(self.files[0], EMBEDDING, GalleryError)
         else:
             self._check_codes()
 
     @cached_property
-    def file(self) -> Path:
-        """The path, or that of a copy of what the URL holds."""
-        return local_file(self.path, GalleryError)
+    def files(self) -> list[Path]:
+        """The file, or that of a copy of what the URL holds; or the parts of a folder."""
+        if isinstance(self.path, Path) and self._is_folder:
+            return part_files(self.path)
+        return [local_file(self.path, GalleryError)]
+
+    @property
+    def _is_folder(self) -> bool:
+        return isinstance(self.path, Path) and self.path.is_dir()
+
+    @property
+    def folder(self) -> Place:
+        """What relative paths of items are relative to."""
+        return self.path if self._is_folder else self.path.parent
 
     @property
     def is_npy(self) -> bool:
@@ -110,7 +133,7 @@ class VectorFile:
         assert self.dtype is not None
         size = code_bytes(self.dtype, self.dimension)
         expected = pa.list_(pa.int8() if self.dtype == "int8" else pa.uint8(), size)
-        schema = pq.read_schema(self.file)
+        schema = pq.read_schema(self.files[0])
         found = schema.field(EMBEDDING).type if schema.names.count(EMBEDDING) == 1 else None
         if found != expected or not 1 <= self.dimension <= LARGEST_VECTOR:
             raise GalleryError(
@@ -118,18 +141,28 @@ class VectorFile:
                 f"{EMBEDDING!r} is {found}: embed it again"
             )
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """Size of the vectors; 0 where there are none."""
         if self.dtype is not None:
             size = self._facts().get("dimension")
             return size if type(size) is int else 0
-        return VectorSource(self.path).size if self.rows else 0
+        filled = (file for file in self.files if self.is_npy or self._rows_of(file))
+        return VectorSource(next(filled)).size if self.rows else 0
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """How many vectors."""
-        return VectorSource(self.path).rows if self.is_npy else int(pq.read_metadata(self.file).num_rows)
+        if self.is_npy:
+            return VectorSource(self.path).rows
+        if isinstance(self.folder, Path) and self._is_folder and (self.folder / INDEX).exists():
+            return PartsIndex.read(self.folder).rows
+        return sum(map(self._rows_of, self.files))
+
+    def _rows_of(self, file: Path) -> int:
+        if len(self.files) > 1:
+            VectorFile(file)  # raises where it is no such file
+        return int(pq.read_metadata(file).num_rows)
 
     @property
     def model(self) -> str:
@@ -150,8 +183,9 @@ class VectorFile:
 
     def _facts(self) -> Mapping[str, object]:
         """What write_vectors has written beside the columns."""
+        check_size(self.files[0], sys.maxsize, GalleryError)  # reading a pipe would wait for ever
         try:
-            text = None if self.is_npy else (pq.read_schema(self.file).metadata or {}).get(b"proxygml")
+            text = None if self.is_npy else (pq.read_schema(self.files[0]).metadata or {}).get(b"proxygml")
         except (OSError, pa.ArrowException):  # vector_type says what is wrong
             return {}
         if text is None:
@@ -187,7 +221,7 @@ class VectorFile:
             yield from self._npy_blocks()
             return
         size, row = self.dimension, 0
-        for batch in read_batches(self.file):
+        for batch in self._batches():
             if self.dtype is None:
                 vectors, problems = checked_lists(batch.column(EMBEDDING), size)
             else:
@@ -195,6 +229,15 @@ class VectorFile:
             self._check_vectors(problems, row, batch)
             row += len(batch)
             yield vectors.astype(np.float32, copy=False), to_pandas(batch.drop_columns([EMBEDDING]))
+
+    def _batches(self) -> Iterator[Any]:
+        for file in self.files:
+            if len(self.files) > 1 and (found := VectorFile(file).dtype) != self.dtype:
+                raise GalleryError(
+                    f"{file} has vectors as {found or 'floats'}, but {self.files[0].name} as {self.dtype or 'floats'}: "
+                    "embed the images again"
+                )
+            yield from read_batches(file)
 
 
 def _decoded(lists: Any, size: int) -> tuple[Vectors, dict[int, str]]:

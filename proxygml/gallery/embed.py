@@ -10,6 +10,7 @@ from proxygml.data.vector_codes import Dtype
 from proxygml.data.vector_file import VectorFile, write_vectors
 from proxygml.errors import UserError
 from proxygml.files import PathLike, cache_folder, check_ending
+from proxygml.gallery.embed_parts import PART_ROWS, PartedEmbedding, embed_in_parts, work_key
 from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
@@ -35,8 +36,13 @@ def embed(
     dimensions: int | None = None,
     dtype: Dtype = "float32",
     engine: Engine = "torch",
+    ray: str | None = None,
+    part_rows: int = PART_ROWS,
 ) -> VectorFile:
     """Write the vectors of images, with their paths and the catalog's columns, to a Parquet file.
+
+    With `ray`, the images are embedded by many processes, on one machine or on a cluster, into a folder of such files.
+    The run folder, the images and the folder must then be where all machines find them under the same paths.
 
     A model of vectors embeds the vectors of a file, or of a catalog, and keeps the columns beside them.
 
@@ -44,7 +50,7 @@ def embed(
 
     Args:
         run: the run folder of the model.
-        out: the .parquet file to write.
+        out: the .parquet file to write; with `ray`, the folder, which cannot be a URL.
         catalog: a table of images, or of vectors; give exactly one of `catalog`, `images` and `vectors`. All five may
             be URLs.
         images: an image file or a folder of them, or several.
@@ -52,27 +58,42 @@ def embed(
         split: of the catalog: train, val, test, or all.
         on_bad: what images that cannot be read lead to: fail after all others are embedded, or drop them.
         force: replace a file that is there.
-        workers: processes that decode images; 0 decodes in this one.
+        workers: processes that decode images; 0 decodes in this one. With `ray`: threads of each process that embeds,
+            which takes as many processors.
         batch_size: images embedded at a time.
         dimensions: write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`.
         dtype: how numbers are written: float32, float16, int8 (a byte each) or binary (a bit each).
         engine: what computes the embeddings: torch; onnx or openvino (on the CPU), which give the same up to 1e-4.
+        ray: the address of a Ray cluster; "auto" takes the Ray that runs on this machine, or starts one. None embeds in
+            this process.
+        part_rows: with `ray`, images of a part: one file, and what is done again where a process is killed.
 
     Returns:
-        The file: `.rows`, `.dimension`, and `.blocks()` of float32 vectors with their rows of the table.
+        The file or folder: `.rows`, `.dimension`, and `.blocks()` of float32 vectors with their rows of the table.
 
     Raises:
         UserError: a source is missing, an image cannot be read, or something is at `out` already.
     """
     file, place = as_place(out, "out"), as_place(run, "run")
     source = Source.of(catalog, images, vectors, split)
-    check_ending(file, ".parquet")
-    check_free(file, force)
+    if ray is None:
+        check_ending(file, ".parquet")
+        check_free(file, force)
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(get_args(Dtype))}")
     model = Model.of(place, engine)
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
+    if ray is not None:
+        if model.takes_vectors or source.vectors is not None:
+            raise UserError("--ray embeds images, and vectors take little time: leave it out")
+        if not isinstance(file, Path):
+            raise UserError(f"--out is {file}, but --ray writes to a folder that all machines mount: give its path")
+        images_of_source = source.image_list()
+        key = work_key(model, images_of_source, dimensions, dtype, part_rows)
+        parts = PartedEmbedding(file.resolve(), key, model, batch_size, workers, dimensions, dtype, part_rows)
+        embed_in_parts(parts, images_of_source, address=ray, on_bad=on_bad, force=force)
+        return VectorFile(file)
     if model.takes_vectors:
         found = source.vector_input(model).blocks
         blocks = (
@@ -85,8 +106,8 @@ def embed(
         raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
     work = work_folder(file)
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
-    parts = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in embedded.blocks())
-    write_vectors(file, parts, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
+    blocks = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in embedded.blocks())
+    write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
     discard(work)
     return VectorFile(file)
 

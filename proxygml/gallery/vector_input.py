@@ -115,8 +115,8 @@ def items_of(file: VectorFile) -> Iterator[Block]:
     row = 0
     for vectors, table in file.blocks():
         if "path" in table:
-            check_paths(table["path"].set_axis(range(row, row + len(table))), file.path.parent, GalleryError)
-            table["path"] = absolute_paths(table["path"], file.path.parent)
+            check_paths(table["path"].set_axis(range(row, row + len(table))), file.folder, GalleryError)
+            table["path"] = absolute_paths(table["path"], file.folder)
         row += len(table)
         yield vectors, table.rename(columns={"id": ITEM_ID})
 

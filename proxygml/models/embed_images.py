@@ -107,7 +107,7 @@ def embed_images(
     if len(images) == 0:
         raise ImageError("there are no images to embed")
     with exclusive_lock(work / ".lock"):
-        vectors, stamps = _opened(work, _key(model, images), len(images), embedder.embedding_size)
+        vectors, stamps = _opened(work, images_key(model, images), len(images), embedder.embedding_size)
         now = file_stamps(images.paths)
         todo = np.flatnonzero((stamps != now) | (now == 0))
         problems = _embed_rows(embedder, images, todo, now, vectors, stamps, workers, batch_size)
@@ -127,7 +127,8 @@ def discard(work: Path) -> None:
         remove_folder(work)
 
 
-def _key(model: str, images: ImageList) -> str:
+def images_key(model: str, images: ImageList) -> str:
+    """A digest of a model's fingerprint and of a list of images: what vectors are of."""
     digest = hashlib.sha256(model.encode())
     for path in images.paths:
         digest.update(path.encode(errors="surrogateescape") + b"\0")
@@ -154,7 +155,7 @@ def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any,
     return vectors, stamps
 
 
-class _Forgiving(Dataset[tuple[int, Tensor | None, str]]):
+class ForgivingDataset(Dataset[tuple[int, Tensor | None, str]]):
     """Rows of an ImageDataset: the row, its image or None, and what is wrong."""
 
     def __init__(self, images: ImageDataset, rows: npt.NDArray[np.int64]) -> None:
@@ -183,7 +184,7 @@ def _embed_rows(
     batch_size: int,
 ) -> dict[int, str]:
     """Put the vectors and stamps of these rows on disk; what is wrong with the others of them."""
-    dataset = _Forgiving(ImageDataset(images.paths, images.boxes, embedder.images, training=False), todo)
+    dataset = ForgivingDataset(ImageDataset(images.paths, images.boxes, embedder.images, training=False), todo)
     loader = DataLoader(dataset, batch_size, num_workers=workers if len(todo) > batch_size else 0, collate_fn=list)
     problems: dict[int, str] = {}
     waiting: list[int] = []
@@ -194,7 +195,7 @@ def _embed_rows(
             problems |= {row: problem for row, image, problem in batch if image is None}
             if good:
                 squares, rows = collate(good)
-                vectors[rows.numpy()] = _embed(embedder, squares)
+                vectors[rows.numpy()] = embed_squares(embedder, squares)
                 waiting += rows.tolist()
             if len(waiting) >= SAVED_AT_A_TIME:
                 _keep(waiting, now, vectors, stamps)
@@ -204,7 +205,8 @@ def _embed_rows(
 
 
 @torch.inference_mode()
-def _embed(embedder: Embedder, squares: Tensor) -> Vectors:
+def embed_squares(embedder: Embedder, squares: Tensor) -> Vectors:
+    """The vectors, float32 (M, D), of images that are cut and scaled for the network, uint8 (M, 3, size, size)."""
     embeddings: Vectors = checked_embeddings(embedder(squares.to(embedder.device)).float().cpu()).numpy()
     return embeddings
 

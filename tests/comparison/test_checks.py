@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from proxygml.cli.main import main
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.row import read_rows
-from proxygml.comparison.runner import Part, Runner
+from proxygml.comparison.runner import Runner
 from proxygml.data.catalog import Catalog
 from proxygml.errors import RecipeError, RunError
 from proxygml.models.conv4 import Conv4
@@ -172,20 +172,22 @@ def test_rows_whose_runs_are_gone_are_not_written_over(
     folder.mkdir()
     shutil.copy(finished / "cells.csv", folder)
     with pytest.raises(SystemExit):
-        compare(recipe, folder, "--part", "1/4")
+        compare(recipe, folder)
     assert "has a row of ProxyGML, seed 0, whose run is not there" in capsys.readouterr().err.replace("\n", " ")
     rows = table_of(finished / "cells.csv")
     assert_same_cells(table_of(folder / "cells.csv"), rows)
     assert_same_cells(compare(recipe, folder, "--from", folder / "cells.csv"), rows)
 
 
-def test_cells_of_other_parts_are_checked_too(content: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+def test_every_cell_is_checked_before_the_first_is_trained(
+    content: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
     changed = content | {"methods": content["methods"] | {"N-pair": METHODS["N-pair"] | {"images_per_class": 4}}}
     comparison = Comparison.read(write(changed, tmp_path / "mine.yaml"))
     with pytest.raises(RunError, match=r"N-pair.seed-0 was trained with images_per_class=2"):
-        Runner(comparison, finished).run(Part(1, 7))
+        Runner(comparison, finished).run()
     with pytest.raises(RunError, match="the row of N-pair, seed 0 is of"):
-        Runner(comparison, tmp_path / "run", read_rows([finished / "cells.csv"])).run(Part(1, 7))
+        Runner(comparison, tmp_path / "run", read_rows([finished / "cells.csv"])).run()
     assert not (tmp_path / "run").exists()
 
 
@@ -210,7 +212,7 @@ def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], fin
     changed = content | {"methods": content["methods"] | {"Proxy-Anchor": anchor}}
     runner = Runner(Comparison.read(write(changed, tmp_path / "mine.yaml")), finished)
     with pytest.raises(RunError, match=r"was trained with loss\.arguments\.alpha=16, but .* asks for defaults"):
-        runner.run(Part())
+        runner.run()
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,8 @@ def test_an_argument_that_is_gone_is_another_recipe(content: dict[str, Any], fin
         (["--out", "b"], "--out is the folder for a table of --from alone"),
         (["--from", "a.csv", "--out", "b"], "there is no a.csv: give the cells.csv"),
         (["--from", "a.csv", "--out", "b", "--epochs", "3"], "--epochs changes nothing beside --from and --out"),
-        (["--from", "a.csv", "--out", "b", "--part", "2/3"], "--part changes nothing beside --from and --out"),
+        (["--from", "a.csv", "--out", "b", "--ray"], "--ray changes nothing beside --from and --out"),
+        (["--recipe", "glyphs", "--run", "x", "--ray_cpus", "2"], "--ray_cpus is for --ray, which is not given"),
         (["--recipe", "cub200_2010_crops", "--run", "x", "--seed", "3"], "list them under seeds"),
     ],
 )
@@ -242,12 +245,9 @@ def test_wrong_commands_are_named(
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_wrong_parts_and_methods_are_named_before_anything_runs(
+def test_wrong_methods_are_named_before_anything_runs(
     small_comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        compare(small_comparison, tmp_path / "run", "--part", "3/2")
-    assert "the part is '3/2', but must be like 2/8" in capsys.readouterr().err.replace("\n", " ")
     content = yaml.safe_load(small_comparison.read_text())
     untested = Catalog.read(content["recipe"]["catalog"])
     Catalog(untested.table[untested.table["split"] == "train"], untested.folder).write(tmp_path / "untested.csv")

@@ -13,7 +13,7 @@ import yaml
 
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.row import Key, read_rows
-from proxygml.comparison.runner import Part, Runner
+from proxygml.comparison.runner import Runner
 from proxygml.errors import UserError
 from tests.helpers.comparisons import write
 
@@ -180,7 +180,7 @@ def test_a_diverged_cell_keeps_no_checkpoints(content: dict[str, Any], tmp_path:
     shared = content["recipe"] | {"warmup_epochs": 1, "epochs": 3}
     plan = {"recipe": shared, "seeds": [0], "methods": {"Wild": wild}}
     runner = Runner(Comparison.read(write(plan, tmp_path / "mine.yaml")), tmp_path / "run")
-    runner.run(Part())
+    runner.run()
     cell = runner.store.cell(Key("Wild", 0))
     assert cell.diverged
     assert not cell.run.checkpoints.exists()

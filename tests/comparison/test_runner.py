@@ -1,4 +1,4 @@
-"""A comparison as a person runs it: whole, killed and continued, in parts, grown, and with settings to choose."""
+"""A comparison as a person runs it: whole, killed and continued, grown, and with settings to choose."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ import yaml
 from proxygml.cli.main import main
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.row import Key, read_rows, write_rows
-from proxygml.comparison.runner import Part, Runner
-from proxygml.errors import RecipeError, RunError
+from proxygml.comparison.runner import Runner
+from proxygml.errors import RunError
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit
@@ -59,26 +59,6 @@ def test_killed_and_continued_comparison_gives_the_same_table(
     assert (folder / "ProxyGML" / "seed-0" / "evaluation.json").stat().st_mtime_ns == done, "a finished cell ran again"
 
 
-def test_parts_together_are_the_whole(small_comparison: Path, finished: Path, tmp_path: Path) -> None:
-    whole = table_of(finished / "cells.csv")
-    first = compare(small_comparison, tmp_path / "run", "--part", "1/2")
-    assert len(first) < len(whole)
-    assert "Missing: ProxyGML, seed 1; N-pair, seed 0." in (tmp_path / "run" / "table.md").read_text()
-    assert_same_cells(compare(small_comparison, tmp_path / "run", "--part", "2/2"), whole)
-
-
-def test_a_part_without_work_leaves_the_folder_to_the_others(
-    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = write(
-        content | {"methods": {"ProxyGML": METHODS["ProxyGML"]}, "seeds": [0], "trials": 0}, tmp_path / "one.yaml"
-    )
-    main(["compare", "--recipe", str(one), "--run", str(tmp_path / "run"), "--part", "2/2"])
-    assert "no cell is finished yet" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "cells.csv").exists()
-    assert len(compare(one, tmp_path / "run", "--part", "1/2")) == 1
-
-
 def test_a_cell_that_was_stopped_goes_on_as_is_asked_now(
     content: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
@@ -105,16 +85,6 @@ def retrain(run: Path) -> None:
     fit(recipe, RunFolder(run.parent / "anew"))
     shutil.move(run.parent / "anew" / "checkpoints", run / "checkpoints")
     shutil.rmtree(run.parent / "anew")
-
-
-def test_parts_share_all_cells_and_none_twice(small_comparison: Path, tmp_path: Path) -> None:
-    jobs = Runner(Comparison.read(small_comparison), tmp_path / "run").jobs()
-    for count in (1, 2, 3, 7):
-        shared = [job for number in range(1, count + 1) for job in Part(number, count).of_all(jobs)]
-        assert sorted(shared, key=jobs.index) == jobs
-    for wrong in ("0/2", "3/2", "2", "a/b", "1/0"):
-        with pytest.raises(RecipeError, match=f"the part is '{wrong}'"):
-            Part.read(wrong)
 
 
 def test_cells_are_ordinary_runs_with_the_chosen_values(
@@ -161,7 +131,7 @@ def test_a_comparison_grows_but_keeps_its_cells(small_comparison: Path, tmp_path
     content["methods"]["ProxyGML"]["proxy_lr"] = 0.5
     write(content, small_comparison)
     with pytest.raises(RunError, match=r"ProxyGML.seed-0 was trained with proxy_lr=0.03, but .* asks for proxy_lr=0.5"):
-        Runner(Comparison.read(small_comparison), tmp_path / "run").run(Part())
+        Runner(Comparison.read(small_comparison), tmp_path / "run").run()
 
 
 def test_trials_are_judged_at_the_epoch_that_their_cells_keep(content: dict[str, Any], tmp_path: Path) -> None:
@@ -186,8 +156,6 @@ def test_rows_that_are_kept_are_not_trained_again(
     again = compare(recipe, tmp_path / "run", "--from", tmp_path / "kept.csv")
     assert_same_cells(again, rows)
     assert [path.parent.name for path in (tmp_path / "run").rglob("cost.json")] == ["seed-1"]
-    left = Runner(Comparison.read(recipe), tmp_path / "run", read_rows([tmp_path / "kept.csv"])).jobs()
-    assert [(method.name, seeds) for method, seeds in left] == [("N-pair", (1,))], "what parts share is what is left"
     changed = content | {"methods": content["methods"] | {"N-pair": METHODS["N-pair"] | {"images_per_class": 4}}}
     anchor = METHODS["Proxy-Anchor"] | {"embedding_lr": 0.5}
     fewer = {name: method for name, method in METHODS.items() if name != "N-pair"}

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from proxygml.console import console
-from proxygml.data import prepare as prepare_module
+from proxygml.data import inspection
 from proxygml.data.catalog import Catalog, Count
 from proxygml.data.datasets import DATASETS, Dataset, folder
 from proxygml.data.decoder_pool import DecoderPool
-from proxygml.data.prepare import inspect, prepare
+from proxygml.data.inspection import inspect
+from proxygml.data.prepare import prepare
 from proxygml.errors import CatalogError, DatasetError, OverwriteError
 from tests.helpers.kills import RENAMES, survives_kills
 from tests.helpers.pictures import write_picture
@@ -227,7 +228,7 @@ def test_two_boxes_of_one_image_are_two_images(root: Path, out: Path) -> None:
 def test_nothing_is_overwritten_without_force(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out.write_bytes(b"precious")
     opened = []
-    monkeypatch.setattr(prepare_module, "inspect", lambda _, path: opened.append(path))
+    monkeypatch.setattr(inspection, "inspect", lambda _, path: opened.append(path))
     with pytest.raises(OverwriteError, match="--force"):
         prepare(OWN, root, out)
     assert out.read_bytes() == b"precious"
@@ -266,12 +267,12 @@ def test_a_class_that_cannot_be_retrieved_is_named(root: Path, out: Path, capsys
 def test_an_interruption_leaves_nothing(
     root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    def interrupted(decoders: DecoderPool, path: Path, kept: bool) -> prepare_module.Inspection:
+    def interrupted(decoders: DecoderPool, path: Path, kept: bool) -> inspection.Inspection:
         if path.name == "3.png":
             raise stop
         return inspect(decoders, path, kept)
 
-    monkeypatch.setattr(prepare_module, "inspect", interrupted)
+    monkeypatch.setattr(inspection, "inspect", interrupted)
     with pytest.raises(stop):
         prepare(OWN, root, out, workers=1)
     assert {path.name for path in out.parent.iterdir()} == {"data"}

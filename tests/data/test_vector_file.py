@@ -115,7 +115,7 @@ def with_facts(facts: bytes) -> Callable[[Path], None]:
     ("write", "message"),
     [
         (os.mkfifo, "a folder, a device or a pipe"),
-        (lambda path: path.mkdir(), "a folder, a device or a pipe"),
+        (lambda path: path.mkdir(), "there is no Parquet file in"),
         (lambda path: path.symlink_to("/dev/zero"), "a folder, a device or a pipe"),
         (with_two_columns, "has 2 columns 'embedding'"),
         (lambda path: write_lists(path, pa.list_(pa.int64())), "has list<element: int64> in its column 'embedding'"),
