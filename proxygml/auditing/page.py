@@ -18,6 +18,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from proxygml.arrays import Rows
+from proxygml.auditing.alike import AlikeClasses
 from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.table import NAMES
 from proxygml.console import track
@@ -50,6 +51,7 @@ class Audited:
         table: audit.csv, in its order.
         sentences: the findings.
         file: the name of the whole catalog's file.
+        alike: pairs of classes that are probably one.
     """
 
     catalog: Catalog
@@ -59,6 +61,7 @@ class Audited:
     table: pd.DataFrame
     sentences: tuple[str, ...]
     file: str
+    alike: tuple[AlikeClasses, ...] = ()
 
     @property
     def item(self) -> str:
@@ -124,7 +127,7 @@ def page(audited: Audited, most: int) -> str:
             "What was trained on is tested on: figures of the test split are too good.",
         ),
     ]
-    groups = [group for group in groups if group["rows"]]
+    groups = [group for group in [_alike_section(audited), *groups] if group["rows"]]
     small = {place for item in items for place in (*item["own"], *item["other"])}
     small |= {place for group in groups for row in group["rows"] for strip in row["strips"] for place in strip["rows"]}
     table = audited.table["row"].to_numpy()
@@ -198,6 +201,21 @@ def _reason(audited: Audited, place: int) -> str:
     rows = audited.table["row"].to_numpy()
     found = np.flatnonzero(rows == audited.rows[place])
     return str(audited.table["reasons"].iloc[found[0]])
+
+
+def _alike_section(audited: Audited) -> dict[str, Any]:
+    """A section of pairs of classes; without rows where there are none."""
+    rows = []
+    for pair in audited.alike[:MOST_GROUPS]:
+        one, other = audited.classes[pair.one], audited.classes[pair.other]
+        strips = [
+            {"caption": f"{audited.classes[label]}:", "rows": audited.examples.get(label, [])}
+            for label in (pair.one, pair.other)
+        ]
+        text = f"{one} and {other}: {pair.share:.0%} and {pair.other_share:.0%} of their images are more like the other"
+        rows.append({"text": text, "strips": strips})
+    text = "A large part of the images of each is more like the other class: one class under two names, or too alike."
+    return {"title": "Classes that are probably one", "text": text, "rows": rows}
 
 
 def _copies_section(audited: Audited, groups: list[Rows], title: str, text: str) -> dict[str, Any]:

@@ -24,9 +24,14 @@ PREFERENCES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 SAFETY = 5.0
 """By so much must the log-likelihood rise before a preference is believed: a wrong one costs more than none."""
 
+SAMPLED = 20_000
+"""Images, evenly spaced, that choose the factor."""
+
 ROUNDS = 30
-MOST_COLUMNS = 4096
-"""Classes over which a sum is taken; of more, so many are drawn to stand for all."""
+MOST_COMPARED = 20_000
+"""Classes that are compared with each other; of more, wrong labels are taken to be any class with equal chance."""
+
+SIMILARITIES_AT_A_TIME = 2**22
 
 
 def log_odds(found: Contradictions, labels: Rows, trusted: Rows | None = None) -> Doubles:
@@ -42,27 +47,24 @@ def log_odds(found: Contradictions, labels: Rows, trusted: Rows | None = None) -
     if not len(known):
         return odds
     chosen = known if trusted is None else np.intersect1d(known, trusted)
-    scale = _temperature(found.kept_scores[chosen if len(chosen) else known])
-    own, others = _chances(found.kept_scores[known], scale)
+    scale = _temperature(found.kept_scores, chosen if len(chosen) else known)
     closeness = _Closeness.of(found.proxies)
-    best, most = np.zeros(0), -np.inf
-    for place, preference in enumerate(PREFERENCES):
-        reached = np.zeros(len(known))
-        for part in parts_of(np.arange(len(known))):
-            weights = closeness.weights(found.classes[known[part]], labels[known[part]], place)
-            reached[part] = (others[part] * weights).sum(axis=1)
-        likelihood = _likelihood(own, reached) - (SAFETY if preference else 0.0)
-        if likelihood > most:
-            best, most = reached, likelihood
-    odds[known] = np.log(best + 1e-300) - np.log(own + 1e-300)
+    own, reached = np.zeros(len(known)), np.zeros((closeness.totals.shape[1], len(known)))
+    for part in parts_of(np.arange(len(known))):
+        own[part], others = _chances(found.kept_scores[known[part]], scale)
+        for place, row in enumerate(reached):
+            row[part] = (others * closeness.weights(found.classes[known[part]], labels[known[part]], place)).sum(axis=1)
+    likelihood = [_likelihood(own, row) - (SAFETY if place else 0.0) for place, row in enumerate(reached)]
+    odds[known] = np.log(reached[int(np.argmax(likelihood))] + 1e-300) - np.log(own + 1e-300)
     return odds
 
 
-def _temperature(scores: Vectors) -> float:
-    """The factor of the scores at which the labels, in the first column, are most likely."""
+def _temperature(scores: Vectors, places: Rows) -> float:
+    """The factor of the scores at which the labels of these images, in the first column, are most likely."""
+    sample = scores[places[np.linspace(0, len(places) - 1, min(len(places), SAMPLED)).astype(int)]]
 
     def loss(scale: float) -> float:
-        own, _ = _chances(scores, scale)
+        own, _ = _chances(sample, scale)
         return -float(np.log(own + 1e-300).mean())
 
     return float(min(TEMPERATURES, key=loss))
@@ -91,7 +93,8 @@ class _Closeness:
     Attributes:
         proxies: float32 (C, F), zeros for a class without one.
         mean, spread: float64 (C,), of the similarity of a class to the others.
-        totals: float64 (C, P), the log of the sum that makes the weights of a class add up to 1, for each preference.
+        totals: float64 (C, P), the log of the sum that makes the weights of a class add up to 1, for each preference;
+            of too many classes for the first preference alone.
     """
 
     proxies: Vectors
@@ -103,21 +106,19 @@ class _Closeness:
     def of(cls, proxies: Vectors) -> "_Closeness":
         proxies = np.nan_to_num(proxies)
         count = len(proxies)
-        columns = np.arange(count)
-        if count > MOST_COLUMNS:
-            columns = np.sort(np.random.default_rng(0).choice(count, MOST_COLUMNS, replace=False))
         mean, spread = np.zeros(count), np.ones(count)
-        totals = np.zeros((count, len(PREFERENCES)))
-        for part in parts_of(np.arange(count), 1024):
-            similarity = (proxies[part] @ proxies[columns].T).astype(float)
-            similarity[part[:, None] == columns] = np.nan
+        totals = np.full((count, len(PREFERENCES)), np.log(max(count - 1, 1)))
+        if count > MOST_COMPARED:
+            return cls(proxies, mean, spread, totals[:, :1])
+        for part in parts_of(np.arange(count), max(1, SIMILARITIES_AT_A_TIME // count)):
+            similarity = (proxies[part] @ proxies.T).astype(float)
+            similarity[np.arange(len(part)), part] = np.nan
             mean[part] = np.nanmean(similarity, axis=1)
             spread[part] = np.maximum(np.nanstd(similarity, axis=1), 1e-6)
             far = (similarity - mean[part, None]) / spread[part, None]
             for place, preference in enumerate(PREFERENCES):
                 most = preference * np.nanmax(far, axis=1)
-                total = np.nansum(np.exp(preference * far - most[:, None]), axis=1) * count / len(columns)
-                totals[part, place] = most + np.log(total)
+                totals[part, place] = most + np.log(np.nansum(np.exp(preference * far - most[:, None]), axis=1))
         return cls(proxies, mean, spread, totals)
 
     def weights(self, classes: npt.NDArray[np.int32], labels: Rows, place: int) -> Doubles:

@@ -1,9 +1,12 @@
 """The table of an audit: one row an image, the most contradicted label first, with reasons in words."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Rows
+from proxygml.auditing.alike import AlikeClasses
 from proxygml.auditing.evidence import Evidence
 from proxygml.data.catalog import Catalog
 
@@ -74,6 +77,12 @@ def duplicates_table(catalog: Catalog, rows: Rows, evidence: Evidence) -> pd.Dat
     for name in ("label", "split"):
         table[f"two_{name}s"] = table.groupby("group")[name].transform("nunique").gt(1).astype(bool)
     return table
+
+
+def alike_table(alike: Sequence[AlikeClasses], classes: list[str]) -> pd.DataFrame:
+    """Pairs of classes that are probably one: `label`, `other`, and the shares of the images of each, in 0..1."""
+    rows = [(classes[pair.one], classes[pair.other], pair.share, pair.other_share) for pair in alike]
+    return pd.DataFrame(rows, columns=["label", "other", "share", "other_share"]).round(4)
 
 
 def _reasons(evidence: Evidence, labels: list[str], suggestions: list[str]) -> list[str]:
