@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving                  # half a minute for each number of clients
     python -m benchmarks.serving --minutes 10     # one number of clients, long enough to see memory grow
+    python -m benchmarks.serving --parts          # one client's search beside its parts, in turns
 
 The server is the command itself, in a process of its own, on a gallery of random vectors; the clients are threads here,
 each sending the next request when the last is answered. They share the machine's cores with the server.
@@ -9,6 +10,7 @@ each sending the next request when the last is answered. They share the machine'
 
 import argparse
 import io
+import os
 import re
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -25,13 +28,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from proxygml import Embedder, Gallery
 from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images import decode_image
+from proxygml.data.transforms import test_transform as square_transform
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.model_files import fingerprint
 
 ITEMS, SIZE = 100_000, 512
+BLOCKS, IN_BLOCK = 10, 10
 
 
 def photo(seed: int) -> bytes:
@@ -86,6 +93,47 @@ def load(address: str, clients: int, seconds: float) -> tuple[list[float], int]:
     return times, len(failures)
 
 
+def part_seconds(run: Path, gallery: Path, data: bytes) -> Callable[[], list[float]]:
+    """A function that times, in this process, decoding an image to its square, the network, and one pass."""
+    embedder, vectors = Embedder.load(run), Gallery.load(gallery).vectors(np.arange(ITEMS))
+    transform = square_transform(embedder.images)
+
+    @torch.inference_mode()
+    def measured() -> list[float]:
+        times = [time.perf_counter()]
+        square = transform(decode_image(data))
+        times.append(time.perf_counter())
+        query = embedder(square[None])[0].numpy()
+        times.append(time.perf_counter())
+        vectors @ query
+        return [float(seconds) for seconds in np.diff([*times, time.perf_counter()])]
+
+    return measured
+
+
+def compare_parts(address: str, parts: Callable[[], list[float]], data: bytes) -> None:
+    """Print the time of a search and of its parts, one client, blocks of each in turns."""
+    ratios, searches, sums = [], [], []
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+        for _ in range(BLOCKS):
+            own = np.array([parts() for _ in range(IN_BLOCK)])
+            times = []
+            for _ in range(IN_BLOCK):
+                start = time.perf_counter()
+                client.post("/search", files={"image": data}, data={"k": 10}).raise_for_status()
+                times.append(time.perf_counter() - start)
+            ratios.append(np.median(times) / np.median(own.sum(axis=1)))
+            searches += times
+            sums += own.tolist()
+    table = Table("", "decode, ms", "network, ms", "pass, ms", "sum, ms", "a search, ms", "ratio")
+    for name, percent in (("median", 50), ("10th percentile", 10)):
+        each = np.percentile(sums, percent, axis=0) * 1000
+        whole = np.percentile(np.sum(sums, axis=1), percent) * 1000
+        search = np.percentile(searches, percent) * 1000
+        table.add_row(name, *(f"{value:.1f}" for value in (*each, whole, search)), f"{search / whole:.2f}")
+    Console(width=120).print(table, f"median ratio of {BLOCKS} blocks: {np.median(ratios):.2f}")
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -96,6 +144,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--engine", default="torch", help="of the server; the parts are PyTorch's")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
     table = Table(
@@ -104,6 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         gallery, port = prepare(Path(folder)), free_port()
         command = [sys.executable, "-m", "proxygml", "serve", str(gallery), "--port", str(port), "--page", "false"]
+        command += ["--engine", options.engine]
         with subprocess.Popen(command) as server:
             address = f"http://127.0.0.1:{port}"
             while True:
@@ -112,6 +163,12 @@ def main() -> None:
                     break
                 except httpx.HTTPError:
                     time.sleep(0.2)
+            if options.parts:
+                load(address, 1, 2)
+                with threadpool_limits(max(1, (os.cpu_count() or 1) // 4), user_api="blas"):  # as the server has it
+                    compare_parts(address, part_seconds(Path(folder) / "run", gallery, photo(0)), photo(0))
+                server.terminate()
+                return
             load(address, max(options.clients), 5)  # until everything has been used once
             for clients in options.clients[-1:] if options.minutes else options.clients:
                 before = memory(server.pid)
