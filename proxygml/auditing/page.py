@@ -183,7 +183,7 @@ def _item(audited: Audited, place: int) -> dict[str, Any]:
     other = int(evidence.found.other[place])
     label, suggestion = audited.label(place), audited.classes[other] if other >= 0 else ""
     probability = evidence.probability[place]
-    sure = "" if np.isnan(probability) else f" ({probability:.0%} sure)"
+    sure = "" if np.isnan(probability) else f" ({min(probability, 0.99):.0%} sure)"
     contradicted = np.nan_to_num(evidence.margin[place], nan=-1) > 0
     title = f"{label}: probably {suggestion}{sure}" if contradicted else f"{label}: a copy has another label"
     return {

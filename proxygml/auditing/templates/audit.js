@@ -16,14 +16,14 @@ function picture(row, caption) {
   const source = data.pictures[row];
   const shown = source
     ? element("img", { src: "data:image/jpeg;base64," + source, alt: caption || name, loading: "lazy" })
-    : element("div", { className: "missing", textContent: name });
+    : element("div", { className: "missing", textContent: name.split("/").pop() });
   shown.title = name;
   return shown;
 }
 
 function strip(place, rows, caption) {
   place.append(element("div", { className: "caption", textContent: caption }));
-  for (const row of rows) place.append(element("figure", {}, picture(row, caption), element("figcaption", { textContent: data.names[row] ?? "" })));
+  for (const row of rows) place.append(element("figure", {}, picture(row, caption)));
 }
 
 function card(item, place) {
