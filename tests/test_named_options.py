@@ -9,7 +9,7 @@ from proxygml.data.datasets import DATASETS
 from tests.test_urls import parser_of, parsers
 
 PACKAGE = Path(proxygml.__file__).parent
-OTHERS = {"--torch-backend"}  # of another program
+OTHERS = {"--torch-backend", "--head"}  # of other programs: uv, ray
 
 
 def named_options() -> set[tuple[str, str]]:
