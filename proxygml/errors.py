@@ -60,6 +60,10 @@ class DivergedError(UserError):
     """Training produced a loss that is not a number."""
 
 
+class OtherProcessError(RuntimeError):
+    """Another of the processes that share some work has failed or ended; its own message says more."""
+
+
 class GalleryError(UserError):
     """A gallery that is missing, damaged or of another model; or a query that it cannot answer."""
 
@@ -74,6 +78,15 @@ class GalleryUnavailableError(GalleryServerError):
 
 class EmptyGalleryError(GalleryError):
     """A removal that would leave a gallery without items."""
+
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say of an exchange with a process that has ended."""
+
+
+def has_lost_another(error: RuntimeError) -> bool:
+    """Whether an error says no more than that another process has failed or ended."""
+    return isinstance(error, OtherProcessError) or any(words in str(error) for words in LOST)
 
 
 def check_extra(extra: str, *packages: str) -> None:

@@ -14,7 +14,7 @@ from importlib import import_module
 from proxygml import __version__
 from proxygml.cli.output import say
 from proxygml.console import console
-from proxygml.errors import UserError, did_you_mean
+from proxygml.errors import OtherProcessError, UserError, did_you_mean, has_lost_another
 from proxygml.files import translating_os_errors
 
 COMMANDS = {
@@ -37,8 +37,6 @@ COMMANDS = {
 SHARING = ("train", "evaluate", "compare")
 """Commands whose work several processes share, as `accelerate launch` starts them."""
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-
 SECONDS_FOR_FIRST = 5
 """How long a process waits with its message for the first one, which may have the same: the launcher then ends all."""
 
@@ -55,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print_error(str(error))
         sys.exit(2)
     except RuntimeError as error:
-        if not _has_lost_another(error):
+        if not has_lost_another(error):
             raise
         # The other process prints what is wrong. A traceback of this one would only hide it.
-        console.print(f"proxygml: process {_process()} stops, because another one has stopped", markup=False)
+        why = str(error) if isinstance(error, OtherProcessError) else "another one has stopped"
+        console.print(f"proxygml: process {_process()} stops, because {why}", markup=False)
         sys.exit(1)
     except KeyboardInterrupt:
         if _process() == 0:
@@ -81,11 +80,6 @@ def _print_error(message: str) -> None:
         time.sleep(SECONDS_FOR_FIRST)
         message = f"process {_process()}: {message}"
     console.print(f"proxygml: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _has_lost_another(error: RuntimeError) -> bool:
-    """Whether the error comes from an exchange with a process that has ended, in the words of gloo or of NCCL."""
-    return any(words in str(error) for words in LOST)
 
 
 def _leave_process_group() -> None:

@@ -21,6 +21,7 @@ from proxygml.errors import UserError, check_whole, counted
 from proxygml.evaluation import ranking
 from proxygml.evaluation.bootstrap import bootstrap_interval, full_mean, information_by_class, means_over_classes
 from proxygml.evaluation.estimates import Estimate, Evaluation
+from proxygml.evaluation.failing import failing_together
 from proxygml.evaluation.inputs import (
     Groups,
     Labels,
@@ -43,6 +44,7 @@ CPU_MEMORY_LIMIT = 256 * 2**20
 GPU_MEMORY_LIMIT = 8 * 2**30  # small tiles leave a GPU waiting for the next one
 
 
+@failing_together
 @check_arguments
 def evaluate(
     embeddings: Tensor | Array,
@@ -101,10 +103,12 @@ def evaluate(
             order of the processes; parts may differ in size or be empty. All get the figures that one process would
             find with all parts put together. No process holds all embeddings, except for NMI: the first process
             gathers them for k-means, up to 16 GiB, and the others wait for it as long as the group's timeout allows.
+            Where one process fails, all do.
 
     Raises:
         UserError: shapes or lengths that do not fit, embeddings that are not finite, no query with a positive, more
             embeddings than are gathered for NMI.
+        OtherProcessError: another process has failed or ended.
     """
     if labels is None:
         raise UserError("labels is None: give one label for each embedding")
@@ -122,13 +126,9 @@ def evaluate(
         is_distractor=is_distractor,
     )
     with _timed("retrieval", seconds):
-        if process_group is None:
-            task = _retrieval(embeddings, labels, columns, precision)
-        else:
-            _check_precision(precision)
-            task = sharded_retrieval(embeddings, labels, columns, precision, process_group)
-            if nmi:  # before the ranking, which takes long where there are many
-                check_gatherable(task, np.flatnonzero(task.rules.in_a_class))
+        task = _retrieval(embeddings, labels, columns, precision, process_group)
+        if nmi:  # before the ranking, which takes long where there are many
+            check_gatherable(task, np.flatnonzero(task.rules.in_a_class))
         scores = _scores(task, memory_limit, progress, mean_average_precision)
     with _timed("bootstrap", seconds):
         codes = task.codes[scores.index]
@@ -158,6 +158,7 @@ def _timed(part: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - start
 
 
+@failing_together
 def score_queries(
     embeddings: Tensor | Array,
     labels: Labels,
@@ -165,12 +166,14 @@ def score_queries(
     memory_limit: int | None = None,
     progress: bool = False,
     precision: Precision = "float32",
+    process_group: ProcessGroup | None = None,
     **rules: Unpack[RuleColumns],
 ) -> QueryScores:
     """The scores of the single queries that are scored; arguments and errors as in `evaluate`."""
-    return _scores(_retrieval(embeddings, labels, rules, precision), memory_limit, progress)
+    return _scores(_retrieval(embeddings, labels, rules, precision, process_group), memory_limit, progress)
 
 
+@failing_together
 def nearest(
     embeddings: Tensor | Array,
     queries: Tensor | Array | Sequence[int],
@@ -180,6 +183,7 @@ def nearest(
     memory_limit: int | None = None,
     progress: bool = False,
     precision: Precision = "float32",
+    process_group: ProcessGroup | None = None,
     **rules: Unpack[RuleColumns],
 ) -> tuple[Tensor, Tensor]:
     """The k gallery images nearest to each query, nearest first, ties in the order of the gallery.
@@ -190,16 +194,18 @@ def nearest(
         k: how many; cut to what the gallery holds beside the query.
         labels: (n,), which only the rule of cameras needs.
         memory_limit, progress, precision: as in `evaluate`.
+        process_group: as in `evaluate`: each process gives its part of all arrays but the queries, which are the same
+            on all, and are numbered over all parts.
         rules: as in `evaluate`; is_query has no effect.
 
     Returns:
         Cosine similarities (q, k), and the indices of the images (q, k), int64; both where the embeddings are. Where a
-        sequence or camera leaves fewer than k images, the rest is -inf and -1.
+        sequence or camera leaves fewer than k images, the rest is -inf and -1. The same on all processes.
 
     Raises:
         UserError: as in `evaluate`, for indices that are none of 0..n-1, and without any.
     """
-    task = _retrieval(embeddings, labels, rules, precision)
+    task = _retrieval(embeddings, labels, rules, precision, process_group)
     images = checked_images(queries, len(task.codes))
     k = min(k, task.num_gallery - int((task.column[images] >= 0).any()))
     if k < 1:
@@ -210,10 +216,16 @@ def nearest(
 
 
 def _retrieval(
-    embeddings: Tensor | Array, labels: Labels | None, columns: RuleColumns, precision: Precision
+    embeddings: Tensor | Array,
+    labels: Labels | None,
+    columns: RuleColumns,
+    precision: Precision,
+    group: ProcessGroup | None = None,
 ) -> Retrieval:
     """Checked input; without labels all images are of one class."""
     _check_precision(precision)
+    if group is not None:
+        return sharded_retrieval(embeddings, labels, columns, precision, group)
     unit = normalised(embeddings)
     codes = np.zeros(len(unit), dtype=np.int64) if labels is None else label_codes(labels, len(unit))
     return Retrieval(unit, rules_of(codes, columns), precision)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proxygml.evaluation.lists import Rows, largest_entries, row_blocks, score_by_lists
 from proxygml.evaluation.retrieval import NOT_FOUND, Array, QueryScores, Retrieval, tracked
-from proxygml.evaluation.ring_lists import score_by_ring_lists
+from proxygml.evaluation.ring_lists import nearest_by_ring, score_by_ring_lists
 from proxygml.evaluation.tiles import score_by_tiles, tile_size
 
 _PAIR_BYTES = 80  # taken by a query and an image of its class: value, column, count, and their sorted copies
@@ -69,6 +69,8 @@ def with_unanswerable(scores: QueryScores, missed: Array) -> QueryScores:
 
 def nearest(task: Retrieval, images: Array, k: int, memory_limit: int, progress: bool) -> tuple[Tensor, Tensor]:
     """Similarities and columns (q, k) of the k gallery images nearest to each of the images, nearest first."""
+    if task.ring.size > 1:
+        return nearest_by_ring(task, images, k, memory_limit, progress)
     rows = Rows(task)
     blocks = row_blocks(np.full(len(images), k), rows.row_bytes, memory_limit)
     found = [largest_entries(rows.similarities(images[block]), k) for block in tracked(blocks, "Searching", progress)]

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from proxygml.errors import UserError
+from proxygml.evaluation.failing import working_group
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
@@ -25,7 +25,7 @@ class Ring:
     """
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        self.group, self.device = group, device
+        self._given, self.device = group, device
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
 
@@ -38,31 +38,15 @@ class Ring:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self.group)
+        dist.all_gather_object(found, value, group=self._group)
         return found
-
-    def agreed(self, function: Callable[[], Result]) -> Result:
-        """What the function returns here; where it raises UserError on any process, all raise it.
-
-        Without this, the others would wait for ever for the process that stopped.
-        """
-        result, message = None, ""
-        try:
-            result = function()
-        except UserError as error:
-            message = str(error)
-        for rank, found in enumerate(self.gather(message)):
-            if found:
-                raise UserError(found if self.size == 1 else f"process {rank}: {found}")
-        assert result is not None
-        return result
 
     def broadcast(self, value: Result | None) -> Result:
         """The first process's value, on every process."""
         found = [value]
         if self.size > 1:
             source = dist.get_global_rank(self._group, 0)
-            dist.broadcast_object_list(found, source, group=self.group)
+            dist.broadcast_object_list(found, source, group=self._group)
         assert found[0] is not None
         return found[0]
 
@@ -72,7 +56,7 @@ class Ring:
             return rows
         incoming = [found[self.rank] for found in self.gather(list(counts))]
         received = rows.new_empty((sum(incoming), *rows.shape[1:]))
-        dist.all_to_all_single(received, rows.contiguous(), incoming, list(counts), group=self.group)
+        dist.all_to_all_single(received, rows.contiguous(), incoming, list(counts), group=self._group)
         return received
 
     def pass_around(
@@ -107,17 +91,17 @@ class Ring:
         return empty
 
     def _start(self, sent: list[tuple[Tensor, int]], received: list[tuple[Tensor, int]]) -> list[dist.Work]:
-        operations = [dist.P2POp(dist.isend, tensor, peer, self.group) for tensor, peer in sent if tensor.numel()]
-        operations += [dist.P2POp(dist.irecv, tensor, peer, self.group) for tensor, peer in received if tensor.numel()]
+        operations = [dist.P2POp(dist.isend, tensor, peer, self._group) for tensor, peer in sent if tensor.numel()]
+        operations += [dist.P2POp(dist.irecv, tensor, peer, self._group) for tensor, peer in received if tensor.numel()]
         return dist.batch_isend_irecv(operations) if operations else []
 
     def _neighbour(self, step: int) -> int:
         return dist.get_global_rank(self._group, (self.rank + step) % self.size)
 
     @property
-    def _group(self) -> dist.ProcessGroup:
-        assert self.group is not None
-        return self.group
+    def _group(self) -> Any:
+        assert self._given is not None
+        return working_group(self._given)
 
 
 def share_bounds(count: int, block: int, size: int) -> Array:

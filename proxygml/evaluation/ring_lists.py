@@ -29,21 +29,14 @@ def score_by_ring_lists(
 ) -> QueryScores:
     """The scores of the queries, (Q,) int64 images that have a positive each; see lists.py for one process."""
     ring, positives = task.ring, task.rules.num_matches
-    bounds = share_bounds(len(queries), 1, ring.size)
     columns = _Columns(task)
-    own = queries[bounds[ring.rank] : bounds[ring.rank + 1]]
-    unit = task.unit_of(queries, bounds)
+    own, unit = _own_queries(task, queries)
     order = np.argsort(-positives[own], kind="stable")
     pair_bytes = LIST_BYTES + (_PAIR_BYTES if whole_ranking else 0)
     lengths = positives[own][order] * pair_bytes // LIST_BYTES + 1
-    blocks = row_blocks(lengths, columns.width * _ENTRY_BYTES, memory_limit)
     found = _Found.empty(len(own), whole_ranking)
-    rounds = max(ring.gather(len(blocks)))
-    for number in range(rounds):
-        if progress and ring.rank == 0:
-            _say(number, rounds)
-        # A process without queries left takes part in passing the columns around.
-        places = order[blocks[number]] if number < len(blocks) else order[:0]
+    for part in _rounds(columns, lengths, memory_limit, progress):
+        places = order[part]
         block = _Block(columns, own[places], unit[task.tensor(places)], whole_ranking)
         block.find()
         block.count()
@@ -56,6 +49,39 @@ def score_by_ring_lists(
         ring.share(found.r_precision),
         None if full is None else ring.share(full),
     )
+
+
+def nearest_by_ring(task: Retrieval, images: Array, k: int, memory_limit: int, progress: bool) -> tuple[Tensor, Tensor]:
+    """Similarities and columns (q, k) of the k gallery images nearest to each of the images (q,), on all processes."""
+    queries, back = np.unique(images, return_inverse=True)
+    columns = _Columns(task)
+    own, unit = _own_queries(task, queries)
+    values, found = np.zeros((len(own), k), unit.cpu().numpy().dtype), np.zeros((len(own), k), np.int64)
+    for part in _rounds(columns, np.full(len(own), k), memory_limit, progress):
+        block = _Block(columns, own[part], unit[part], False, k)
+        block.find()
+        values[part], found[part] = block.values.cpu().numpy(), block.list.cpu().numpy()
+    return task.tensor(task.ring.share(values)[back]), task.tensor(task.ring.share(found)[back])
+
+
+def _own_queries(task: Retrieval, queries: Array) -> tuple[Array, Tensor]:
+    """This process's share of the queries (Q,), rising, and their vectors."""
+    bounds = share_bounds(len(queries), 1, task.ring.size)
+    return queries[bounds[task.ring.rank] : bounds[task.ring.rank + 1]], task.unit_of(queries, bounds)
+
+
+def _rounds(columns: _Columns, lengths: Array, memory_limit: int, progress: bool) -> Iterator[slice]:
+    """Parts of this process's queries, whose lists have these falling lengths: as many on every process.
+
+    A process without queries left gets empty parts: it passes the columns on to the others.
+    """
+    ring = columns.task.ring
+    blocks = row_blocks(lengths, columns.width * _ENTRY_BYTES, memory_limit)
+    rounds = max(ring.gather(len(blocks)))
+    for number in range(rounds):
+        if progress and ring.rank == 0:
+            _say(number, rounds)
+        yield blocks[number] if number < len(blocks) else slice(0)
 
 
 def _say(number: int, rounds: int) -> None:
@@ -105,13 +131,16 @@ class _Columns:
 class _Block:
     """Some queries of this process, what was found of them so far, and how to go on."""
 
-    def __init__(self, columns: _Columns, images: Array, unit: Tensor, whole_ranking: bool) -> None:
+    def __init__(
+        self, columns: _Columns, images: Array, unit: Tensor, whole_ranking: bool, k: int | None = None
+    ) -> None:
         self.columns, self.images, self.whole_ranking = columns, images, whole_ranking
         self.task, device = columns.task, unit.device
         self.unit = padded_rows(unit, max(SMALLEST_PRODUCT, len(images)))
         self.codes = self.task.tensor(self.task.codes[images])
         self.relevant = self.task.tensor(self.task.rules.num_matches[images])
-        self.k = int(self.relevant.max()) if len(images) else 0
+        longest = int(self.relevant.max()) if len(images) else 0
+        self.k = longest if k is None else k
         self.values = unit.new_full((len(images), self.k), -torch.inf)
         self.list = torch.full((len(images), self.k), self.task.num_gallery, dtype=torch.int64, device=device)
         self.best = unit.new_full((len(images),), -torch.inf)

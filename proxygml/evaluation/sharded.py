@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from proxygml.errors import UserError
+from proxygml.evaluation.failing import failing_together
 from proxygml.evaluation.inputs import Labels, as_array, checked_groups, checked_mask, label_values, normalised
 from proxygml.evaluation.retrieval import Array, Precision, Retrieval
 from proxygml.evaluation.ring import Ring
@@ -25,15 +26,14 @@ NMI_LIMIT = 16 * 2**30
 
 def sharded_retrieval(
     embeddings: Tensor | Array,
-    labels: Labels,
+    labels: Labels | None,
     columns: RuleColumns,
     precision: Precision,
     group: dist.ProcessGroup,
 ) -> Retrieval:
-    """The task of all processes, of which each gives its part; all raise what one of them finds wrong."""
-    device = torch.device("cuda") if dist.get_backend(group) == "nccl" else torch.device("cpu")
-    ring = Ring(group, device)
-    unit = ring.agreed(lambda: _unit(embeddings, device))
+    """The task of all processes, of which each gives its part; without labels all images are of one class."""
+    ring = Ring(group, device_of(group))
+    unit = _unit(embeddings, ring.device)
     kinds = {kind for part in ring.gather([(unit.shape[1], str(unit.dtype))] if len(unit) else []) for kind in part}
     if len(kinds) > 1:
         raise UserError(f"the processes give embeddings of different widths or types: {sorted(map(str, kinds))}")
@@ -43,9 +43,31 @@ def sharded_retrieval(
         ((width, name),) = kinds
         unit = unit.new_empty((0, width), dtype=torch.float64 if name == "torch.float64" else torch.float32)
     counts = ring.gather(len(unit))
-    codes, local = ring.agreed(lambda: _local_labels(labels, len(unit)))
-    rules = _rules(ring, _numbers(ring, codes, local), columns, len(unit))
+    values, local = _local_labels(np.zeros(len(unit), np.int64) if labels is None else labels, len(unit))
+    rules = _rules(ring, _numbers(ring, values, local), columns, len(unit))
     return Retrieval(unit, rules, precision, ring, sum(counts[: ring.rank]))
+
+
+def device_of(group: dist.ProcessGroup) -> torch.device:
+    """Where the tensors are that a group exchanges."""
+    return torch.device("cuda" if "nccl" in dist.get_backend_config(group) else "cpu")
+
+
+@failing_together
+def vectors_of(embeddings: Tensor | Array, images: Array, process_group: dist.ProcessGroup | None = None) -> Array:
+    """The vectors of some images, of length 1, (m, D), on the first process; none of them, (0, D), on the others.
+
+    Args:
+        embeddings: (n, D), or this process's part of them.
+        images: (m,) int64, the same on all processes: rows of all parts put together.
+        process_group: the processes that hold the parts.
+    """
+    if process_group is None:
+        return normalised(embeddings).cpu().numpy()[images]
+    task = sharded_retrieval(embeddings, None, {}, "float32", process_group)
+    chosen, back = np.unique(images, return_inverse=True)
+    found = gathered(task, chosen)
+    return np.zeros((0, task.unit.shape[1]), np.float32) if found is None else found[back]
 
 
 def check_gatherable(task: Retrieval, images: Array) -> None:
@@ -111,9 +133,7 @@ def _rules(ring: Ring, codes: Array, columns: RuleColumns, count: int) -> Rules:
 def _mask(ring: Ring, mask: Any, name: str, count: int) -> Array | None:
     if not _given(ring, mask, name):
         return None
-    part = ring.agreed(
-        lambda: np.zeros(0, dtype=bool) if count == 0 else checked_mask(mask, name, count, all_false=True)
-    )
+    part = np.zeros(0, dtype=bool) if count == 0 else checked_mask(mask, name, count, all_false=True)
     return ring.share(np.asarray(part, dtype=bool))
 
 
@@ -121,7 +141,7 @@ def _group(ring: Ring, values: Any, name: str, count: int) -> Array | None:
     """Numbers that hold over all parts; -1 for none."""
     if not _given(ring, values, name):
         return None
-    names, codes = ring.agreed(lambda: checked_groups(values, name, count))
+    names, codes = checked_groups(values, name, count)
     number: dict[int | str, int] = {}
     for part in ring.gather(names):
         for value in part:

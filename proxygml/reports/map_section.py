@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from proxygml.console import console, track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
 from proxygml.errors import counted
 from proxygml.evaluation.metrics import QueryScores
+from proxygml.evaluation.sharded import vectors_of
 from proxygml.reports import embedding_map, figures
 from proxygml.reports.html import Picture, Section
 from proxygml.reports.projection import LANDMARKS, project
@@ -31,6 +32,7 @@ class MapItems:
         scores: of its queries.
         seed: of what is drawn at random.
         others: embeddings (m, D) of items of other splits, and their rows.
+        process_group: processes that hold a part of both embeddings each; the first one gets those that are shown.
     """
 
     def __init__(
@@ -40,13 +42,18 @@ class MapItems:
         scores: QueryScores,
         seed: int,
         others: tuple[Tensor, Catalog] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        self.embeddings = torch.as_tensor(embeddings)
+        of_test = len(catalog)
         if others is not None:
-            beside, rows = others
-            self.embeddings = torch.cat([self.embeddings.cpu(), beside.cpu()])
-            catalog = catalog.with_table(pd.concat([catalog.table, rows.table], ignore_index=True))
+            catalog = catalog.with_table(pd.concat([catalog.table, others[1].table], ignore_index=True))
         self.labels = np.array(catalog.labels)
+        self.chosen = _whole_classes(self.labels, seed)
+        parts = [vectors_of(embeddings, self.chosen[self.chosen < of_test], process_group=process_group)]
+        if others is not None:
+            beside = self.chosen[self.chosen >= of_test] - of_test
+            parts.append(vectors_of(others[0], beside, process_group=process_group))
+        self.vectors = np.concatenate(parts).astype(np.float32)
         self.paths = catalog.paths if catalog.has_images else None
         self.texts = list(catalog.table["path"].astype(str)) if catalog.has_images else item_names(catalog)
         self.marks = _marks(catalog)
@@ -80,10 +87,9 @@ def _marks(catalog: Catalog) -> dict[str, list[str]]:
 
 def map_section(items: MapItems) -> Section:
     """The map, as a picture and for a browser to zoom and search."""
-    chosen = _whole_classes(items.labels, items.seed)
+    chosen = items.chosen
     with console.status(f"Drawing the map of {counted(len(chosen), items.item)}"):
-        vectors = torch.nn.functional.normalize(items.embeddings[chosen].float(), dim=1).cpu().numpy()
-        points = project(vectors, items.seed)
+        points = project(items.vectors, items.seed)
     shown: list[int] = [] if items.paths is None else list(figures.uncrowded(points, THUMBNAIL_GAP, items.seed))
     tiles = {int(i): items.picture(chosen[i]) for i in track(shown, "Drawing the map")}
     by_class = embedding_map.by_class(items.labels[chosen])

@@ -12,15 +12,21 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup, get_rank
 
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
 from proxygml.errors import UserError, counted
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
+from proxygml.evaluation.ring import Ring
+from proxygml.evaluation.rules import part_of
 from proxygml.reports import figures
 from proxygml.reports.html import Picture, Section, write_page
 from proxygml.reports.map_section import MapItems, item_names, map_section
+
+Indices = npt.NDArray[np.int64]
+"""Numbers of test images."""
 
 NEIGHBOURS = 7  # shown beside each query
 QUERIES = 5  # rows of a retrieval grid
@@ -42,6 +48,7 @@ def write_report(
     facts: Sequence[tuple[str, str]] = (),
     others: tuple[Tensor, Catalog] | None = None,
     seed: int = 0,
+    process_group: ProcessGroup | None = None,
 ) -> None:
     """Write the page to `path`, and its pictures to figures/ beside it.
 
@@ -58,22 +65,23 @@ def write_report(
         facts: settings that a reader should know, as pairs of name and value.
         others: embeddings of items of the other splits, and their rows, for the map.
         seed: of what is drawn at random and of the map.
+        process_group: processes that hold a part of the embeddings each, in their order, and the whole catalog. They
+            find together what is shown, and the first one writes it.
 
     Raises:
         UserError: there are not as many embeddings as rows.
     """
-    if len(embeddings) != len(catalog):
-        raise UserError(
-            f"embeddings has {counted(len(embeddings), 'row')}, but the catalog has {len(catalog):,}: embed them all"
-        )
-    split = _TestSplit(embeddings, catalog, evaluation, seed)
+    split = _TestSplit(embeddings, catalog, evaluation, seed, process_group)
+    items = MapItems(embeddings, catalog, split.scores, seed, others, process_group)
+    if process_group is not None and get_rank(process_group) > 0:
+        return
     sections = [
         _figures_section(evaluation, before, _protocol(evaluation, catalog)),
         *_shorter_sections(evaluation, shorter or {}, np.shape(embeddings)[1]),
         _curves_section(history),
         *_retrieval_sections(split),
         _classes_section(split),
-        map_section(MapItems(embeddings, catalog, split.scores, seed, others)),
+        map_section(items),
         _proxies_section(proxy_selections),
         _facts_section(facts),
     ]
@@ -83,33 +91,89 @@ def write_report(
 
 
 class _TestSplit:
-    """The test images with what is known about each, and their pictures when asked for."""
+    """The test images with what is known about each, what is shown of them, and their pictures when asked for."""
 
     def __init__(
-        self, embeddings: Tensor | npt.NDArray[np.float32], catalog: Catalog, evaluation: Evaluation, seed: int
+        self,
+        embeddings: Tensor | npt.NDArray[np.float32],
+        catalog: Catalog,
+        evaluation: Evaluation,
+        seed: int,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self.embeddings = torch.as_tensor(embeddings)
         self.labels = np.array(catalog.labels)
         self.paths = catalog.paths if catalog.has_images else None
         self.names = item_names(catalog)
         self.item = "image" if catalog.has_images else "vector"
         self.boxes = catalog.boxes
-        self.rules = catalog.rules
         self.seed = seed
+        part = _own_part(len(embeddings), len(catalog), group)
+        rules, labels = part_of(catalog.rules, part), self.labels[part]
         self.scores: QueryScores = evaluation.scores or score_queries(
-            self.embeddings, self.labels, progress=True, **self.rules
+            embeddings, labels, progress=True, process_group=group, **rules
         )
+        self.random, self.worst, self.best = self._queries()
+        self.classes = self._classes()
+        failed = [self.failed(label) for label in _first_and_last(self.classes).index]
+        # All at once: where several processes hold the embeddings, these are passed around.
+        self._looked_up = np.unique(np.concatenate([self.random, self.worst, self.best, *failed]))
+        similarity, found = nearest(
+            embeddings, self._looked_up, NEIGHBOURS, labels=labels, process_group=group, **rules
+        )
+        self._similarity, self._found = similarity.float().cpu().numpy(), found.cpu().numpy()
+
+    def _queries(self) -> tuple[Indices, Indices, Indices]:
+        """Queries of the grids: drawn at random, the worst and the best, each from another class."""
+        scores = self.scores
+        shuffled = np.random.default_rng(self.seed).permutation(len(scores.index))
+        precision, rank = scores.average_precision[shuffled], scores.first_positive[shuffled]
+        best_first, worst_first = np.lexsort((rank, -precision)), np.lexsort((-rank, precision))
+        labels = self.labels[scores.index]
+        random, worst, best = (
+            scores.index[_first_of_each(labels[order], order, QUERIES)]
+            for order in (shuffled, shuffled[worst_first], shuffled[best_first])
+        )
+        return random, worst, best
+
+    def _classes(self) -> pd.DataFrame:
+        """Queries, Recall@1 and MAP@R of each class, the hardest first."""
+        scores = self.scores
+        found = {
+            "label": self.labels[scores.index],
+            "recall": scores.first_positive < 1,
+            "precision": scores.average_precision,
+        }
+        classes = (
+            pd.DataFrame(found)
+            .groupby("label")
+            .agg(queries=("recall", "size"), recall=("recall", "mean"), precision=("precision", "mean"))
+        )
+        return classes.sort_values(["recall", "precision"])
+
+    def failed(self, label: object) -> Indices:
+        """The queries of a class whose nearest image is of another one."""
+        scores = self.scores
+        wrong: Indices = scores.index[(self.labels[scores.index] == label) & (scores.first_positive > 0)]
+        return wrong
+
+    def neighbours(self, queries: Indices) -> tuple[npt.NDArray[np.float32], Indices]:
+        """Similarity and number of the images nearest to some of the queries that are shown, nearest first."""
+        places = np.searchsorted(self._looked_up, queries)
+        return self._similarity[places], self._found[places]
 
     def picture(self, index: int, side: int) -> figures.Image:
         """The image's crop with its longer side of that many pixels; a grey square where it cannot be opened."""
         assert self.paths is not None  # nothing draws pictures of vectors alone
         return thumbnail(self.paths[index], None if self.boxes is None else self.boxes[index].tolist(), side)
 
-    def neighbours(
-        self, queries: npt.NDArray[np.int64], k: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        similarity, index = nearest(self.embeddings, queries, k, labels=self.labels, **self.rules)
-        return similarity.float().cpu().numpy(), index.cpu().numpy()
+
+def _own_part(count: int, total: int, group: ProcessGroup | None) -> slice:
+    """Which rows of the catalog this process's embeddings are of."""
+    counts = Ring(group, torch.device("cpu")).gather(count)
+    if sum(counts) != total:
+        raise UserError(f"embeddings has {counted(sum(counts), 'row')}, but the catalog has {total:,}: embed them all")
+    start = 0 if group is None else sum(counts[: get_rank(group)])
+    return slice(start, start + count)
 
 
 def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol: str) -> Section:
@@ -169,39 +233,35 @@ def _curves_section(history: pd.DataFrame | None) -> Section:
 
 def _retrieval_sections(split: _TestSplit) -> list[Section]:
     """Grids of queries drawn at random, of the worst and of the best, each from another class."""
-    scores = split.scores
-    shuffled = np.random.default_rng(split.seed).permutation(len(scores.index))
-    precision, rank = scores.average_precision[shuffled], scores.first_positive[shuffled]
-    best_first, worst_first = np.lexsort((rank, -precision)), np.lexsort((-rank, precision))
     if split.paths is None:
-        return [_neighbours_section(split, shuffled[worst_first]), _neighbours_section(split, shuffled, random=True)]
+        return [
+            _neighbours_section(split, split.worst, "Where it fails: the worst queries"),
+            _neighbours_section(split, split.random, "What it finds: queries drawn at random"),
+        ]
     text = (
         "The query at the left, the images nearest to it at its right, with the cosine of the angle between the two. "
         "A blue frame and a tick: of the query's class. An orange, dashed frame and a cross: of another class."
     )
     return [
-        _grid_section(split, shuffled, "retrieval_random", "What it finds: queries drawn at random", text),
-        _grid_section(split, shuffled[worst_first], "retrieval_worst", "Where it fails: the worst queries", ""),
-        _grid_section(split, shuffled[best_first], "retrieval_best", "Where it works: the best queries", ""),
+        _grid_section(split, split.random, "retrieval_random", "What it finds: queries drawn at random", text),
+        _grid_section(split, split.worst, "retrieval_worst", "Where it fails: the worst queries", ""),
+        _grid_section(split, split.best, "retrieval_best", "Where it works: the best queries", ""),
     ]
 
 
-def _neighbours_section(split: _TestSplit, order: npt.NDArray[np.int64], random: bool = False) -> Section:
+def _neighbours_section(split: _TestSplit, queries: Indices, title: str) -> Section:
     """The retrieval grid of vectors without images: a table with the labels of what is found."""
-    queries = split.scores.index[_first_of_each(split.labels[split.scores.index[order]], order, QUERIES)]
-    similarity, neighbours = split.neighbours(queries, NEIGHBOURS)
+    similarity, neighbours = split.neighbours(queries)
     rows = []
     for query, values, found in zip(queries, similarity, neighbours, strict=True):
         cells = [f"{split.labels[index]} ({value:.2f})" for value, index in zip(values, found, strict=True)]
         rows.append([split.names[query], split.labels[query], *cells])
     head = ["query", "its class", *(f"nearest {rank}" for rank in range(1, neighbours.shape[1] + 1))]
-    title = "What it finds: queries drawn at random" if random else "Where it fails: the worst queries"
     return Section(title, "The class of each of the nearest, and the cosine of the angle to it.", (), head, rows)
 
 
-def _grid_section(split: _TestSplit, order: npt.NDArray[np.int64], name: str, title: str, text: str) -> Section:
-    queries = split.scores.index[_first_of_each(split.labels[split.scores.index[order]], order, QUERIES)]
-    similarity, neighbours = split.neighbours(queries, NEIGHBOURS)
+def _grid_section(split: _TestSplit, queries: Indices, name: str, title: str, text: str) -> Section:
+    similarity, neighbours = split.neighbours(queries)
     rows = []
     for query, values, found in track(list(zip(queries, similarity, neighbours, strict=True)), "Drawing queries"):
         row = [figures.Tile(split.picture(query, TILE_PIXELS), split.labels[query])]
@@ -223,41 +283,33 @@ def _first_of_each(labels: npt.NDArray[np.str_], order: npt.NDArray[np.int64], c
 
 def _classes_section(split: _TestSplit) -> Section:
     """The classes of lowest and highest Recall@1, and what the lowest are taken for."""
-    scores = split.scores
-    table = pd.DataFrame(
-        {
-            "label": split.labels[scores.index],
-            "recall": scores.first_positive < 1,
-            "precision": scores.average_precision,
-        }
-    )
-    classes = table.groupby("label").agg(
-        queries=("recall", "size"), recall=("recall", "mean"), precision=("precision", "mean")
-    )
-    classes = classes.sort_values(["recall", "precision"])
+    classes = split.classes
     if len(classes) < 2:
         return Section("Classes")
     head = ["class", "queries", "Recall@1", "MAP@R", "when it fails, most often taken for"]
-    cut = len(classes) > 2 * CLASSES
-    shown = pd.concat([classes.head(CLASSES), classes.tail(CLASSES)]) if cut else classes
+    shown = _first_and_last(classes)
     rows = []
     for label, row in track(list(shown.iterrows()), "Looking at classes"):
         per_cent = [f"{100 * row[name]:.0f}" for name in ("recall", "precision")]
         rows.append([str(label), f"{row['queries']:.0f}", *per_cent, _taken_for(split, str(label))])
-    if cut:
-        rows.insert(CLASSES, ["\N{VERTICAL ELLIPSIS}", "", "", "", ""])
     text = f"{counted(len(classes), 'class')} from the hardest to the easiest, figures in per cent"
+    if cut := len(shown) < len(classes):
+        rows.insert(CLASSES, ["\N{VERTICAL ELLIPSIS}", "", "", "", ""])
     text += f": the first and the last {CLASSES}." if cut else "."
     return Section("Hard and easy classes", text, (), head, rows)
 
 
+def _first_and_last(classes: pd.DataFrame) -> pd.DataFrame:
+    """The classes that are shown: all, or the first and the last few."""
+    return pd.concat([classes.head(CLASSES), classes.tail(CLASSES)]) if len(classes) > 2 * CLASSES else classes
+
+
 def _taken_for(split: _TestSplit, label: str) -> str:
     """The label that the nearest images of the class's failed queries have most often."""
-    scores = split.scores
-    failed = scores.index[(split.labels[scores.index] == label) & (scores.first_positive > 0)]
+    failed = split.failed(label)
     if not len(failed):
         return ""
-    nearest_images = split.neighbours(failed, 1)[1][:, 0]
+    nearest_images = split.neighbours(failed)[1][:, 0]
     found = split.labels[nearest_images[nearest_images >= 0]]
     if not len(found):
         return ""

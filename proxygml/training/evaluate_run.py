@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from proxygml.arguments import check_arguments
 from proxygml.console import console
@@ -24,7 +24,7 @@ from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
 from proxygml.training.history import read_history, read_kept_counts, trained_epochs
 from proxygml.training.initialization import initial_embedder
-from proxygml.training.processes import make_accelerator
+from proxygml.training.processes import make_accelerator, own_slice, process_group
 from proxygml.training.recipe import Recipe
 from proxygml.training.remote_run import evaluated_run
 from proxygml.training.run_folder import EvaluationFolder, RunFolder
@@ -77,9 +77,7 @@ def evaluate_run(
     if recipe.takes_vectors:
         check_size(test, embedder.num_features)
     embeddings = _embed(embedder, test, recipe, accelerator)
-    untrained = None
-    if before:
-        untrained = _before(recipe, embedder, test, accelerator)
+    untrained = _before(recipe, embedder, test, accelerator) if before else None
     seen = sorted(set(test.classes) & set(embedder.classes))
     warnings += _doubts(test, seen)
     for warning in warnings if accelerator.is_main_process else ():
@@ -91,8 +89,6 @@ def evaluate_run(
     }
     beside = _others(whole, len(test), recipe.seed) if report and all_splits else None
     others = None if beside is None else (_embed(embedder, beside, recipe, accelerator), beside)
-    if not accelerator.is_main_process:
-        return None
     protocol = _describe(run, recipe, table, test, len(seen), embedder.num_features, accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
     if rules := evaluation.rule_sentences():
@@ -100,10 +96,12 @@ def evaluate_run(
     place = run.evaluation_on(table)
     if earlier is None:
         earlier = _kept_before(place, whole.fingerprint)
-    _write(place, evaluation, earlier, shorter, protocol)
-    if report:
-        _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol, others)
-    return evaluation
+    if accelerator.is_main_process:
+        _write(place, evaluation, earlier, shorter, protocol)
+    if report:  # all processes look for what it shows
+        group = process_group(accelerator)
+        _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol, others, group)
+    return evaluation if accelerator.is_main_process else None
 
 
 def _others(whole: Catalog, most: int, seed: int) -> Catalog | None:
@@ -127,31 +125,32 @@ def _doubts(test: Catalog, seen: list[str]) -> list[str]:
 
 
 def _embed(embedder: Embedder, test: Catalog, recipe: Recipe, accelerator: Accelerator) -> Tensor:
+    """The embeddings of this process's part of the test split."""
     return embed_catalog(embedder, test, accelerator, workers=recipe.workers, cached=recipe.cache_features)
 
 
 def _before(recipe: Recipe, embedder: Embedder, test: Catalog, accelerator: Accelerator) -> Tensor:
-    """The embeddings before training: those of the network as it starts; of vectors, the vectors as they came."""
+    """The same before training: those of the network as it starts; of vectors, the vectors as they came."""
     if recipe.takes_vectors:
-        return torch.cat(list(unit_blocks(test)))
+        part = own_slice(len(test), accelerator)
+        return torch.cat([torch.empty(0, embedder.num_features), *unit_blocks(test, part)])
     return _embed(initial_embedder(recipe, embedder.classes, accelerator), test, recipe, accelerator)
 
 
 def _evaluate(
     embeddings: Tensor, test: Catalog, recipe: Recipe, accelerator: Accelerator, *, nmi: bool = True
 ) -> Evaluation:
-    """The figures, on every process; each ranks its part of the images."""
-    rank, size = accelerator.process_index, accelerator.num_processes
-    part = slice(len(test) * rank // size, len(test) * (rank + 1) // size)
+    """The figures, on every process; each gives the embeddings of its part of the images."""
+    part = own_slice(len(test), accelerator)
     return evaluate(
-        embeddings[part],
+        embeddings,
         test.labels[part],
         recipe.recall_at,
         nmi,
         mean_average_precision="camera" in test.table,  # the figure that re-identification reports
         seed=recipe.seed,
         progress=True,
-        process_group=dist.group.WORLD if size > 1 else None,
+        process_group=process_group(accelerator),
         **part_of(test.rules, part),
     )
 
@@ -228,6 +227,7 @@ def _report(
     shorter: Mapping[int, Evaluation],
     protocol: Protocol,
     others: tuple[Tensor, Catalog] | None,
+    group: ProcessGroup | None,
 ) -> None:
     from proxygml.reports.run_report import write_report  # noqa: PLC0415  (Matplotlib is slow to load; training need not wait)
 
@@ -243,4 +243,5 @@ def _report(
         shorter=shorter,
         facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
         others=others,
+        process_group=group,
     )

@@ -1,15 +1,18 @@
-"""Embeddings and features of whole catalogs: over all processes, and kept on disk where the backbone is frozen."""
+"""Embeddings and features of whole catalogs: over all processes, and kept on disk where the backbone is frozen.
+
+Every process computes those of its own part of the images, `own_slice`. Embeddings stay where they were computed.
+"""
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -20,6 +23,8 @@ from proxygml.data.images import ImageDataset, collate
 from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
+from proxygml.training.processes import own_slice, parts_on_all
+from proxygml.training.tensor_file import Source, write_tensor_file
 from proxygml.training.vectors import embed_vectors
 from proxygml.urls import absolute
 
@@ -27,25 +32,29 @@ from proxygml.urls import absolute
 def embed_catalog(
     embedder: Embedder, catalog: Catalog, accelerator: Accelerator, *, workers: int, cached: bool, batch_size: int = 64
 ) -> Tensor:
-    """The embeddings of a catalog's images, computed by all processes together, the same on each.
+    """The embeddings of this process's part of a catalog's images.
 
     Args:
         embedder: on the accelerator's device.
-        catalog: the images.
+        catalog: all images.
         accelerator: the processes.
         workers: decoding processes for each.
         cached: take the backbone's features from the cache, or put them there.
         batch_size: images at a time and process.
 
     Returns:
-        float32 (n, D) on the CPU.
+        float32 (m, D) on the CPU, of the rows `own_slice(n, accelerator)`.
     """
     if not embedder.takes_images:
-        return embed_vectors(embedder, catalog)
+        return embed_vectors(embedder, catalog, own_slice(len(catalog), accelerator))
     if cached:
-        features = cached_features(embedder, catalog, accelerator, workers=workers, batch_size=batch_size)
+        features = cached_features(
+            embedder, catalog, accelerator, workers=workers, batch_size=batch_size, own_part=True
+        )
         return embed_features(embedder, features)
-    return checked_embeddings(_compute(embedder, embedder, catalog, accelerator, workers, batch_size))
+    return checked_embeddings(
+        _compute(embedder, embedder, embedder.embedding_size, catalog, accelerator, workers, batch_size)
+    )
 
 
 @torch.inference_mode()
@@ -63,6 +72,7 @@ def cached_features(
     workers: int,
     batch_size: int = 64,
     as_trained: bool = False,
+    own_part: bool = False,
 ) -> Tensor:
     """Pooled features, float32 (n, F) on the CPU, from the cache on disk or computed and put there.
 
@@ -72,26 +82,37 @@ def cached_features(
     Args:
         embedder, catalog, accelerator, workers, batch_size: see embed_catalog.
         as_trained: features of one view and the backbone's own map, as training on images sees them.
+        own_part: return those of this process's part of the images alone, (m, F).
     """
     views = ONE_VIEW if as_trained else views_of(embedder.settings)
     stride = 0 if as_trained else embedder.settings.output_stride
     path = cache_folder("features") / f"{_key(embedder, catalog, views, stride)}.safetensors"
-    kept = _read_cache(path)
+    rows = own_slice(len(catalog), accelerator)
+    kept = _read_cache(path, rows if own_part else slice(None))
     # Decided together, since machines may not share the folder: all compute, or none.
     found = int(accelerator.reduce(torch.tensor(int(kept is not None), device=accelerator.device)))
     if kept is not None and found == accelerator.num_processes:
         return kept
     compute = partial(embedder.features, views=views, finer=bool(stride))
-    features = _compute(embedder, compute, catalog, accelerator, workers, batch_size)
+    features = _compute(embedder, compute, embedder.num_features, catalog, accelerator, workers, batch_size)
+    shape = (len(catalog), features.shape[1])
+    pieces: Iterable[Tensor] = parts_on_all(features, len(catalog), accelerator)
+    if not own_part:
+        features = torch.cat(list(pieces))
+        pieces = [features]
     if accelerator.is_local_main_process:
         with atomic_write(path) as temporary:
-            save_file({"features": features}, temporary)
+            write_tensor_file(temporary, {"features": Source(features.dtype, shape, pieces)})
+    else:
+        deque(pieces, maxlen=0)  # sends this process's part
     return features
 
 
-def _read_cache(path: Path) -> Tensor | None:
+def _read_cache(path: Path, rows: slice) -> Tensor | None:
     try:
-        return load_file(path)["features"]
+        with safe_open(path, framework="pt") as file:
+            found: Tensor = file.get_slice("features")[rows]
+            return found
     except (OSError, SafetensorError, KeyError):
         return None  # not there, or damaged: to be computed
 
@@ -118,32 +139,29 @@ def _key(embedder: Embedder, catalog: Catalog, views: Sequence[View], output_str
 def _compute(
     embedder: Embedder,
     function: Callable[[Tensor], Tensor],
+    width: int,
     catalog: Catalog,
     accelerator: Accelerator,
     workers: int,
     batch_size: int,
 ) -> Tensor:
-    """Rank r of W takes every W-th image, from r on; the parts are put together again on every rank."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    share = -(-len(catalog) // world)
-    mine = [min(row, len(catalog) - 1) for row in range(rank, share * world, world)]
+    """What the function (m, 3, H, W) -> (m, width) gives for this process's part of the images, on the CPU."""
+    rows = own_slice(len(catalog), accelerator)
+    if rows.start == rows.stop:  # more processes than images
+        return torch.empty(0, width)
     dataset = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False, kept=True)
-    on_gpu = accelerator.device.type == "cuda"
     loader = DataLoader(
-        Subset(dataset, mine),
+        Subset(dataset, range(rows.start, rows.stop)),
         batch_size,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=on_gpu,
+        pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # of its own: a loader draws a number, and no other draw may depend on it
     )
     embedder.eval()
     batches = track(loader, "embedding", disable=not accelerator.is_main_process)
-    computed = torch.cat([function(images.to(accelerator.device, non_blocking=True)).float() for images, _ in batches])
-    if world == 1:
-        return computed.cpu()
-    gathered: Tensor = accelerator.gather(computed.contiguous())
-    return gathered.view(world, share, -1).transpose(0, 1).flatten(0, 1)[: len(catalog)].cpu()
+    computed = [function(images.to(accelerator.device, non_blocking=True)).float() for images, _ in batches]
+    return torch.cat(computed).cpu()
 
 
 class FeatureDataset(Dataset[tuple[Tensor, int]]):

@@ -16,11 +16,12 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog
 from proxygml.errors import DivergedError
 from proxygml.evaluation.metrics import score_queries
+from proxygml.evaluation.rules import part_of
 from proxygml.files import atomic_write
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.loss.sharded import classes_of
 from proxygml.training.checkpoint import EpochMetrics, Progress
-from proxygml.training.processes import any_process, parts_of_processes
+from proxygml.training.processes import any_process, own_slice, parts_of_processes, process_group
 from proxygml.training.recipe import Recipe
 
 LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
@@ -74,9 +75,18 @@ def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
     )
 
 
-def validation_metrics(embeddings: Tensor, images: Catalog) -> EpochMetrics:
-    """The figures that choose the epoch to keep, 0..1, from the embeddings (n, D) of the validation images."""
-    scores = score_queries(embeddings, images.labels, **images.rules)
+def validation_metrics(embeddings: Tensor, images: Catalog, accelerator: Accelerator) -> EpochMetrics:
+    """The figures that choose the epoch to keep, 0..1: the same on all processes.
+
+    Args:
+        embeddings: (m, D), of the validation images of this process, `own_slice`.
+        images: all validation images.
+        accelerator: the processes.
+    """
+    part = own_slice(len(images), accelerator)
+    scores = score_queries(
+        embeddings, images.labels[part], process_group=process_group(accelerator), **part_of(images.rules, part)
+    )
     return {
         "val_recall_at_1": float((scores.first_positive < 1).mean()),
         "val_map_at_r": float(scores.average_precision.mean()),

@@ -166,6 +166,34 @@ def share_overflow(gradient: Tensor, parameters: Iterable[Tensor], group: dist.P
     seen[(0,) * seen.dim()] += torch.where(overflow > 0, torch.nan, 0.0)
 
 
+def own_slice(count: int, accelerator: Accelerator) -> slice:
+    """This process's part of as many items: consecutive ones, as evenly divided as can be."""
+    rank, size = accelerator.process_index, accelerator.num_processes
+    return slice(count * rank // size, count * (rank + 1) // size)
+
+
+def parts_on_all(part: Tensor, count: int, accelerator: Accelerator) -> Iterator[Tensor]:
+    """The parts of all processes in turn, on every one of them; no other part is in memory then.
+
+    All processes must go through to the end.
+
+    Args:
+        part: the rows `own_slice` of `count` rows, on the CPU.
+        count: of the rows of all.
+        accelerator: the processes.
+    """
+    size = accelerator.num_processes
+    for process in range(size):
+        own = process == accelerator.process_index
+        rows = count * (process + 1) // size - count * process // size
+        piece = part if own else part.new_empty(rows, *part.shape[1:])
+        if size > 1:
+            moved = piece.to(accelerator.device).contiguous()
+            dist.broadcast(moved, process)
+            piece = piece if own else moved.cpu()
+        yield piece
+
+
 def parts_of_processes(part: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Iterator[Tensor]:
     """The parts (sizes[process], ...) of all processes in turn, on the first one; no other part is in memory then.
 

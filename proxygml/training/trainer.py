@@ -174,14 +174,14 @@ class Training:
             data.set_epoch(epoch)
             metrics = self._train_epoch(epoch, loader)
             if self.validation_images is not None:
-                metrics |= validation_metrics(self._embed_validation(), self.validation_images)
+                metrics |= validation_metrics(self._embed_validation(), self.validation_images, self.accelerator)
             self._finish_epoch(epoch, metrics)
         self._write_model()
 
     def _judge_start(self, validation: Catalog) -> None:
         """Let the network before the first step be a candidate: then training can only add to its projection."""
         progress = self.progress
-        progress.start = {"epoch": 0} | validation_metrics(self._embed_validation(), validation)
+        progress.start = {"epoch": 0} | validation_metrics(self._embed_validation(), validation, self.accelerator)
         if self.accelerator.is_main_process:
             self.embedder.save(self.run.best(0))
             console.print(f"before training: {validation_message(progress.start)}")
@@ -309,10 +309,13 @@ class Training:
             bar.update(task, note=meter.note)
 
     def _embed_validation(self) -> Tensor:
+        """Those of this process's part of the validation images."""
         assert self.validation_images is not None
         images, workers = self.validation_images, self.recipe.workers
         if not self.recipe.cache_features or self.recipe.takes_vectors:
             return embed_catalog(self.embedder, images, self.accelerator, workers=workers, cached=False)
         if self.validation_features is None:
-            self.validation_features = cached_features(self.embedder, images, self.accelerator, workers=workers)
+            self.validation_features = cached_features(
+                self.embedder, images, self.accelerator, workers=workers, own_part=True
+            )
         return embed_features(self.embedder.eval(), self.validation_features)

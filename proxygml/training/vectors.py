@@ -18,6 +18,8 @@ from proxygml.models.vector_embedder import unit
 Batch = tuple[Tensor, Tensor]
 """float32 (M, F), of length 1; int64 (M,), which ones they are."""
 
+ALL = slice(None)
+
 
 class VectorDataset(Dataset[Batch]):
     """A catalog's vectors, scaled to length 1: a list of items at a time, as a batch; see `as_given`."""
@@ -46,25 +48,25 @@ def as_given(batch: Batch) -> Batch:
     return batch
 
 
-def unit_blocks(catalog: Catalog) -> Iterator[Tensor]:
-    """All vectors of a catalog in their order, scaled to length 1, float32 (m, F) with m up to 16,384."""
-    rows, plain = rows_of(catalog), _mapped(catalog)
+def unit_blocks(catalog: Catalog, part: slice = ALL) -> Iterator[Tensor]:
+    """The vectors of these rows of a catalog, scaled to length 1, float32 (m, F) with m up to 16,384."""
+    rows, plain = rows_of(catalog)[part], _mapped(catalog)
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         yield unit(torch.from_numpy(plain[rows[start : start + ROWS_AT_A_TIME]]))
 
 
 @torch.inference_mode()
-def embed_vectors(embedder: Embedder, catalog: Catalog) -> Tensor:
-    """The embeddings of a catalog's vectors, float32 (n, D) on the CPU.
+def embed_vectors(embedder: Embedder, catalog: Catalog, part: slice = ALL) -> Tensor:
+    """The embeddings of the vectors of these rows of a catalog, float32 (m, D) on the CPU.
 
     Raises:
         CatalogError: the catalog has no vectors, or of another size than the embedder takes.
         WeightsError: an embedding is NaN.
     """
     check_size(catalog, embedder.num_features)
-    embeddings = torch.empty(len(catalog), embedder.embedding_size)
+    embeddings = torch.empty(len(rows_of(catalog)[part]), embedder.embedding_size)
     start, head = 0, embedder.head.eval()
-    for block in unit_blocks(catalog):
+    for block in unit_blocks(catalog, part):
         embeddings[start : start + len(block)] = head(block.to(embedder.device)).float().cpu()
         start += len(block)
     return checked_embeddings(embeddings)

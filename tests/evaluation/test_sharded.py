@@ -1,5 +1,7 @@
 """Evaluation over real processes: every figure, ties and rules included, is that of one process."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from proxygml.errors import UserError
-from proxygml.evaluation import ranking, sharded
-from proxygml.evaluation.metrics import CPU_MEMORY_LIMIT, Evaluation, evaluate
+from proxygml.errors import OtherProcessError, UserError
+from proxygml.evaluation import metrics, ranking, sharded, tiles
+from proxygml.evaluation.metrics import CPU_MEMORY_LIMIT, Evaluation, evaluate, nearest
+from proxygml.evaluation.sharded import vectors_of
 from tests.helpers.processes import in_processes
 
 PARTS = ("is_query", "is_gallery", "sequence", "camera", "is_junk", "is_distractor")
@@ -202,3 +205,94 @@ def largest_tensor(count: int, size: int) -> int:
 def test_no_process_holds_more_vectors_than_a_share(tmp_path: Path) -> None:
     for rows in in_processes(4, largest_tensor, tmp_path, 500, 97):
         assert rows <= 600  # of 2,000
+
+
+def neighbours_that_differ(seeds: list[int]) -> list[str]:
+    """Where the nearest, or the vectors, are not those of one process with all parts."""
+    wrong = []
+    for seed in seeds:
+        embeddings, arguments = drawn(seed)
+        embeddings = embeddings.astype(np.float32)  # in float64 the last bit may differ
+        bounds = bounds_of(seed, len(embeddings), dist.get_world_size())
+        own = slice(bounds[dist.get_rank()], bounds[dist.get_rank() + 1])
+        given = {name: value for name, value in arguments.items() if name in ("is_gallery", "sequence", "labels")}
+        parts = {name: value[own] for name, value in given.items()}
+        queries = np.random.default_rng(seed).integers(len(embeddings), size=9)  # some of them twice
+        limit, group = arguments["memory_limit"], dist.group.WORLD
+        expected = nearest(embeddings, queries, 5, memory_limit=limit, **given)
+        found = nearest(embeddings[own], queries, 5, memory_limit=limit, process_group=group, **parts)
+        wrong += [f"seed {seed}: nearest"] * (not all(map(torch.equal, found, expected)))
+        vectors = vectors_of(embeddings[own], queries, process_group=group)
+        expected_vectors = vectors_of(embeddings, queries)[: 0 if dist.get_rank() else None]
+        wrong += [f"seed {seed}: vectors"] * (not np.array_equal(vectors, expected_vectors))
+    return wrong
+
+
+def test_the_nearest_are_those_of_one_process(tmp_path: Path) -> None:
+    for wrong in in_processes(3, neighbours_that_differ, tmp_path, list(range(10))):
+        assert wrong == []
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C, of which multiprocessing makes a case of its own."""
+
+
+def failures() -> list[tuple[str, str, bool]]:
+    """What each process raises where only the second one fails, early, midway or last; and whether all go on after."""
+    embeddings, labels = np.eye(300, 8, dtype=np.float32), np.arange(300) // 3
+    own = slice(dist.get_rank() * 100, (dist.get_rank() + 1) * 100)
+    raised = []
+    places = [
+        (metrics, "checked_ks", MemoryError("no more")),
+        (metrics, "check_resampling", UserError("wrong seed")),
+        (ranking, "score_by_tiles", MemoryError("no more")),
+        (tiles, "_whole_classes", Interrupted("by hand")),  # while vectors are on their way to the next process
+        (metrics, "means_over_classes", KeyError("last")),
+    ]
+    for module, name, error in places:
+        kept = getattr(module, name)
+        if dist.get_rank() == 1:
+            setattr(module, name, raising(error))
+        try:
+            evaluate(embeddings[own], labels[own], nmi=False, process_group=dist.group.WORLD)
+            raised.append(("nothing", "", False))
+        except BaseException as caught:
+            setattr(module, name, kept)
+            again = evaluate(embeddings[own], labels[own], nmi=False, process_group=dist.group.WORLD)
+            raised.append((type(caught).__name__, str(caught), again.num_queries == 300))
+    return raised
+
+
+def raising(error: BaseException) -> Any:
+    def called(*_: Any, **__: Any) -> None:
+        raise error
+
+    return called
+
+
+def test_a_failure_of_any_kind_on_one_process_ends_all_of_them(tmp_path: Path) -> None:
+    """At once, with its message, whatever the others are waiting for; the group of the caller can be used again."""
+    first, second, third = in_processes(3, failures, tmp_path)
+    assert first == third == [
+        (OtherProcessError.__name__, "process 1 failed: MemoryError: no more", True),
+        ("UserError", "process 1: wrong seed", True),
+        (OtherProcessError.__name__, "process 1 failed: MemoryError: no more", True),
+        (OtherProcessError.__name__, "process 1 failed: Interrupted: by hand", True),
+        (OtherProcessError.__name__, "process 1 failed: KeyError: 'last'", True),
+    ]  # fmt: skip
+    assert [kind for kind, _, _ in second] == ["MemoryError", "UserError", "MemoryError", "Interrupted", "KeyError"]
+
+
+def survivors() -> str:
+    """What a process raises of a group of which one is killed midway."""
+    embeddings, labels = np.eye(400, 8, dtype=np.float32), np.arange(400) // 4
+    own = slice(dist.get_rank() * 100, (dist.get_rank() + 1) * 100)
+    if dist.get_rank() == 2:
+        ranking.score_by_tiles = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(OtherProcessError) as caught:
+        evaluate(embeddings[own], labels[own], nmi=False, process_group=dist.group.WORLD)
+    return str(caught.value)
+
+
+def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
+    assert in_processes(4, survivors, tmp_path, killed=[2]) == ["another process has ended"] * 3

@@ -1,7 +1,7 @@
 """Functions run by several real processes that talk over gloo."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 
-def in_processes(count: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+def in_processes(
+    count: int, function: Callable[..., Any], folder: Path, *arguments: Any, killed: Sequence[int] = ()
+) -> list[Any]:
     """What `function(*arguments)` returns in each of `count` processes of one group, in their order.
 
     Args:
@@ -18,14 +20,17 @@ def in_processes(count: int, function: Callable[..., Any], folder: Path, *argume
         function: of a module, so that a new process can import it.
         folder: where the processes meet and leave their results.
         arguments: the same for all.
+        killed: which of them end before they return; only the others' results are returned then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Forked from one process that has loaded torch and done nothing with it: quicker than loading it in each.
     multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "hypothesis", "proxygml.loss.proxygml_loss"])
-    multiprocessing.start_processes(
-        _joined, (count, function, folder, arguments), nprocs=count, start_method="forkserver"
+    started = multiprocessing.start_processes(
+        _joined, (count, function, folder, arguments), nprocs=count, join=not killed, start_method="forkserver"
     )
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    for process in started.processes if started else ():
+        process.join()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count) if rank not in killed]
 
 
 def _joined(rank: int, count: int, function: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
