@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from benchmarks.loss import Case, batch
+from benchmarks.cases import Case, batch
 from benchmarks.measure import console, machine, table
 from benchmarks.sharded import Group
 from proxygml import ProxyGMLLoss

@@ -21,12 +21,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.cases import CUB, MILLION, SOP, SOP_REGULARISED, Case, batch
 from benchmarks.evaluation import floor as evaluation_floor
 from benchmarks.evaluation import make_inputs, ours, sop_labels
-from benchmarks.loss import CUB, SOP, SOP_REGULARISED, Case, batch, dense, floor
+from benchmarks.loss import dense, floor
 from benchmarks.loss import ours as our_loss
 from benchmarks.measure import MIB, Work, console, default_device, machine, side_by_side, synchronize, table
-from benchmarks.scaling import MILLION
 from proxygml import ProxyGMLLoss
 
 DEVICE = default_device()

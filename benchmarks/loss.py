@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss, SoftTripleLoss
 from torch import Tensor, nn
 
+from benchmarks.cases import CUB, SOP, SOP_REGULARISED, Case, batch
 from benchmarks.measure import (
     Work,
     console,
@@ -32,35 +33,7 @@ from tests.helpers.dense import dense_loss_of, one_hot_proxies
 MEMORY_LIMIT = 32 * 2**20
 
 
-@dataclass(frozen=True)
-class Case:
-    """A loss and a batch, in the paper's symbols."""
-
-    name: str
-    M: int
-    D: int
-    C: int
-    N: int
-    r: float
-    weight: float
-    scale: float
-
-    @property
-    def symbols(self) -> str:
-        return f"M {self.M}, D {self.D}, C {self.C:,}, N {self.N}, r {self.r:g}, lambda {self.weight:g}"
-
-
-CUB = Case("CUB-200-2011", 32, 512, 100, 12, 0.05, 0.3, 1.0)
-SOP = Case("SOP", 32, 512, 11_318, 1, 0.05, 0.0, 20.0)
-SOP_REGULARISED = Case("SOP, regularised", 32, 512, 11_318, 1, 0.05, 0.3, 20.0)
 NUMBERS = (1, 2, 4, 6, 12, 20, 30)  # of proxies a class, those of the paper's study
-
-
-def batch(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Embeddings (M, D) that need a gradient, and their labels, always the same."""
-    torch.manual_seed(0)
-    embeddings = torch.randn(case.M, case.D).to(device).requires_grad_()
-    return embeddings, torch.randint(case.C, (case.M,)).to(device)
 
 
 def ours(case: Case, device: torch.device) -> Work:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.loss import Case, batch, floor, ours, peak
+from benchmarks.cases import MILLION, Case, batch
+from benchmarks.loss import floor, ours, peak
 from benchmarks.measure import (
     Work,
     console,
@@ -26,7 +27,6 @@ from proxygml import ProxyGMLLoss
 from proxygml.loss.lazy_adam import LazyAdam
 
 BASE = Case("", 32, 128, 10_000, 1, 0.05, 0.0, 20.0)
-MILLION = Case("", 64, 128, 1_000_000, 1, 0.001, 0.0, 20.0)
 
 
 def grow(title: str, cases: list[Case], seconds: float) -> None:

@@ -19,9 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from benchmarks.loss import CUB, SOP, SOP_REGULARISED, Case
+from benchmarks.cases import CUB, MILLION, SOP, SOP_REGULARISED, Case
 from benchmarks.measure import console, machine, mebibytes, milliseconds, resident, side_by_side, table
-from benchmarks.scaling import MILLION
 from proxygml import ProxyGMLLoss
 
 MOVED = ("all_reduce", "all_gather_into_tensor", "broadcast")
@@ -57,12 +56,12 @@ class Group:
         for end in self._ends:
             end.recv()
 
-    def costs(self) -> tuple[int, int]:
-        """Bytes of memory of the largest process, and numbers that the exchanges of a step are about."""
+    def costs(self) -> tuple[int, int, int]:
+        """Bytes of the largest process, those it had before the loss, and the numbers that a step exchanges."""
         for end in self._ends:
             end.send("costs")
         costs = [end.recv() for end in self._ends]
-        return max(memory for memory, _ in costs), costs[0][1]
+        return *max((memory, before) for memory, before, _ in costs), costs[0][2]
 
     def stop(self) -> None:
         """End the processes."""
@@ -75,8 +74,9 @@ class Group:
 def _serve(end: Connection, rank: int, processes: int, case: Case, replicated: bool, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes)
-    step, counter = _make_step(rank, processes, case, replicated), _count_moved()
     before = resident("VmRSS")
+    step, counter = _make_step(rank, processes, case, replicated), _count_moved()
+    held = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     end.send("ready")
     while (told := end.recv()) != "stop":
@@ -85,7 +85,7 @@ def _serve(end: Connection, rank: int, processes: int, case: Case, replicated: b
             step()
             end.send("done")
         else:
-            end.send((max(resident("VmHWM"), before), sum(counter)))
+            end.send((max(resident("VmHWM"), held), before, sum(counter)))
     dist.destroy_process_group()
 
 
@@ -139,15 +139,17 @@ def show(case: Case, numbers: tuple[int, ...], replicated: tuple[int, ...], seco
                 place = Path(folder) / name
                 place.mkdir()
                 groups[name] = Group(case, count, kind == "replicated", place)
-        taken = side_by_side({name: group.step for name, group in groups.items()}, seconds)
+        taken = side_by_side({name: group.step for name, group in groups.items()}, seconds, rounds=5)
         one = f"sharded, {numbers[0]}"
-        columns = ["processes", "a step", "times faster", "memory of a process", "numbers exchanged", "2 M D + 1,100 M"]
+        columns = ["processes", "a step", "times faster", "memory of a process", "beside PyTorch", "numbers exchanged"]
+        columns.append("2 M D + 1,100 M")
         result = table(f"One thread a process, global batch: {case.symbols}", columns)
         formula = 2 * case.M * case.D + 1100 * case.M
         for name, group in groups.items():
-            memory, moved = group.costs()
+            memory, before, moved = group.costs()
             faster = f"{taken[one] / taken[name]:.2f}"
-            result.add_row(name, milliseconds(taken[name]), faster, mebibytes(memory), f"{moved:,}", f"{formula:,}")
+            held = mebibytes(memory), mebibytes(memory - before)
+            result.add_row(name, milliseconds(taken[name]), faster, *held, f"{moved:,}", f"{formula:,}")
         for group in groups.values():
             group.stop()
     console.print(result)
