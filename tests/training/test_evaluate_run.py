@@ -84,12 +84,12 @@ def test_the_rules_of_a_table_hold_in_validation_and_evaluation(ruled_recipe: Re
 
 
 def test_two_processes_evaluate_like_one(ruled_recipe: Recipe, tmp_path: Path) -> None:
-    """Every figure, and NMI, to the digit; the main process writes and prints, once."""
+    """Every figure, and NMI, to the digit, and the report's neighbours; the main process writes and prints, once."""
     run = train(ruled_recipe, tmp_path / "run")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     arguments = ["-m", "proxygml", "evaluate", str(run.path), "--before"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    judged = []
+    judged, drawn = [], []
     for command in (arguments, [*launch, *arguments]):
         done = subprocess.run(
             [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
@@ -98,6 +98,10 @@ def test_two_processes_evaluate_like_one(ruled_recipe: Recipe, tmp_path: Path) -
         assert done.stdout.count("figures:") == 1
         assert done.stderr.count("has no other image that counts") == 1
         judged.append(json.loads(run.evaluation.read_text()))
+        drawn.append({path.name: path.read_bytes() for path in run.path.glob("figures/retrieval_*.png")})
+        shutil.rmtree(run.path / "figures")
+    assert len(drawn[0]) == 3
+    assert drawn[0] == drawn[1]
     assert [content["protocol"].pop("processes") for content in judged] == [1, 2]
     assert judged[0] == judged[1]
 
