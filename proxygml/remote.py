@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from proxygml.disk_cache import DiskCache
-from proxygml.errors import OverwriteError, UserError
+from proxygml.errors import OverwriteError, UserError, counted
 from proxygml.files import atomic_write, cache_folder, check_overwrite, temporary_folder
 from proxygml.urls import PACKAGES, WEB, Place, Url
 
@@ -63,7 +63,7 @@ def read(url: Url, most: int, kind: type[UserError] = UserError) -> bytes:
         else:
             content = bytes(files.cat_file(path))
     if len(content) > most:
-        raise kind(f"{url} has more than {most:,} bytes: check that it is the right one")
+        raise kind(f"{url} has more than {counted(most, 'byte')}: check that it is the right one")
     return content
 
 

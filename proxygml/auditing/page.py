@@ -234,7 +234,7 @@ def _copies_section(audited: Audited, groups: list[Rows], title: str, text: str)
         ]
         rows.append({"text": f"{counted(len(group), audited.item)} alike", "strips": strips})
     more = (
-        f" The first {MOST_GROUPS} of {len(groups):,} groups; duplicates.csv has all."
+        f" The first {MOST_GROUPS} of {counted(len(groups), 'group')}; duplicates.csv has all."
         if len(groups) > MOST_GROUPS
         else ""
     )

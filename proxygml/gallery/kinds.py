@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from proxygml.errors import GalleryError, check_whole
+from proxygml.errors import GalleryError, check_whole, counted
 
 Kind = Literal["exact", "hnsw", "ivfpq", "int8", "binary", "ivfbinary"]
 
@@ -42,7 +42,8 @@ def check_enough(kind: Kind, count: int, size: int | None = None) -> None:
     """Raise GalleryError where an index of that kind cannot be made of so few items, or of vectors of that size."""
     if count < (least := SMALLEST.get(kind, 1)):
         raise GalleryError(
-            f"an index of kind {kind} needs at least {least:,} items, but there are {count:,}: choose the kind exact"
+            f"an index of kind {kind} needs at least {counted(least, 'item')}, but there are {count:,}: choose the "
+            "kind exact"
         )
     if size is not None and size < (least := SMALLEST_SIZE.get(kind, 1)):
         raise GalleryError(
