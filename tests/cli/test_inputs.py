@@ -32,6 +32,8 @@ MISSING = [
     "index --out nope --remove id=4",
     "index --out nope --rebase a b",
     "index --out nope --add --images .",
+    "push nope user/name",
+    "train --from nope --catalog c.csv --run run",
     "search nope .",
     "search . nope.jpg",
     "search . --vectors nope.npy",
