@@ -23,7 +23,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "also evaluate the network as it was before training"
     parser.add_argument("--before", action="store_true", help=words)
     words = "also show training and validation items on the report's map, at most as many as there are test items"
-    parser.add_argument("--all-splits", action="store_true", help=words)
+    parser.add_argument("--all_splits", action="store_true", help=words)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog)
     from proxygml.training.evaluate_run import evaluate_run

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from proxygml.cli.main import main
 from proxygml.data.vector_file import VectorFile
@@ -41,9 +42,13 @@ def photos(small_catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def alone(run: Path, photos: Path) -> pd.DataFrame:
-    """The vectors of one process."""
-    out = run.parent / "alone.parquet"
-    main(["embed", str(run), "--images", str(photos), "--out", str(out), "--on_bad", "drop", *PARTS[3:5]])
+    """The vectors of one process, with as many threads as Ray gives to one that takes one processor."""
+    out, threads = run.parent / "alone.parquet", torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        main(["embed", str(run), "--images", str(photos), "--out", str(out), "--on_bad", "drop", *PARTS[3:5]])
+    finally:
+        torch.set_num_threads(threads)
     return table_of(out)
 
 
@@ -122,6 +127,7 @@ def test_a_folder_of_another_program_is_read_in_the_order_of_names(alone: pd.Dat
         VectorFile(folder)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_part_that_is_missing_is_named(run: Path, tmp_path: Path) -> None:
     (tmp_path / "parts.json").write_text('{"key": "0123abcd", "parts": 2, "rows": 4, "unreadable": 0}')
     shutil.copy(run.parent / "alone.parquet", tmp_path / "part-00000-0123abcd.parquet")
