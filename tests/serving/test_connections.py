@@ -316,12 +316,25 @@ def test_what_cannot_be_finished_at_the_end_is_told_so(
 def test_a_second_signal_ends_the_server_at_once(folder: Path) -> None:
     process, port = started(folder)
     with socket.create_connection(("127.0.0.1", port)) as half:
-        half.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
-        time.sleep(0.5)
+        form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99\r\n"
+        half.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n" + form + b"\r\n")
+        assert b"100" in half.recv(100), "the request is under way"
         process.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        wait_until_closed(port)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == -signal.SIGINT
+
+
+def wait_until_closed(port: int) -> None:
+    """Until a server takes no more connections, as it does after the first signal."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"port {port} is still open")
 
 
 def test_a_signal_ends_the_server_cleanly(folder: Path) -> None:
