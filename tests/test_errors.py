@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 import proxygml
-from proxygml.comparison.runner import Part
-from proxygml.errors import RecipeError, UserError, check_whole, counted, install_command
+from proxygml.errors import UserError, check_whole, counted, install_command
 from tests.helpers.models import untrained
 
 HUGE = pytest.param(10**6000, id="6001 digits")
@@ -98,12 +97,3 @@ def test_searching_refuses_impossible_counts(k: object) -> None:
 def test_items_that_are_no_table_are_named(items: object) -> None:
     with pytest.raises(UserError, match=r"items is a .*: give a pandas DataFrame .*DataFrame\(\{\"label\": labels\}\)"):
         proxygml.Gallery.create(np.eye(2), items)  # type: ignore[arg-type]
-
-
-NO_PARTS = ["9" * 5000 + "/" + "9" * 5000, "1/" + "9" * 4301, "0/3", "4/3", "1", "\u0662/\u0668", ""]
-
-
-@pytest.mark.parametrize("text", NO_PARTS, ids=range(len(NO_PARTS)))
-def test_a_part_that_is_none_is_one_message(text: str) -> None:
-    with pytest.raises(RecipeError, match="must be like 2/8"):
-        Part.read(text)
