@@ -39,7 +39,11 @@ SWEEPS = {
     "cub200_2010_sweep_weight": 5,
     "cub200_2010_ablation": 8,
 }
-OWN = {"cub200_2010_own": "cub200_2010_crops", "omniglot_own": "omniglot"}  # our recipes taken apart, and whole
+OWN = {
+    "cub200_2010_direction": "cub200_2010_crops",
+    "cub200_2010_own": "cub200_2010_crops",
+    "omniglot_own": "omniglot",
+}  # our recipes taken apart, and whole
 CHOICES = {"cub200_2010_choice": "cub200_2010_own", "omniglot_choice": "omniglot_own"}  # what they were chosen from
 SWEEP = """
 methods:
