@@ -21,9 +21,9 @@ import torch
 
 from proxygml.cli.main import COMMANDS
 from proxygml.serving.limits import Limits
+from tests.helpers.browser import chromium
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOADED = {"img": "src", "script": "src", "source": "src", "link": "href", "iframe": "src"}
 RELATIONS_THAT_LOAD = {"stylesheet", "icon", "preload", "modulepreload", "manifest"}
 README_WORDS = 900
@@ -112,12 +112,9 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_renders_the_equations_and_asks_no_other_server(address: str, scheme: str) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         page = browser.new_page(color_scheme=scheme)
         requested: list[str] = []
         page.on("request", lambda request: requested.append(request.url))
@@ -127,7 +124,6 @@ def test_a_browser_renders_the_equations_and_asks_no_other_server(address: str, 
         assert page.locator(".arithmatex").count() == page.locator(".katex").count()
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (background == "rgb(255, 255, 255)") == (scheme == "light")
-        browser.close()
     assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
 
 

@@ -5,6 +5,7 @@ a stopped run continues.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,8 +66,7 @@ def pack_images(catalog: Catalog, folder: Path, workers: int | None = None, shar
     }
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
     try:
-        for _ in track(pool.map(_write, shards), "Packing images", len(shards)):
-            pass
+        deque(track(pool.map(_write, shards), "Packing images", len(shards)), maxlen=0)  # all of it, kept nowhere
     finally:
         pool.shutdown(cancel_futures=True)
     images, files = counted(len(places), "image"), counted(len(shards), "shard")

@@ -1,6 +1,5 @@
 """The page of an audit, worked through in headless Chromium: by keyboard, by mouse, on a telephone, and to the end."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import proxygml
 from proxygml.data.catalog import Catalog
 from proxygml.data.prepare import prepare
+from tests.helpers.browser import chromium
 from tests.helpers.commands import run
 from tests.helpers.noise import clustered, mislabelled_at_random
 from tests.helpers.pictures import write_picture
@@ -20,20 +20,14 @@ from tests.helpers.vector_files import write_file
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 expect = playwright.expect
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 TELEPHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 CLASSES = ["=ant", 'bee "b", <b>x</b>', "</script><script>alert(1)</script>", "dog"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,10 @@ class NeedsMoreOSError(OSError):
 
 
 def test_an_error_that_cannot_be_made_anew_keeps_its_message() -> None:
+    ours, theirs = Pipe()
     for error in (NeedsMoreError("x.csv", found=3), NeedsMoreOSError(errno.ENOSPC, "/disk/x", "there")):
-        received = pickle.loads(pickle.dumps(sendable(error)))
+        theirs.send(sendable(error))
+        received = ours.recv()
         assert str(error) in str(received)
         assert isinstance(received, OSError if isinstance(error, OSError) else UserError)
     assert received.errno == errno.ENOSPC

@@ -96,8 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"error": f"unknown: {path}"}, 404)
 
     def _create(self, wanted: dict[str, Any]) -> None:
-        repo = f"{wanted.get('organization') or 'ann'}/{wanted['name']}"
-        if not repo.startswith("ann/"):
+        repo = f"{wanted.get('organization') or 'owner'}/{wanted['name']}"
+        if not repo.startswith("owner/"):
             return self._json({"error": "You don't have the rights to create a model under this namespace"}, 403)
         if repo in self.server.repos:
             return self._json({"error": "You already created this model repo"}, 409)

@@ -33,7 +33,7 @@ class Planted:
 def pushed(hub: Hub, tmp_path: Path, small_recipe: Recipe) -> Path:
     folder = untrained(tmp_path / "run")
     small_recipe.write(folder / "recipe.yaml")
-    push(folder, "ann/small")
+    push(folder, "owner/small")
     return folder
 
 
@@ -41,9 +41,9 @@ def test_a_model_on_the_hub_embeds_as_the_one_that_was_sent(
     hub: Hub, pushed: Path, small_catalog: Path, tmp_path: Path
 ) -> None:
     paths = sorted(small_catalog.parent.glob("*.png"))[:5]
-    embeddings = Embedder.load("hf://ann/small").embed(paths)
+    embeddings = Embedder.load("hf://owner/small").embed(paths)
     assert torch.equal(embeddings, Embedder.load(pushed).embed(paths))
-    run("index", "hf://ann/small", "--catalog", str(small_catalog), "--out", str(tmp_path / "gallery"))
+    run("index", "hf://owner/small", "--catalog", str(small_catalog), "--out", str(tmp_path / "gallery"))
     assert len(Gallery.load(tmp_path / "gallery")) == 144
     # It is fetched once.
     assert sum("GET" in asked and "resolve" in asked and "model.safetensors" in asked for asked in hub.asked) == 1
@@ -54,9 +54,9 @@ def test_of_a_hostile_repository_nothing_but_the_two_files_is_read(hub: Hub, pus
     code = f"open({str(planted)!r}, 'w')".encode()
     files = {"pytorch_model.bin": pickle.dumps(Planted(planted)), "model.pkl": pickle.dumps(Planted(planted))}
     files |= {"modeling.py": code, "__init__.py": code, "../../outside": b"x", "config.json": b'{"auto_map": {}}'}
-    hub.repos["ann/small"] |= files
+    hub.repos["owner/small"] |= files
     hub.asked.clear()
-    Embedder.load("hf://ann/small")
+    Embedder.load("hf://owner/small")
     fetched = {re.split("[?]", asked)[0].rpartition("/")[2] for asked in hub.asked if "/resolve/" in asked}
     assert fetched <= {"model.json", "model.safetensors", "recipe.yaml", "metrics.csv"}
     assert not planted.exists() and not (tmp_path / "outside").exists()
@@ -107,14 +107,14 @@ def test_a_damaged_or_hostile_model_is_refused_with_the_reason(
     hub: Hub, pushed: Path, change: object, message: str
 ) -> None:
     assert callable(change)
-    change(hub.repos["ann/small"])
+    change(hub.repos["owner/small"])
     with pytest.raises(UserError, match=message):
-        Embedder.load("hf://ann/small")
+        Embedder.load("hf://owner/small")
 
 
 def test_a_repository_that_is_not_there_is_named(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place in ("hf://ann/nothing", "hf://ann", "hf://"):
+    for place in ("hf://owner/nothing", "hf://owner", "hf://"):
         with pytest.raises(UserError):
             Embedder.load(place)
-    message = refused(capsys, "index", "hf://ann/nothing", "--images", str(tmp_path), "--out", str(tmp_path / "g"))
-    assert "hf://ann/nothing" in message
+    message = refused(capsys, "index", "hf://owner/nothing", "--images", str(tmp_path), "--out", str(tmp_path / "g"))
+    assert "hf://owner/nothing" in message

@@ -30,20 +30,20 @@ def card(hub: Hub, repo: str) -> tuple[dict, str]:
 
 
 def test_a_run_is_sent_whole_in_one_commit_and_without_anybodys_paths(finished: Path, hub: Hub) -> None:
-    address = push(finished, "ann/gratings", license="apache-2.0")
-    sent = hub.repos["ann/gratings"]
-    assert address.startswith(f"{hub.address}/ann/gratings/commit/") and hub.commits == {"ann/gratings": 1}
+    address = push(finished, "owner/gratings", license="apache-2.0")
+    sent = hub.repos["owner/gratings"]
+    assert address.startswith(f"{hub.address}/owner/gratings/commit/") and hub.commits == {"owner/gratings": 1}
     assert sorted(sent) == ["README.md", "evaluation.json", "model.json", "model.safetensors"]
     for name in ("model.json", "model.safetensors"):
         assert sent[name] == (finished / name).read_bytes()
     assert not any(str(finished.parent.parent).encode() in data for data in sent.values())
-    assert "ann/gratings" not in hub.private
+    assert "owner/gratings" not in hub.private
 
 
 def test_the_card_says_what_is_known(finished: Path, hub: Hub) -> None:
-    push(finished, "ann/gratings", license="apache-2.0", private=True)
-    metadata, text = card(hub, "ann/gratings")
-    assert hub.private == {"ann/gratings"}
+    push(finished, "owner/gratings", license="apache-2.0", private=True)
+    metadata, text = card(hub, "owner/gratings")
+    assert hub.private == {"owner/gratings"}
     assert metadata["library_name"] == "proxygml" and metadata["license"] == "apache-2.0"
     metrics = {metric["type"]: metric["value"] for metric in metadata["model-index"][0]["results"][0]["metrics"]}
     figures = evaluate_run(finished, report=False)
@@ -51,7 +51,7 @@ def test_the_card_says_what_is_known(finished: Path, hub: Hub) -> None:
     recall = figures.recall[1]
     assert f"| Recall@1 | {100 * recall.value:.1f} ({100 * recall.low:.1f} to {100 * recall.high:.1f})" in text
     for words in (
-        'Embedder.load("hf://ann/gratings")', "12 classes", "6 test classes", "before training", "0 of these classes",
+        'Embedder.load("hf://owner/gratings")', "12 classes", "6 test classes", "before training", "0 of these classes",
         "ProxyGMLLoss", "## Intended use and limits",
     ):  # fmt: skip
         assert words in text
@@ -60,10 +60,10 @@ def test_the_card_says_what_is_known(finished: Path, hub: Hub) -> None:
 def test_a_run_without_figures_claims_none(hub: Hub, small_recipe: Recipe, tmp_path: Path) -> None:
     folder = untrained(tmp_path / "run")
     small_recipe.write(folder / "recipe.yaml")
-    push(folder, "ann/new")
-    metadata, text = card(hub, "ann/new")
+    push(folder, "owner/new")
+    metadata, text = card(hub, "owner/new")
     assert "model-index" not in metadata and "license" not in metadata and "was not evaluated" in text
-    assert "evaluation.json" not in hub.repos["ann/new"]
+    assert "evaluation.json" not in hub.repos["owner/new"]
 
 
 def test_names_of_classes_are_text_in_the_card(finished: Path, hub: Hub, tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_names_of_classes_are_text_in_the_card(finished: Path, hub: Hub, tmp_pat
         (folder / name).write_bytes((finished / name).read_bytes())
     described = (finished / "model.json").read_text().replace('"class 00"', '"<img src=x>\\n## [a](http://b)"')
     (folder / "model.json").write_text(described)
-    push(folder, "ann/hostile")
-    _, text = card(hub, "ann/hostile")
+    push(folder, "owner/hostile")
+    _, text = card(hub, "owner/hostile")
     assert "<img" not in text.replace("\\<", "") and "\n## [a]" not in text
 
 
@@ -82,9 +82,9 @@ def test_names_of_classes_are_text_in_the_card(finished: Path, hub: Hub, tmp_pat
     ("repo", "token", "message"),
     [
         ("gratings", TOKEN, "repo is 'gratings', but must be USER/NAME"),
-        ("../ann/gratings", TOKEN, "but must be USER/NAME"),
-        ("ann/gratings", "hf_wrong", "log in by"),
-        ("bob/gratings", TOKEN, "refuses bob/gratings"),
+        ("../owner/gratings", TOKEN, "but must be USER/NAME"),
+        ("owner/gratings", "hf_wrong", "log in by"),
+        ("other/gratings", TOKEN, "refuses other/gratings"),
     ],
 )
 def test_what_the_hub_refuses_is_said(
@@ -99,11 +99,11 @@ def test_what_the_hub_refuses_is_said(
 def test_a_hub_that_does_not_answer_is_named(finished: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="could not be reached"):
-        push(finished, "ann/gratings")
+        push(finished, "owner/gratings")
 
 
 def test_by_command(finished: Path, hub: Hub, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run("push", str(finished), "ann/gratings", "--private", "--license", "mit")
-    assert f"sent: {hub.address}/ann/gratings/commit/" in capsys.readouterr().out
-    assert card(hub, "ann/gratings")[0]["license"] == "mit"
-    assert "holds no model.json" in refused(capsys, "push", str(tmp_path), "ann/gratings")
+    run("push", str(finished), "owner/gratings", "--private", "--license", "mit")
+    assert f"sent: {hub.address}/owner/gratings/commit/" in capsys.readouterr().out
+    assert card(hub, "owner/gratings")[0]["license"] == "mit"
+    assert "holds no model.json" in refused(capsys, "push", str(tmp_path), "owner/gratings")

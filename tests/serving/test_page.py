@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from proxygml import Embedder, Gallery
 from proxygml.data.catalog import Catalog
 from proxygml.gallery.folder.manifest import Threshold
 from proxygml.serving.limits import Limits
+from tests.helpers.browser import chromium
 from tests.helpers.models import untrained
 from tests.helpers.server import TOKEN, Running, gallery_at, picture
 
@@ -24,8 +24,6 @@ serving_page = pytest.importorskip("proxygml.serving.page", reason="the extra se
 
 expect = playwright.expect
 pytestmark = pytest.mark.xdist_group("serve")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 HOSTILE = "<img src=x onerror=alert(1)> **bold** [link](javascript:alert(1))"
 TELEPHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 DROP = """([data, kind]) => {
@@ -40,12 +38,8 @@ DROP = """([data, kind]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Visit:

@@ -1,6 +1,5 @@
 """The server behind a proxy and for other web sites: root paths, HEAD, and which origins may use it from a browser."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -12,6 +11,7 @@ import pytest
 
 from proxygml.errors import UserError
 from proxygml.serving.limits import Limits
+from tests.helpers.browser import chromium
 from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, TIMES, TOKEN, Running, gallery_at, picture, post
 
@@ -20,7 +20,6 @@ app = pytest.importorskip("proxygml.serving.api", reason="the extra serve is not
 page = pytest.importorskip("proxygml.serving.page", reason="the extra serve is not installed")
 
 pytestmark = pytest.mark.xdist_group("serve")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOP = "https://shop.example.org"
 
 
@@ -109,11 +108,7 @@ def test_the_interface_works_under_a_root_path(proxy: Proxy, running: Running) -
 
 
 def test_the_page_works_under_a_root_path(proxy: Proxy, small_catalog: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         view = browser.new_page()
         view.set_default_timeout(60_000)
         failed: list[str] = []
@@ -139,7 +134,6 @@ def test_the_page_works_under_a_root_path(proxy: Proxy, small_catalog: Path) -> 
         view.locator(".servers select").wait_for()
         assert view.locator(".servers select").input_value() == "/birds"
         assert not failed
-        browser.close()
 
 
 @pytest.mark.parametrize("path", ["", "/", "/birds", "/birds/", "/a/b.c"])

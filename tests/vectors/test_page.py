@@ -1,6 +1,5 @@
 """The page of a gallery that is searched with vectors, in headless Chromium."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,12 @@ import pytest
 from proxygml import Embedder, Gallery, index
 from proxygml.serving.limits import Limits
 from proxygml.training.run_folder import RunFolder
+from tests.helpers.browser import chromium
 from tests.helpers.server import Running
 from tests.helpers.vector_files import SIZE, labelled_vectors, write_file
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 serving_page = pytest.importorskip("proxygml.serving.page", reason="the extra serve is not installed")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 def test_the_page_says_what_it_takes_and_searches_with_a_vector(run: RunFolder, tmp_path: Path) -> None:
@@ -24,9 +21,8 @@ def test_the_page_says_what_it_takes_and_searches_with_a_vector(run: RunFolder, 
     write_file(tmp_path / "f.parquet", vectors, labels, label=labels)
     index(run.path, tmp_path / "gallery", vectors=tmp_path / "f.parquet")
     nearest = Gallery.load(tmp_path / "gallery").search(Embedder.load(run.path).embed(vectors[:1]), 3).ids[0].tolist()
-    with Running(tmp_path / "gallery", run.path, Limits()) as server, playwright.sync_playwright() as driver:
+    with Running(tmp_path / "gallery", run.path, Limits()) as server, chromium() as browser:
         serving_page.add_page(server.app)
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page: Any = browser.new_page()
         page.set_default_timeout(60_000)
         page.goto(server.address)
@@ -44,4 +40,3 @@ def test_the_page_says_what_it_takes_and_searches_with_a_vector(run: RunFolder, 
         assert [int(tile.get_attribute("data-item")) for tile in page.locator(".tile").all()] == nearest
         page.locator(".tile").first.click()
         expect(page.get_by_role("heading", name=f"3 nearest to item {nearest[0]}")).to_be_visible()
-        browser.close()
