@@ -116,41 +116,8 @@ def page(audited: Audited, most: int) -> str:
     chosen = list(dict.fromkeys([*doubtful.tolist(), *copies]))
     shown = chosen[:most]
     items = [_item(audited, place) for place in shown]
-    groups = [
-        _copies_section(
-            audited, audited.two_labels, "Near-duplicates under two labels", "One label is wrong, or more."
-        ),
-        _copies_section(
-            audited,
-            audited.two_splits,
-            "Near-duplicates across splits",
-            "What was trained on is tested on: figures of the test split are too good.",
-        ),
-    ]
-    groups = [group for group in [_alike_section(audited), *groups] if group["rows"]]
-    small = {place for item in items for place in (*item["own"], *item["other"])}
-    small |= {place for group in groups for row in group["rows"] for strip in row["strips"] for place in strip["rows"]}
-    table = audited.table["row"].to_numpy()
-    places = {*shown, *small}
-    digest = hashlib.sha256(audited.catalog.fingerprint.encode() + table.tobytes()).hexdigest()[:16]
-    row = {place: int(audited.rows[place]) for place in places}
-    data = {
-        "key": digest,
-        "items": [
-            item | {"row": row[item["row"]]} | {key: [row[place] for place in item[key]] for key in ("own", "other")}
-            for item in items
-        ],
-        "pictures": {row[place]: text for place, text in _pictures(audited, set(shown), small).items()},
-        "names": {row[place]: audited.name(place) for place in places},
-        "labels": {row[place]: audited.label(place) for place in shown},
-        "classes": audited.classes,
-        "named": audited.named,
-        "nothing": "No label is contradicted: every one is that of the most similar class.",
-    }
-    for group in groups:
-        for pair in group["rows"]:
-            for strip in pair["strips"]:
-                strip["rows"] = [row[place] for place in strip["rows"]]
+    groups = _groups(audited)
+    data = _data(audited, shown, items, groups)
     return (
         _environment()
         .get_template("audit.html")
@@ -165,6 +132,44 @@ def page(audited: Audited, most: int) -> str:
             data=data,
         )
     )
+
+
+def _groups(audited: Audited) -> list[dict[str, Any]]:
+    """What is shown in strips beside the images to decide about: classes that are alike, and near-duplicates."""
+    wrong = "One label is wrong, or more."
+    leaked = "What was trained on is tested on: figures of the test split are too good."
+    sections = [
+        _alike_section(audited),
+        _copies_section(audited, audited.two_labels, "Near-duplicates under two labels", wrong),
+        _copies_section(audited, audited.two_splits, "Near-duplicates across splits", leaked),
+    ]
+    return [section for section in sections if section["rows"]]
+
+
+def _data(
+    audited: Audited, shown: list[int], items: list[dict[str, Any]], groups: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the script of the page reads. Places become the rows of the catalog, in the groups too."""
+    strips = [strip for group in groups for pair in group["rows"] for strip in pair["strips"]]
+    small = {place for item in items for place in (*item["own"], *item["other"])}
+    small |= {place for strip in strips for place in strip["rows"]}
+    row = {place: int(audited.rows[place]) for place in {*shown, *small}}
+    for strip in strips:
+        strip["rows"] = [row[place] for place in strip["rows"]]
+    table = audited.table["row"].to_numpy()
+    return {
+        "key": hashlib.sha256(audited.catalog.fingerprint.encode() + table.tobytes()).hexdigest()[:16],
+        "items": [
+            item | {"row": row[item["row"]]} | {key: [row[place] for place in item[key]] for key in ("own", "other")}
+            for item in items
+        ],
+        "pictures": {row[place]: text for place, text in _pictures(audited, set(shown), small).items()},
+        "names": {row[place]: audited.name(place) for place in row},
+        "labels": {row[place]: audited.label(place) for place in shown},
+        "classes": audited.classes,
+        "named": audited.named,
+        "nothing": "No label is contradicted: every one is that of the most similar class.",
+    }
 
 
 def _notes(audited: Audited, chosen: int, shown: int) -> list[str]:

@@ -1,11 +1,12 @@
 """Embedding the images of a catalog or of folders by a run's model, into a file of vectors."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
 from proxygml.arguments import check_arguments
+from proxygml.arrays import Block
 from proxygml.data.vector_codes import Dtype
 from proxygml.data.vector_file import VectorFile, write_vectors
 from proxygml.errors import UserError
@@ -85,31 +86,44 @@ def embed(
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
     if ray is not None:
-        if model.takes_vectors or source.vectors is not None:
-            raise UserError("--ray embeds images, and vectors take little time: leave it out")
-        if not isinstance(file, Path):
-            raise UserError(f"--out is {file}, but --ray writes to a folder that all machines mount: give its path")
-        images_of_source = source.image_list()
-        key = work_key(model, images_of_source, dimensions, dtype, part_rows)
-        parts = PartedEmbedding(file.resolve(), key, model, batch_size, workers, dimensions, dtype, part_rows)
-        embed_in_parts(parts, images_of_source, address=ray, on_bad=on_bad, force=force)
-        return VectorFile(file)
-    if model.takes_vectors:
-        found = source.vector_input(model).blocks
-        blocks = (
-            (vector_prefix(embeddings, dimensions), items.rename(columns={ITEM_ID: "id"}))
-            for embeddings, items in found
-        )
-        write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
-        return VectorFile(file)
-    if source.vectors is not None:
+        where = _folder_of_parts(model, source, file)
+        listed = source.image_list()
+        key = work_key(model, listed, dimensions, dtype, part_rows)
+        parts = PartedEmbedding(where, key, model, batch_size, workers, dimensions, dtype, part_rows)
+        embed_in_parts(parts, listed, address=ray, on_bad=on_bad, force=force)
+    elif model.takes_vectors:
+        _write(file, model, _vectors_embedded(model, source), dimensions, dtype, force)
+    elif source.vectors is not None:
         raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
-    work = work_folder(file)
-    embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
-    blocks = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in embedded.blocks())
-    write_vectors(file, blocks, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
-    discard(work)
+    else:
+        work = work_folder(file)
+        embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
+        _write(file, model, embedded.blocks(), dimensions, dtype, force)
+        discard(work)
     return VectorFile(file)
+
+
+def _folder_of_parts(model: Model, source: Source, out: Place) -> Path:
+    """The folder that many processes write to; UserError where they cannot."""
+    if model.takes_vectors or source.vectors is not None:
+        raise UserError("--ray embeds images, and vectors take little time: leave it out")
+    if not isinstance(out, Path):
+        raise UserError(f"--out is {out}, but --ray writes to a folder that all machines mount: give its path")
+    return out.resolve()
+
+
+def _vectors_embedded(model: Model, source: Source) -> Iterator[Block]:
+    """What a model of vectors makes of a source, with the columns beside them."""
+    for embeddings, items in source.vector_input(model).blocks:
+        yield embeddings, items.rename(columns={ITEM_ID: "id"})
+
+
+def _write(
+    file: Place, model: Model, blocks: Iterable[Block], dimensions: int | None, dtype: Dtype, force: bool
+) -> None:
+    """Write embeddings, or their first numbers, with what they are of."""
+    shorter = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in blocks)
+    write_vectors(file, shorter, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
 
 
 def work_folder(file: Place) -> Path:
