@@ -1,7 +1,8 @@
-"""The mathematics of ProxyGML: neighbour selection, reverse label propagation, masked cross-entropy.
+"""The graph of ProxyGML: similarities, neighbour selection and reverse label propagation.
 
-Functions of tensors; nothing here owns a parameter, checks a user's input or knows about training. The gradients are in
-gradients.py, the regulariser in regularizer.py and joint.py, and what processes exchange in sharded.py.
+Functions of tensors; nothing here owns a parameter, checks a user's input or knows about training. What is learned from
+the graph is in sample_loss.py and proxy_side.py, the regulariser in regularizer.py and joint.py, all of it together in
+proxy_graph_loss.py, its gradients in gradients.py, and what processes exchange in sharded.py.
 Source: Zhu et al., "Fewer is More: A Deep Graph Metric Learning Perspective Using Fewer Proxies", NeurIPS 2020.
 Proxies are class-major everywhere: rows c*N .. c*N + N - 1 of a (C*N, ...) tensor belong to class c.
 
@@ -14,27 +15,13 @@ classes that this process owns. `shard` is None where one process owns all.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from proxygml.loss.gradients import (
-    Gradients,
-    Step,
-    along_proxies,
-    once_differentiable,
-    proxy_blocks,
-    remove_along_,
-    spread_,
-    step_gradients,
-)
-from proxygml.loss.joint import fits_at_once, joint_gradients, joint_proxy_loss_, joint_similarity
-from proxygml.loss.proxy_side import proxy_side_loss, pull, push
-from proxygml.loss.regularizer import proxy_loss, sampled_proxy_loss
-from proxygml.loss.sharded import Own, Shard, own_classes, own_proxies
-from proxygml.loss.softmax import class_loss, cross_entropy, row_maximum, row_sums
+from proxygml.loss.gradients import proxy_blocks
+from proxygml.loss.sharded import Shard, own_proxies
 
 
 class Terms(NamedTuple):
@@ -75,6 +62,13 @@ def neighbor_count(num_classes: int, proxies_per_class: int, neighbor_ratio: flo
 def computing_dtype(embeddings: torch.dtype, proxies: torch.dtype) -> torch.dtype:
     """The precision of the computation: at least float32, which sums of hundreds of terms need."""
     return torch.promote_types(torch.promote_types(embeddings, proxies), torch.float32)
+
+
+def computing_in_full(device_type: str) -> AbstractContextManager[object]:
+    """Autocast switched off; nothing where it is off already, because switching takes as long as some operations."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -202,264 +196,3 @@ def kept_by_others(edges: Edges, labels: Tensor, num_proxies: int, proxies_per_c
         others &= edges.kept
     counts = torch.zeros(num_proxies, dtype=torch.int64, device=labels.device)
     return counts.index_add_(0, edges.neighbors.flatten(), others.flatten().to(counts.dtype))
-
-
-def proxy_graph_loss(
-    embeddings: Tensor,
-    proxies: Tensor,
-    labels: Tensor,
-    terms: Terms,
-    sampled: Tensor | None = None,
-    shard: Shard | None = None,
-    sizes: list[int] | None = None,
-) -> Tensor:
-    """Steps 1 to 8: L_s + proxy_weight * L_p, a scalar.
-
-    Args:
-        embeddings: (M, D) of any length, of this process; M at least 1 over all processes.
-        proxies: (C*N, D) of any length.
-        labels: (M,) int64.
-        terms: what the loss is made of.
-        sampled: int64 numbers of different proxies, over which L_p's mean is taken instead of over all; each is still
-            classified over the whole graph. Drawn uniformly, its expectation is L_p, and that of its gradient L_p's.
-        shard: the processes that the classes are divided over. The loss is then that of all their samples, and the
-            gradient by the embeddings W times that of it, because data parallelism divides by W.
-        sizes: how many samples each process brings; needed with `shard`.
-    """
-    with_gradient = proxies.requires_grad and torch.is_grad_enabled()
-    loss: Tensor = _ProxyGraphLoss.apply(embeddings, proxies, labels, terms, sampled, with_gradient, shard, sizes)
-    return loss
-
-
-class _ProxyGraphLoss(Function):
-    """The loss and its gradients.
-
-    A slope is the derivative of L_s by the similarity of a kept edge (where all edges are kept: by a class's score).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        proxies: Tensor,
-        labels: Tensor,
-        terms: Terms,
-        sampled: Tensor | None,
-        with_gradient: bool,
-        shard: Shard | None,
-        sizes: list[int] | None,
-    ) -> Tensor:
-        samples, inverse_norms = unit_samples(embeddings, proxies.dtype)
-        if shard is not None and sizes is not None:
-            samples, labels = shard.gathered(samples, sizes), shard.gathered(labels, sizes)
-        ctx.terms, ctx.shard, ctx.sizes, ctx.num_samples = terms, shard, sizes, len(samples)
-        sizes_fit = fits_at_once(samples, proxies, terms.proxies_per_class, terms.memory_limit, shard)
-        ctx.joint = terms.proxy_weight > 0 and sampled is None and sizes_fit
-        ctx.proxy_gradient = edge_similarity = neighbors = kept = None
-        if ctx.joint:
-            loss, samples, inverse, slopes = _joint_loss(samples, proxies, labels, terms, shard)
-        else:
-            similarity, inverse = cosine_similarity(samples, proxies)
-            if terms.whole and not terms.sparse:
-                loss, slopes = _whole_graph_loss(similarity, labels, terms, shard)
-            else:
-                loss, slopes, (edge_similarity, neighbors, kept, _) = _sub_graph_loss(similarity, labels, terms, shard)
-            if terms.proxy_weight > 0:
-                value, ctx.proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, with_gradient, shard)
-                loss = loss + terms.proxy_weight * value
-        ctx.save_for_backward(
-            embeddings, inverse_norms, samples, proxies, inverse, slopes, edge_similarity, neighbors, kept, sampled
-        )
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, inverse_norms, samples, proxies, inverse, slopes, *edges = ctx.saved_tensors
-        shard, wanted = ctx.shard, ctx.needs_input_grad[:2]
-        with torch.no_grad(), computing_in_full(samples.device.type):
-            if ctx.joint:
-                rows = samples, proxies, inverse, slopes, grad_loss
-                gradients = joint_gradients(*rows, wanted, ctx.num_samples, shard)
-            else:
-                gradients = _separate_gradients(ctx, samples, proxies, inverse, slopes * grad_loss, edges, grad_loss)
-            grad_embeddings, grad_proxies = gradients
-            if grad_embeddings is not None:
-                unit = samples[: ctx.num_samples]
-                if shard is not None:
-                    # Data parallelism divides by the number of processes.
-                    own = shard.own_rows(ctx.sizes)
-                    unit, grad_embeddings = unit[own], grad_embeddings[own] * shard.processes
-                remove_along_(grad_embeddings, unit)
-                grad_embeddings.mul_(inverse_norms)
-        grads = once_differentiable((grad_embeddings, grad_proxies), embeddings, proxies)
-        return *grads, None, None, None, None, None, None
-
-
-def computing_in_full(device_type: str) -> AbstractContextManager[object]:
-    """Autocast switched off; nothing where it is off already, because switching takes as long as some operations."""
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-def _joint_loss(
-    samples: Tensor, proxies: Tensor, labels: Tensor, terms: Terms, shard: Shard | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L_s + proxy_weight * L_p; the samples and class sums; the proxies' inverse lengths; and all slopes.
-
-    The slopes, (M + C, C*N), are by the products of the samples and class sums with the proxies of any length.
-    """
-    num_own, count = terms.proxies_per_class, len(samples)
-    inverse = inverse_lengths(proxies, samples.dtype)
-    rows, products = joint_similarity(samples, proxies, inverse, num_own, shard)
-    proxy_loss = joint_proxy_loss_(products[count:], inverse, num_own, terms.proxy_weight, shard)
-    similarity = products[:count]
-    if terms.whole:
-        loss, slopes = _whole_graph_loss(similarity, labels, terms, shard)
-        spread = slopes[:, :, None] * inverse.view(-1, num_own)
-        similarity.copy_(spread.flatten(1))
-    else:
-        loss, slopes, edges = _sub_graph_loss(similarity, labels, terms, shard)
-        spread_(similarity, edges.neighbors, slopes, edges.kept).mul_(inverse)
-    return loss + terms.proxy_weight * proxy_loss, rows, inverse, products
-
-
-def _separate_gradients(
-    ctx: Any,
-    samples: Tensor,
-    proxies: Tensor,
-    inverse: Tensor,
-    slopes: Tensor,
-    edges: list[Tensor | None],
-    grad_loss: Tensor,
-) -> Gradients:
-    """The gradients by the unit samples, of all processes, and by the proxies, where L_p was computed by itself."""
-    edge_similarity, neighbors, kept, sampled = edges
-    terms, shard, wanted = ctx.terms, ctx.shard, ctx.needs_input_grad[:2]
-    proxy_gradient = along = None
-    if terms.proxy_weight > 0 and wanted[1]:
-        proxy_gradient, ctx.proxy_gradient = ctx.proxy_gradient, None
-        if proxy_gradient is None:  # a second backward through a retained graph: the first one used it up
-            proxy_gradient = _proxy_loss(proxies, inverse, terms, sampled, True, shard)[1]
-        assert proxy_gradient is not None
-        proxy_gradient.mul_(terms.proxy_weight * grad_loss)
-    if neighbors is None:
-        slopes = slopes.repeat_interleave(terms.proxies_per_class, dim=1).mul_(inverse)
-    else:
-        if proxy_gradient is None and wanted[1]:
-            assert edge_similarity is not None
-            along = along_proxies(slopes, edge_similarity, neighbors, kept, len(proxies))
-        slopes = slopes.mul_(inverse[neighbors])
-    step = Step(samples, proxies, inverse, slopes, neighbors, kept, along)
-    grad_samples, grad_proxies = step_gradients(step, proxy_gradient, wanted, terms.sparse)
-    if shard is not None and grad_samples is not None:
-        shard.sum_(grad_samples)
-    return grad_samples, grad_proxies
-
-
-def _proxy_loss(
-    proxies: Tensor, inverse: Tensor, terms: Terms, sampled: Tensor | None, with_gradient: bool, shard: Shard | None
-) -> tuple[Tensor, Tensor | None]:
-    """L_p and its gradient by the normalised proxies, divided by their lengths."""
-    sizes = terms.proxies_per_class, terms.memory_limit
-    if sampled is None:
-        return proxy_loss(proxies, inverse, *sizes, with_gradient, shard)
-    return sampled_proxy_loss(proxies, inverse, *sizes, with_gradient, sampled, shard)
-
-
-def _whole_graph_loss(similarity: Tensor, labels: Tensor, terms: Terms, shard: Shard | None) -> tuple[Tensor, Tensor]:
-    """L_s where every proxy is every sample's neighbour, and its slopes by the sums of the class scores, (M, C)."""
-    num_own = terms.proxies_per_class
-    factor = terms.scale / (num_own if terms.degree_normalized else 1)
-    scores = similarity.view(len(similarity), similarity.shape[1] // num_own, num_own).sum(dim=2).mul_(factor)
-    own = own_classes(labels, shard)
-    loss, slope = _proxy_side_of_all(scores, own, terms, shard) if terms.proxy_side else class_loss(scores, own, shard)
-    return loss, slope.mul_(factor)
-
-
-def _proxy_side_of_all(scores: Tensor, own: Own, terms: Terms, shard: Shard | None) -> tuple[Tensor, Tensor]:
-    """The loss of the proxies' side where every edge is kept, and its slopes by scale * Z, (M, C), which is used up."""
-    num_classes = scores.shape[1]
-    pulled = pull(own.taken(scores) / terms.scale, own, terms.scale, terms.margin, num_classes)
-    pushed = push(own.put_(scores.add_(terms.scale * terms.margin), -math.inf), None, num_classes)
-    loss, own_slopes, slopes = proxy_side_loss(pulled, pushed, num_classes, shard)
-    return loss, own.put_(slopes, own_slopes.div_(terms.scale))
-
-
-def _sub_graph_loss(
-    similarity: Tensor, labels: Tensor, terms: Terms, shard: Shard | None
-) -> tuple[Tensor, Tensor, Edges]:
-    """L_s where the k nearest proxies are kept, its slopes by their similarities, (M, e), and the kept edges.
-
-    The slope of an edge is scale / M (softmax of its class - [own class]).
-    """
-    num_classes = similarity.shape[1] // terms.proxies_per_class
-    edges = select_neighbors(similarity, labels, terms, shard)
-    if not (terms.positive_mask and terms.mask_softmax):
-        return *_ablated_loss(edges, labels, num_classes, terms, shard), edges
-    if terms.proxy_side:
-        return *_proxy_side_of_kept(edges, labels, num_classes, terms, shard), edges
-    logits, columns, degrees = propagate_labels(edges, num_classes, terms)
-    own_degree = terms.proxies_per_class if terms.degree_normalized else 1
-    own_logit = edges.similarity[:, : edges.own].sum(dim=1, keepdim=True).mul_(terms.scale / own_degree)
-    # There are no others where there is one class.
-    highest = row_maximum(logits, shard).clamp_(min=torch.finfo(logits.dtype).min)
-    own_logit -= highest
-    if edges.kept is not None:
-        own_logit = torch.where(edges.kept[:, :1], own_logit, 0) if edges.own else torch.zeros_like(own_logit)
-    slopes = logits.sub_(highest).exp_()
-    own_logit, others = row_sums(own_logit, slopes.sum(dim=1, keepdim=True), shard)
-    factor = (terms.scale / len(labels)) / own_logit.exp().add_(others)
-    slopes.mul_(factor)
-    if degrees is not None:
-        slopes /= degrees
-    if columns is not None:
-        slopes = slopes.gather(1, columns)
-    own_slopes = (others * factor).mul_(-1 / own_degree).expand(-1, edges.own)
-    if edges.kept is not None:
-        own_slopes = torch.where(edges.kept[:, : edges.own], own_slopes, 0)
-    return cross_entropy(own_logit, others), torch.cat([own_slopes, slopes], dim=1), edges
-
-
-def _proxy_side_of_kept(
-    edges: Edges, labels: Tensor, num_classes: int, terms: Terms, shard: Shard | None
-) -> tuple[Tensor, Tensor]:
-    """The loss of the proxies' side and its slopes by the kept similarities, (M, e)."""
-    num_own = terms.proxies_per_class
-    logits, columns, degrees = propagate_labels(edges, num_classes, terms)
-    own_scores = edges.similarity[:, : edges.own].sum(dim=1, keepdim=True).div_(num_own)
-    pulled = pull(own_scores, own_classes(labels, shard), terms.scale, terms.margin, num_classes if edges.own else 0)
-    classes = edges.neighbors[:, edges.own :] if columns is None else None
-    logits += terms.scale * terms.margin
-    pushed = push(logits, classes, num_classes)
-    loss, own_slopes, slopes = proxy_side_loss(pulled, pushed, num_classes, shard)
-    slopes.mul_(terms.scale)
-    if degrees is not None:
-        slopes /= degrees
-    if columns is not None:
-        slopes = slopes.gather(1, columns)
-    return loss, torch.cat([own_slopes.div_(num_own).expand(-1, edges.own), slopes], dim=1)
-
-
-def _ablated_loss(
-    edges: Edges, labels: Tensor, num_classes: int, terms: Terms, shard: Shard | None
-) -> tuple[Tensor, Tensor]:
-    """L_s and its slopes, (M, e), without the positive mask, the mask softmax, or both: the paper's ablation.
-
-    Plain, over the scores of all C classes: it is for comparing, not for speed. A class without a kept proxy has score
-    0. The own class stays a candidate of the mask softmax even so (ours): there would be no cross-entropy without it.
-    """
-    classes = edges.neighbors // terms.proxies_per_class
-    logits, degrees = class_scores(edges, classes, num_classes)
-    logits.mul_(terms.scale)
-    if terms.degree_normalized:
-        logits /= degrees.clamp(min=1)
-    own = own_classes(labels, shard)
-    if terms.mask_softmax:
-        absent = own.put_((degrees == 0).to(torch.uint8), 0)
-        logits.masked_fill_(absent.bool(), -math.inf)
-    loss, slope = class_loss(logits, own, shard)
-    if terms.degree_normalized:
-        slope /= degrees.clamp(min=1)
-    slope = slope.gather(1, classes).mul_(terms.scale)
-    return loss, slope if edges.kept is None else torch.where(edges.kept, slope, 0)

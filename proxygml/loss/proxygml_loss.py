@@ -1,4 +1,4 @@
-"""ProxyGMLLoss: owns the proxies; the arithmetic is in graph.py, what is checked in checks.py.
+"""ProxyGMLLoss: owns the proxies; the arithmetic is in proxy_graph_loss.py, what is checked in checks.py.
 
 It imports nothing else from this package, so `from proxygml import ProxyGMLLoss` works in any training loop.
 """
@@ -24,6 +24,7 @@ from proxygml.loss.checks import (
     sample_size,
     warn_if_raised,
 )
+from proxygml.loss.proxy_graph_loss import proxy_graph_loss
 from proxygml.loss.sharded import Shard, draw_owned_
 
 # The arguments that the loss shows when it is printed.
@@ -186,7 +187,7 @@ class ProxyGMLLoss(nn.Module):
                 no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
                 return embeddings.sum(dtype=dtype) + no_proxies.sum(dtype=dtype)
             terms, sampled = self._terms(), self._sampled()
-            return graph.proxy_graph_loss(embeddings, self.proxies, labels, terms, sampled, self._shard, sizes)
+            return proxy_graph_loss(embeddings, self.proxies, labels, terms, sampled, self._shard, sizes)
 
     @torch.no_grad()
     def select(self, embeddings: Tensor, labels: Labels) -> Tensor:

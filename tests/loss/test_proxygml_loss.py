@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from proxygml import ProxyGMLLoss
-from proxygml.loss import gradients, graph
+from proxygml.loss import gradients
+from proxygml.loss.proxy_graph_loss import proxy_graph_loss
 from tests.helpers.dense import dense_loss
 
 
@@ -199,7 +200,7 @@ def test_the_mathematics_compiles_in_one_piece() -> None:
     samples = F.normalize(torch.randn(5, 8), dim=1).requires_grad_()
 
     def compute(samples: Tensor, proxies: Tensor) -> Tensor:
-        return graph.proxy_graph_loss(samples, proxies, labels, loss._terms())
+        return proxy_graph_loss(samples, proxies, labels, loss._terms())
 
     torch._dynamo.reset()
     compiled = torch.compile(compute, backend="aot_eager", fullgraph=True)
@@ -244,7 +245,7 @@ def test_a_sample_of_the_proxies_is_unbiased() -> None:
     values, gradients = [], []
     for row in range(C * N):
         proxies = whole.proxies.detach().clone().requires_grad_()
-        value = graph.proxy_graph_loss(samples, proxies, labels, terms, torch.tensor([row]))
+        value = proxy_graph_loss(samples, proxies, labels, terms, torch.tensor([row]))
         value.backward()
         values.append(value.detach())
         gradients.append(proxies.grad)
