@@ -72,33 +72,31 @@ def evaluate_run(
     table = as_place(catalog or recipe.catalog, "catalog", CatalogError)
     whole = Catalog.read(table)
     test = whole.split("test")
-    warnings = check_splits(whole)
+    warnings = check_splits(whole)  # raises before anything is embedded
     embedder = Embedder.load(run.path, accelerator.device)
     if recipe.takes_vectors:
         check_size(test, embedder.num_features)
     embeddings = _embed(embedder, test, recipe, accelerator)
     untrained = _before(recipe, embedder, test, accelerator) if before else None
     seen = sorted(set(test.classes) & set(embedder.classes))
-    warnings += _doubts(test, seen)
-    for warning in warnings if accelerator.is_main_process else ():
+    for warning in [*warnings, *_doubts(test, seen)] if accelerator.is_main_process else ():
         console.print(warning, style="yellow", markup=False)
     evaluation = _evaluate(embeddings, test, recipe, accelerator)
     earlier = None if untrained is None else _evaluate(untrained, test, recipe, accelerator)
     shorter = {
         size: _evaluate(embeddings[:, :size], test, recipe, accelerator, nmi=False) for size in recipe.embedder.prefixes
     }
-    beside = _others(whole, len(test), recipe.seed) if report and all_splits else None
-    others = None if beside is None else (_embed(embedder, beside, recipe, accelerator), beside)
     protocol = _describe(run, recipe, table, test, len(seen), embedder.num_features, accelerator.num_processes)
     protocol["catalog_fingerprint"] = whole.fingerprint
     if rules := evaluation.rule_sentences():
         protocol["rules"] = "; ".join(rules)
     place = run.evaluation_on(table)
-    if earlier is None:
-        earlier = _kept_before(place, whole.fingerprint)
+    earlier = earlier or _kept_before(place, whole.fingerprint)
     if accelerator.is_main_process:
         _write(place, evaluation, earlier, shorter, protocol)
     if report:  # all processes look for what it shows
+        beside = _others(whole, len(test), recipe.seed) if all_splits else None
+        others = None if beside is None else (_embed(embedder, beside, recipe, accelerator), beside)
         group = process_group(accelerator)
         _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol, others, group)
     return evaluation if accelerator.is_main_process else None
