@@ -25,6 +25,9 @@ from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import decode_image, small_picture
 from proxygml.errors import ImageError, counted
+from proxygml.reports.html import content_policy
+
+SCRIPT = Path(__file__).with_name("templates") / "audit.js"
 
 MOST_ITEMS = 200
 """Images that a page shows unless it is told otherwise."""
@@ -118,10 +121,13 @@ def page(audited: Audited, most: int) -> str:
     items = [_item(audited, place) for place in shown]
     groups = _groups(audited)
     data = _data(audited, shown, items, groups)
+    script = SCRIPT.read_text(encoding="utf-8")
     return (
         _environment()
         .get_template("audit.html")
         .render(
+            policy=content_policy([script]),
+            script=script,
             title=f"Labels of {Path(audited.file).stem}",
             sentences=audited.sentences,
             notes=_notes(audited, len(chosen), len(shown)),

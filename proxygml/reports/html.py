@@ -53,21 +53,25 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
         with atomic_write(path.parent / "figures" / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)
     shown_map = next((section.map for section in shown if section.map), None)
-    given = {"title": title, "lead": lead, "sections": shown, "map": shown_map, "policy": _policy(shown_map)}
+    # Bokeh compiles its WebGL commands when it runs; none of the map's scripts takes text for code.
+    policy = content_policy() if shown_map is None else content_policy(shown_map.scripts, compiles=True)
+    given = {"title": title, "lead": lead, "sections": shown, "map": shown_map, "policy": policy}
     page = _environment().get_template("page.html").render(given)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _policy(shown_map: InteractiveMap | None) -> str:
-    """The page's content security policy: it fetches nothing and runs no script but its own, named by their hashes."""
+def content_policy(scripts: Sequence[str] = (), *, compiles: bool = False) -> str:
+    """A page's content security policy: it fetches nothing and runs no script but its own, named by their hashes.
+
+    Args:
+        scripts: the text of each, whole.
+        compiles: whether they make code when they run, which is then possible to all of them, and to none else.
+    """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    if shown_map is None:
-        return policy
-    hashes = (hashlib.sha256(script.encode()).digest() for script in shown_map.scripts)
-    sources = " ".join(f"'sha256-{base64.b64encode(each).decode('ascii')}'" for each in hashes)
-    # Bokeh compiles its WebGL commands when it runs. Only the scripts above can, and none takes text for code.
-    return f"{policy}; script-src {sources} 'unsafe-eval'"
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts]
+    sources = [f"'sha256-{each}'" for each in hashes] + ["'unsafe-eval'"] * compiles
+    return f"{policy}; script-src {' '.join(sources)}" if sources else policy
 
 
 def _environment() -> Environment:
