@@ -182,8 +182,10 @@ def test_the_wheel_scrolls_the_page_until_the_map_was_clicked(browser, path):
     assert visit.page.evaluate(WIDTH) < whole
     visit.page.get_by_role("button", name="Whole map").click()
     x, y = visit.place(0)
+    visit.page.evaluate("scrollTo({ top: 40, behavior: 'instant' })")
     visit.page.mouse.move(x, y)
     visit.page.mouse.wheel(0, -100)
+    visit.page.wait_for_function("scrollY === 0")  # the page moves, and places on it are known when it has come to rest
     assert visit.page.evaluate(WIDTH) == pytest.approx(whole)
     x, y = visit.place(0)
     visit.page.mouse.click(x, y)
