@@ -13,6 +13,7 @@ import psutil
 
 from proxygml.console import console
 from proxygml.errors import UserError, check_extra
+from proxygml.files import PathLike
 
 RUNNING_OR_LOCAL = "auto"
 """What stands for an address where none is given: the Ray that runs on this machine, else one that is started here."""
@@ -52,6 +53,16 @@ def ray_session(address: str = RUNNING_OR_LOCAL) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_shared(what: str, *places: PathLike) -> None:
+    """Raise UserError where a place is in the memory of this process alone, which others cannot reach."""
+    for place in places:
+        if str(place).lower().startswith("memory:/"):
+            raise UserError(
+                f"{what} is {place}, but memory:// lies within one process, and those of Ray do not see it: give a "
+                "folder or an object store that all machines can reach"
+            )
 
 
 def _connect(ray: Any, address: str) -> None:

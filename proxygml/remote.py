@@ -173,6 +173,32 @@ def files_below(url: Url, kind: type[UserError] = UserError) -> Iterator[str]:
             yield name
 
 
+def names_in(folder: Place, kind: type[UserError] = UserError) -> list[str]:
+    """The sorted names of what is in a folder, at a URL of its files alone; none where there is no such folder.
+
+    Raises:
+        UserError: of that kind; it cannot be listed.
+    """
+    if isinstance(folder, Path):
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    with _translating(folder, kind):
+        return sorted(name for name, _ in _listed(folder, deep=False))
+
+
+def remove_file(place: Place) -> None:
+    """Delete a file, if it is there.
+
+    Raises:
+        UserError: it cannot be deleted.
+    """
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with _translating(place, UserError, "deleted"), suppress(FileNotFoundError):
+        files, path = _filesystem(place)
+        files.rm_file(path)
+
+
 def stamps(urls: Sequence[Url]) -> list[int]:
     """For each file a number above 0 that changes when the file does; 0 where there is none, or it does not answer."""
     found: dict[Url, int] = {}
@@ -252,14 +278,14 @@ def _s3_objects(files: Any, path: str, deep: bool) -> Iterator[tuple[str, Mappin
 
 
 @contextmanager
-def written(place: Place) -> Iterator[Path]:
+def written(place: Place, *, tidy: bool = True) -> Iterator[Path]:
     """As files.atomic_write, for a place that may be a URL: the file is put there, whole, when the block has ended.
 
     Raises:
         UserError: it cannot be written.
     """
     if isinstance(place, Path):
-        with atomic_write(place) as temporary:
+        with atomic_write(place, tidy=tidy) as temporary:
             yield temporary
         return
     with temporary_folder(cache_folder("uploads") / place.name) as folder:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from proxygml.ray_session import ray_session
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.recipe import Recipe
 from tests.helpers.milvus_server import shared_server
+from tests.helpers.object_store import running_server, settings_for
 from tests.helpers.places import BACKENDS, IN_MILVUS, place_for
 
 # Files with tests that take long, most of them because they start processes of their own.
@@ -83,9 +85,23 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray() -> Iterator[Any]:
-    """Ray on this machine, which commands with --ray then find; tests that use it are of the xdist group `ray`."""
+def s3() -> Iterator[str]:
+    """The address of an S3 server, started for these tests; its settings are in the environment."""
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    pytest.importorskip("moto.server", reason="moto, a server for tests, is not installed")
+    with running_server() as address, settings_for(address):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def ray(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Ray on this machine, which commands with --ray then find; tests that use it are of the xdist group `ray`.
+
+    Its processes know the S3 server of the tests, where one can be started: they get the environment of its start.
+    """
     pytest.importorskip("ray", reason="the extra ray is not installed")
+    with suppress(pytest.skip.Exception):
+        request.getfixturevalue("s3")
     with ray_session("local") as module:
         yield module
 

@@ -7,20 +7,21 @@ so that a run that was stopped, or is repeated after a file has changed, makes a
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 from proxygml.data.arrow import to_arrow
 from proxygml.data.image_list import file_stamps
-from proxygml.files import atomic_write
+from proxygml.data.parquet import open_parquet
+from proxygml.remote import exists, written
+from proxygml.urls import Place
 
 FACTS = b"proxygml"
 """Where in a Parquet file's metadata our notes are, as JSON."""
 
 
-def write_list(images: pd.DataFrame, file: Path, part_rows: int) -> int:
+def write_list(images: pd.DataFrame, file: Place, part_rows: int) -> int:
     """Write a list of images, unless it is there; how many parts it has.
 
     Args:
@@ -28,10 +29,10 @@ def write_list(images: pd.DataFrame, file: Path, part_rows: int) -> int:
         file: whose name follows from the content of the list.
         part_rows: images of a part.
     """
-    if not file.exists():
-        with atomic_write(file) as temporary:
+    if not exists(file):
+        with written(file) as temporary:
             pq.write_table(to_arrow(images), temporary, row_group_size=part_rows)
-    return int(pq.read_metadata(file).num_row_groups)
+    return int(open_parquet(file).metadata.num_row_groups)
 
 
 def stamps_of_files(paths: Sequence[str]) -> str:
@@ -39,11 +40,11 @@ def stamps_of_files(paths: Sequence[str]) -> str:
     return hashlib.sha256(file_stamps(paths).tobytes()).hexdigest()
 
 
-def stamps_of_part(part: Path) -> str | None:
+def stamps_of_part(part: Place) -> str | None:
     """The stamps that a part has noted; None where there is no part."""
-    if not part.exists():
+    if not exists(part):
         return None
-    facts: dict[str, str] = json.loads((pq.read_schema(part).metadata or {}).get(FACTS, b"{}"))
+    facts: dict[str, str] = json.loads((open_parquet(part).schema_arrow.metadata or {}).get(FACTS, b"{}"))
     return facts.get("stamps")
 
 

@@ -23,7 +23,7 @@ from proxygml.data.inspection import Inspection, inspect
 from proxygml.errors import MOST_WORKERS, DatasetError, check_whole, counted
 from proxygml.files import atomic_write, remove_folder
 from proxygml.ray_parts import Made, PartTask, run_parts
-from proxygml.ray_session import ray_session
+from proxygml.ray_session import check_shared, ray_session
 from proxygml.urls import Place, absolute, place_in
 
 PART_ROWS = 4096
@@ -75,6 +75,7 @@ def inspect_on_ray(paths: Sequence[Place], out: Path, address: str, workers: int
         UserError: Ray is not installed or not reached.
     """
     workers = check_whole("workers", workers or 1, 1, MOST_WORKERS, DatasetError)
+    check_shared("an image", *paths)
     places = {absolute(path): path for path in paths}
     key = hashlib.sha256(f"{list(places)} {PART_ROWS}".encode(errors="surrogateescape")).hexdigest()[:8]
     work = PartedInspection(_folder(out).absolute(), key, workers)

@@ -8,7 +8,6 @@ request for a megabyte faster than twenty for its parts; the images of a class t
 
 import os
 import re
-import sys
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxygml.errors import ImageError, counted
-from proxygml.files import PathLike, check_size
+from proxygml.files import PathLike
 from proxygml.urls import url_of
 
 IMAGE, NAME = "image", "name"
@@ -86,16 +85,10 @@ class _Shard:
     """An open shard, and where its row groups begin."""
 
     def __init__(self, path: str) -> None:
-        import pyarrow.parquet as pq  # noqa: PLC0415  (the processes that decode do without, where nothing is packed)
+        # The processes that decode do without Arrow, where nothing is packed.
+        from proxygml.data.parquet import open_parquet  # noqa: PLC0415
 
-        source: Any = path
-        if (url := url_of(path)) is not None:
-            from proxygml.remote import opened  # noqa: PLC0415  (most shards are files)
-
-            source = opened(url, ImageError)
-        else:
-            check_size(Path(path), sys.maxsize, ImageError)
-        self.file = pq.ParquetFile(source, pre_buffer=False)
+        self.file = open_parquet(url_of(path) or Path(path), ImageError)
         facts = self.file.metadata
         counts = [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
         self.starts = list(accumulate(counts, initial=0))

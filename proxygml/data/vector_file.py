@@ -26,8 +26,8 @@ from proxygml.data.vector_parts import INDEX, PartsIndex, part_files
 from proxygml.data.vector_source import VectorSource, checked_lists, read_batches, vector_type
 from proxygml.errors import GalleryError, counted
 from proxygml.files import check_size
-from proxygml.remote import check_free, local_file, written
-from proxygml.urls import Place, as_place
+from proxygml.remote import check_free, exists, is_folder, local_file, written
+from proxygml.urls import WEB, Place, as_place
 
 
 def write_vectors(
@@ -101,15 +101,20 @@ class VectorFile:
             self._check_codes()
 
     @cached_property
-    def files(self) -> list[Path]:
-        """The file, or that of a copy of what the URL holds; or the parts of a folder."""
-        if isinstance(self.path, Path) and self._is_folder:
-            return part_files(self.path)
-        return [local_file(self.path, GalleryError)]
+    def files(self) -> list[Place]:
+        """The file, or the parts of a folder."""
+        return part_files(self.path) if self._is_folder else [self.path]
 
-    @property
+    @cached_property
+    def _first_file(self) -> Path:
+        """The first of them, or a copy of what its URL holds."""
+        return local_file(self.files[0], GalleryError)
+
+    @cached_property
     def _is_folder(self) -> bool:
-        return isinstance(self.path, Path) and self.path.is_dir()
+        if isinstance(self.path, Path):
+            return self.path.is_dir()
+        return self.path.scheme not in WEB and is_folder(self.path, GalleryError)
 
     @property
     def folder(self) -> Place:
@@ -133,7 +138,7 @@ class VectorFile:
         assert self.dtype is not None
         size = code_bytes(self.dtype, self.dimension)
         expected = pa.list_(pa.int8() if self.dtype == "int8" else pa.uint8(), size)
-        schema = pq.read_schema(self.files[0])
+        schema = pq.read_schema(self._first_file)
         found = schema.field(EMBEDDING).type if schema.names.count(EMBEDDING) == 1 else None
         if found != expected or not 1 <= self.dimension <= LARGEST_VECTOR:
             raise GalleryError(
@@ -155,14 +160,14 @@ class VectorFile:
         """How many vectors."""
         if self.is_npy:
             return VectorSource(self.path).rows
-        if isinstance(self.folder, Path) and self._is_folder and (self.folder / INDEX).exists():
-            return PartsIndex.read(self.folder).rows
+        if self._is_folder and exists(self.path / INDEX, GalleryError):
+            return PartsIndex.read(self.path).rows
         return sum(map(self._rows_of, self.files))
 
-    def _rows_of(self, file: Path) -> int:
+    def _rows_of(self, file: Place) -> int:
         if len(self.files) > 1:
             VectorFile(file)  # raises where it is no such file
-        return int(pq.read_metadata(file).num_rows)
+        return int(pq.read_metadata(local_file(file, GalleryError)).num_rows)
 
     @property
     def model(self) -> str:
@@ -183,9 +188,9 @@ class VectorFile:
 
     def _facts(self) -> Mapping[str, object]:
         """What write_vectors has written beside the columns."""
-        check_size(self.files[0], sys.maxsize, GalleryError)  # reading a pipe would wait for ever
+        check_size(self._first_file, sys.maxsize, GalleryError)  # reading a pipe would wait for ever
         try:
-            text = None if self.is_npy else (pq.read_schema(self.files[0]).metadata or {}).get(b"proxygml")
+            text = None if self.is_npy else (pq.read_schema(self._first_file).metadata or {}).get(b"proxygml")
         except (OSError, pa.ArrowException):  # vector_type says what is wrong
             return {}
         if text is None:
@@ -237,7 +242,7 @@ class VectorFile:
                     f"{file} has vectors as {found or 'floats'}, but {self.files[0].name} as {self.dtype or 'floats'}: "
                     "embed the images again"
                 )
-            yield from read_batches(file)
+            yield from read_batches(local_file(file, GalleryError))
 
 
 def _decoded(lists: Any, size: int) -> tuple[Vectors, dict[int, str]]:

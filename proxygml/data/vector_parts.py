@@ -1,19 +1,20 @@
 """A folder of Parquet files that together are one table of vectors: `proxygml embed --ray` writes such folders.
 
 parts.json is written last and says which files belong to the table, so that a folder is whole or is not read. In a
-folder that another program wrote, all Parquet files are the parts, in the order of their names.
+folder that another program wrote, all Parquet files are the parts, in the order of their names. A folder may be at a
+URL.
 """
 
 from dataclasses import asdict, dataclass
 from json import dumps
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from proxygml.errors import GalleryError, counted, first_few
-from proxygml.files import atomic_write
+from proxygml.remote import local_file, names_in, written
 from proxygml.typed_json import read_typed_json
+from proxygml.urls import Place, Url
 
 INDEX = "parts.json"
 UNREADABLE = "unreadable.parquet"
@@ -34,38 +35,40 @@ class PartsIndex:
     unreadable: Annotated[int, Field(ge=0)]
 
     @classmethod
-    def read(cls, folder: Path) -> "PartsIndex":
+    def read(cls, folder: Place) -> "PartsIndex":
         """Of a folder; GalleryError where the file is damaged."""
-        advice = "embed the images again"
-        return read_typed_json(folder / INDEX, cls, most=LARGEST_INDEX, error=GalleryError, advice=advice)
+        file, advice = local_file(folder / INDEX, GalleryError), "embed the images again"
+        return read_typed_json(file, cls, most=LARGEST_INDEX, error=GalleryError, advice=advice)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Place) -> None:
         """Replace the index of a folder in one step."""
-        with atomic_write(folder / INDEX) as temporary:
+        with written(folder / INDEX) as temporary:
             temporary.write_text(dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def part_file(folder: Path, key: str, number: int) -> Path:
+def part_file(folder: Place, key: str, number: int) -> Place:
     """Where a part of vectors lies."""
     return folder / f"part-{number:05d}-{key}.parquet"
 
 
-def part_files(folder: Path) -> list[Path]:
+def part_files(folder: Place) -> list[Place]:
     """The files of a folder of vectors, in order.
 
     Raises:
         GalleryError: there are none, some are missing, or the command that writes them was stopped.
     """
-    if (folder / INDEX).exists():
-        index = PartsIndex.read(folder)
+    names = names_in(folder, GalleryError)
+    if INDEX in names:
+        index, there = PartsIndex.read(folder), set(names)
         files = [part_file(folder, index.key, number) for number in range(index.parts)]
-        if missing := [file.name for file in files if not file.exists()]:
+        if missing := [file.name for file in files if file.name not in there]:
             raise GalleryError(
                 f"{folder} lacks {counted(len(missing), 'part')} of its {index.parts:,} ({first_few(missing)}): put "
                 "them back, or embed the images again"
             )
         return files
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".parquet" and file.is_file())
+    found = [folder / name for name in names if name.lower().endswith(".parquet")]
+    found = [file for file in found if isinstance(file, Url) or file.is_file()]
     if any(file.name.startswith(".images-") for file in found):
         raise GalleryError(
             f"{folder} is not finished, `proxygml embed --ray` was stopped there: the same command completes it"

@@ -17,8 +17,9 @@ from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import EmbeddedImages, OnBad, discard, embed_images
 from proxygml.models.engines import Engine
 from proxygml.models.prefix import check_dimensions, vector_prefix
+from proxygml.ray_session import check_shared
 from proxygml.remote import check_free
-from proxygml.urls import Place, as_place
+from proxygml.urls import WEB, Place, Url, as_place
 
 
 @check_arguments
@@ -51,7 +52,7 @@ def embed(
 
     Args:
         run: the run folder of the model.
-        out: the .parquet file to write; with `ray`, the folder, which cannot be a URL.
+        out: the .parquet file to write; with `ray`, the folder.
         catalog: a table of images, or of vectors; give exactly one of `catalog`, `images` and `vectors`. All five may
             be URLs.
         images: an image file or a folder of them, or several.
@@ -88,6 +89,7 @@ def embed(
     if ray is not None:
         where = _folder_of_parts(model, source, file)
         listed = source.image_list()
+        check_shared("an image", *listed.paths)
         key = work_key(model, listed, dimensions, dtype, part_rows)
         parts = PartedEmbedding(where, key, model, batch_size, workers, dimensions, dtype, part_rows)
         embed_in_parts(parts, listed, address=ray, on_bad=on_bad, force=force)
@@ -103,13 +105,15 @@ def embed(
     return VectorFile(file)
 
 
-def _folder_of_parts(model: Model, source: Source, out: Place) -> Path:
+def _folder_of_parts(model: Model, source: Source, out: Place) -> Place:
     """The folder that many processes write to; UserError where they cannot."""
     if model.takes_vectors or source.vectors is not None:
         raise UserError("--ray embeds images, and vectors take little time: leave it out")
-    if not isinstance(out, Path):
-        raise UserError(f"--out is {out}, but --ray writes to a folder that all machines mount: give its path")
-    return out.resolve()
+    check_shared("the run folder", model.run)
+    check_shared("--out", out)
+    if isinstance(out, Url) and out.scheme in WEB:
+        raise UserError(f"--out is {out}, an address of a web server, where nothing can be written: choose another")
+    return out.resolve() if isinstance(out, Path) else out
 
 
 def _vectors_embedded(model: Model, source: Source) -> Iterator[Block]:

@@ -1,5 +1,7 @@
 """Embedding images on many machines: in parts, each a Parquet file that one actor of Ray writes.
 
+OUT is a folder that all machines see, or a URL:
+
 OUT/part-00000-KEY.parquet, ...         the vectors of images that could be read, with their columns
 OUT/unreadable.parquet                  the others, and what is wrong with each; not there where there are none
 OUT/parts.json                          written last: which files belong to the table
@@ -28,17 +30,20 @@ from proxygml.data.catalog import boxes_of
 from proxygml.data.image_list import ImageList
 from proxygml.data.image_parts import facts_with, stamps_of_files, stamps_of_part, write_list
 from proxygml.data.images import ImageDataset, collate
+from proxygml.data.parquet import open_parquet
 from proxygml.data.vector_codes import Dtype, encoded
 from proxygml.data.vector_file import vector_facts, write_parts
 from proxygml.data.vector_parts import INDEX, UNREADABLE, PartsIndex, part_file
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, OverwriteError, check_whole, counted
-from proxygml.files import atomic_write, remove_leftovers
+from proxygml.files import remove_leftovers
 from proxygml.gallery.source import Model
 from proxygml.models.embed_images import ForgivingDataset, OnBad, embed_squares, images_key
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import vector_prefix
 from proxygml.ray_parts import Made, PartTask, run_parts
 from proxygml.ray_session import RUNNING_OR_LOCAL, ray_session
+from proxygml.remote import check_free, exists, is_folder, names_in, remove_file, written
+from proxygml.urls import Place, Url
 
 PART_ROWS = 4096
 """Images of a part: what is done again where an actor is killed."""
@@ -55,7 +60,7 @@ class PartedEmbedding:
     """The work: which images become which parts, and how.
 
     Attributes:
-        out: the folder.
+        out: the folder, or its URL.
         key: of the model and the images.
         part_rows: images of a part.
         dimensions: numbers of each vector that are kept; None for all.
@@ -63,7 +68,7 @@ class PartedEmbedding:
         workers: threads of each actor that decode; 0 decodes between the batches.
     """
 
-    out: Path
+    out: Place
     key: str
     model: Model
     batch_size: int
@@ -73,15 +78,15 @@ class PartedEmbedding:
     part_rows: int = PART_ROWS
 
     @property
-    def images_file(self) -> Path:
+    def images_file(self) -> Place:
         """The list of images."""
         return self.out / f".images-{self.key}.parquet"
 
-    def part(self, number: int) -> Path:
+    def part(self, number: int) -> Place:
         """Where the vectors of a part go."""
         return part_file(self.out, self.key, number)
 
-    def unreadable(self, number: int) -> Path:
+    def unreadable(self, number: int) -> Place:
         """Where the images of a part go that cannot be read."""
         return self.out / f".unreadable-{number:05d}-{self.key}.parquet"
 
@@ -109,21 +114,23 @@ def embed_in_parts(
     if len(images) == 0:
         raise ImageError("there are no images to embed")
     _check_folder(work, force)
-    work.out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(work.out)
+    if isinstance(work.out, Path):
+        work.out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(work.out)
     parts = write_list(images.table, work.images_file, work.part_rows)
     start, cpus = partial(PartEmbedder, work), max(1, work.workers)
     with ray_session(address) as ray:
         made = run_parts(ray, PartTask(parts, len(images), start, cpus, ACTOR_BYTES, "embedding", gpu=True))
     if made.kept:
         console.print(f"{made.kept:,} of {counted(made.items, 'image')} were embedded already", highlight=False)
-    problems = _report(work, parts, len(images), made.bad)
+    bad = _bad_pieces(work, parts) if made.bad else []
+    problems = _report(bad, len(images), made.bad)
     if made.bad and (on_bad == "fail" or made.bad == len(images)):
         fix = "leave them out with --on_bad drop" if made.bad < len(images) else "check the paths"
         raise ImageError(
             f"{made.bad:,} of {counted(len(images), 'image')} cannot be embedded ({problems}): repair them, or {fix}"
         )
-    return _publish(work, PartsIndex(work.key, parts, len(images) - made.bad, made.bad))
+    return _publish(work, PartsIndex(work.key, parts, len(images) - made.bad, made.bad), bad)
 
 
 def work_key(model: Model, images: ImageList, dimensions: int | None, dtype: Dtype, part_rows: int) -> str:
@@ -134,11 +141,12 @@ def work_key(model: Model, images: ImageList, dimensions: int | None, dtype: Dty
 
 def _check_folder(work: PartedEmbedding, force: bool) -> None:
     """Raise OverwriteError where the folder holds anything but what this work has left, and `force` was not given."""
-    if work.out.exists() and not work.out.is_dir():
-        raise OverwriteError(f"{work.out} is a file, but --ray writes a folder of parts: choose another --out")
-    if force or not work.out.exists():
-        return
-    names = [path.name for path in work.out.iterdir()]
+    out = work.out
+    if out.is_file() if isinstance(out, Path) else exists(out) and not is_folder(out):
+        raise OverwriteError(f"{out} is a file, but --ray writes a folder of parts: choose another --out")
+    if isinstance(out, Url):
+        check_free(out / work.images_file.name, force=True)  # that one may write there
+    names = [] if force else names_in(out)
     if INDEX in names:
         raise OverwriteError(f"{work.out} is already there: choose another name, or give --force to replace it")
     if names and work.images_file.name not in names:
@@ -148,32 +156,37 @@ def _check_folder(work: PartedEmbedding, force: bool) -> None:
         )
 
 
-def _publish(work: PartedEmbedding, index: PartsIndex) -> PartsIndex:
+def _bad_pieces(work: PartedEmbedding, parts: int) -> list[Place]:
+    """The tables of the parts with images that cannot be read, in order."""
+    there = set(names_in(work.out))
+    return [piece for piece in map(work.unreadable, range(parts)) if piece.name in there]
+
+
+def _publish(work: PartedEmbedding, index: PartsIndex, pieces: Sequence[Place]) -> PartsIndex:
     """Write the table of unreadable images and the index, then remove what is no longer needed."""
-    old = PartsIndex.read(work.out) if (work.out / INDEX).exists() else None
-    pieces = [work.unreadable(number) for number in range(index.parts) if work.unreadable(number).exists()]
+    old = PartsIndex.read(work.out) if exists(work.out / INDEX) else None
     if pieces:
         with (
-            atomic_write(work.out / UNREADABLE) as temporary,
-            pq.ParquetWriter(temporary, pq.read_schema(pieces[0])) as writer,
+            written(work.out / UNREADABLE) as temporary,
+            pq.ParquetWriter(temporary, open_parquet(pieces[0]).schema_arrow) as writer,
         ):
             for piece in pieces:
-                writer.write_table(pq.read_table(piece, partitioning=None))
+                writer.write_table(open_parquet(piece).read())
     else:
-        (work.out / UNREADABLE).unlink(missing_ok=True)
+        remove_file(work.out / UNREADABLE)
     index.write(work.out)
     replaced = [] if old is None or old.key == work.key else [part_file(work.out, old.key, n) for n in range(old.parts)]
-    for path in (*pieces, *replaced, work.images_file):
-        path.unlink(missing_ok=True)
+    for place in (*pieces, *replaced, work.images_file):
+        remove_file(place)
     return index
 
 
-def _report(work: PartedEmbedding, parts: int, images: int, bad: int, most: int = 10) -> str:
+def _report(pieces: Sequence[Place], images: int, bad: int, most: int = 10) -> str:
     """Print the first problems; the names of the first three images that have one."""
     shown: list[tuple[str, str]] = []
-    for number in range(parts):
-        if bad and len(shown) < most and work.unreadable(number).exists():
-            table = pq.read_table(work.unreadable(number), columns=["path", "problem"], partitioning=None)
+    for piece in pieces:
+        if len(shown) < most:
+            table = open_parquet(piece).read(["path", "problem"])
             shown += zip(*(table.column(name).to_pylist() for name in ("path", "problem")), strict=True)
     for _, problem in shown[:most]:
         console.print(problem, style="yellow", markup=False, soft_wrap=True)
@@ -187,7 +200,7 @@ class PartEmbedder:
 
     def __init__(self, work: PartedEmbedding) -> None:
         self._work = work
-        self._images = pq.ParquetFile(work.images_file, pre_buffer=False)
+        self._images = open_parquet(work.images_file)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -199,20 +212,20 @@ class PartEmbedder:
         table = self._images.read_row_group(number)
         paths = table.column("path").to_pylist()
         stamps = stamps_of_files(paths)
-        if not work.unreadable(number).exists() and stamps_of_part(work.part(number)) == stamps:
+        if stamps_of_part(work.part(number)) == stamps and not exists(work.unreadable(number)):
             return Made(len(table), kept=len(table))
         vectors, problems = self._embedded(table, paths)
         bad = sorted(problems)
         if bad:
             column = pa.array([problems[row] for row in bad], pa.string())
-            with atomic_write(work.unreadable(number), tidy=False) as temporary:
+            with written(work.unreadable(number), tidy=False) as temporary:
                 pq.write_table(table.take(bad).append_column("problem", column), temporary)
         good = table.take(np.setdiff1d(np.arange(len(table)), bad))
         facts = vector_facts(work.model.fingerprint, str(work.model.run), work.dtype, vectors.shape[1])
-        with atomic_write(work.part(number), tidy=False) as temporary:
+        with written(work.part(number), tidy=False) as temporary:
             write_parts(temporary, [(encoded(vectors, work.dtype), good)], facts_with(stamps, facts))
         if not bad:
-            work.unreadable(number).unlink(missing_ok=True)
+            remove_file(work.unreadable(number))
         return Made(len(table), bad=len(bad))
 
     def _embedded(self, table: pa.Table, paths: Sequence[str]) -> tuple[Vectors, dict[int, str]]:

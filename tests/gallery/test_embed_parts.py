@@ -1,6 +1,7 @@
 """Embedding in many processes by Ray: the vectors of one process, each once, whoever is killed."""
 
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError
 from proxygml.gallery import Gallery
 from proxygml.models.embedder import Embedder
+from proxygml.remote import names_in
 from proxygml.training.recipe import Recipe
+from proxygml.urls import Url
+from tests.helpers.object_store import put
 from tests.helpers.ray_workers import killing_one
+from tests.helpers.runs import contents
 
 pytestmark = pytest.mark.xdist_group("ray")
 PARTS = ("--ray", "--part_rows", "16", "--batch_size", "8", "--workers", "1")
@@ -87,6 +92,61 @@ def test_a_killed_process_loses_nothing_and_nothing_comes_twice(
     assert sorted(path.name[:5] for path in out.iterdir()) == ["part-"] * 5 + ["parts", "unrea"]
     main(["index", str(run), "--vectors", str(out), "--out", str(tmp_path / "gallery")])
     assert Gallery.load(tmp_path / "gallery").items["path"].tolist() == alone["path"].tolist()
+
+
+def test_from_an_object_store_into_an_object_store(
+    ray: Any,
+    s3: str,
+    run: Path,
+    photos: Path,
+    alone: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped by an unreadable image, then continued: the vectors of files, each once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images, model, out = (Url(f"s3://parts/{name}") for name in ("photos", "run", "vectors"))
+    put(images, contents(photos))
+    put(model, contents(run))
+    words = ["embed", model, "--images", images, "--out", out, *PARTS]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "1 of 73 images cannot be embedded (s3://parts/photos/03_z.png)" in _said(capsys)
+    with pytest.raises(GalleryError, match="s3://parts/vectors is not finished"):
+        VectorFile(out)
+    main([*words, "--on_bad", "drop"])
+    assert "57 of 73 images were embedded already" in _said(capsys)
+    found = table_of(out)
+    assert_same(found.assign(path=[str(photos / path.rpartition("/")[2]) for path in found["path"]]), alone)
+    assert [name[:5] for name in names_in(out)] == ["part-"] * 5 + ["parts", "unrea"]
+    assert VectorFile(out).rows == 72
+    main(["index", model, "--vectors", out, "--out", str(tmp_path / "gallery")])
+    assert Gallery.load(tmp_path / "gallery").items["path"].tolist() == found["path"].tolist()
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "s3://parts/vectors is already there" in _said(capsys)
+
+
+def _said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("option", ["run", "--images", "--out", "--catalog"])
+def test_what_lies_in_the_memory_of_one_process_is_named(
+    run: Path, photos: Path, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before Ray is started."""
+    url = put("memory://parts", contents(run) | contents(photos))
+    put(url, {"c.csv": b"path,label,split\n03_0.png,a,test\n"})
+    words = {"run": str(run), "--images": str(photos), "--out": str(tmp_path / "out")}
+    if option == "--catalog":
+        del words["--images"]
+    words[option] = f"{url}/c.csv" if option == "--catalog" else f"{url}/new" if option == "--out" else url
+    with pytest.raises(SystemExit):
+        main(["embed", words.pop("run"), *chain(*words.items()), "--ray"])
+    assert "memory:// lies within one process, and those of Ray do not see it" in _said(capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(

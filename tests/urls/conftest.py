@@ -7,19 +7,10 @@ import pandas as pd
 import pytest
 
 from proxygml.data.catalog import Catalog
-from tests.helpers.object_store import forget, running_server, settings_for
+from tests.helpers.object_store import forget
 from tests.helpers.pictures import write_picture
 
 SCHEMES = ("memory", "s3")
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of an S3 server, started for these tests; its settings are in the environment."""
-    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
-    pytest.importorskip("moto.server", reason="moto, a server for tests, is not installed")
-    with running_server() as address, settings_for(address):
-        yield address
 
 
 @pytest.fixture(autouse=True)
