@@ -35,6 +35,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--dimensions", type=int | None, default=None, help=words)
     words = "how numbers are written: float32, float16, int8 (a byte each), or binary (a bit each)"
     parser.add_argument("--dtype", type=Literal["float32", "float16", "int8", "binary"], default="float32", help=words)
+    words = "atlas: also write coordinates, neighbors and thumbnails, for Embedding Atlas, FiftyOne and the like"
+    parser.add_argument("--columns", type=Literal["plain", "atlas"], default="plain", help=words)
     add_embedding(parser)
     add_engine(parser)
     add_ray(parser, "embed in many processes")
@@ -44,7 +46,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     from proxygml.gallery.embed import embed
 
-    names = (*SOURCE, "vectors", "dimensions", "dtype", *EMBEDDING, "engine", "ray", "part_rows")
+    names = (*SOURCE, "vectors", "dimensions", "dtype", "columns", *EMBEDDING, "engine", "ray", "part_rows")
     file = embed(options.run, options.out, **chosen(options, *names))
     dtype = "" if options.dtype == "float32" else f", {options.dtype}"
     say(f"{counted(file.rows, 'vector')} of size {file.dimension}{dtype}: {options.out}")

@@ -50,7 +50,7 @@ def to_arrow(table: pd.DataFrame) -> pa.Table:
         CatalogError: a column holds values that Arrow does not know, such as a mapping beside a list; it is named.
     """
     try:
-        return pa.Table.from_pandas(table, preserve_index=False)
+        written = pa.Table.from_pandas(table, preserve_index=False)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         for name in table:
             try:
@@ -59,3 +59,6 @@ def to_arrow(table: pd.DataFrame) -> pa.Table:
                 reason = str(error.args[0] if error.args else error).splitlines()[0]
                 raise CatalogError(f"the column {name!r} cannot be stored ({reason}): convert it to text") from error
         raise
+    # pandas notes types of Arrow's own, such as a struct, by names that its read_parquet then cannot read.
+    own = any(isinstance(kind, pd.ArrowDtype) for kind in table.dtypes)
+    return written.replace_schema_metadata(None) if own else written

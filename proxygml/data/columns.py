@@ -31,3 +31,5 @@ EMBEDDING = "embedding"
 """The column of a Parquet file that holds an item's vector: a list of floats."""
 EMBEDDING_ROW = "embedding_row"
 """In place of that column in a catalog that was read: the row of the file that holds the vector."""
+MAP_COLUMNS = ("projection_x", "projection_y", "neighbors", "thumbnail")
+"""What `embed --columns atlas` adds to a file of vectors; see gallery/atlas.py."""

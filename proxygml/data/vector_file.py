@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from proxygml.arrays import Block, Vectors
 from proxygml.data.arrow import to_arrow, to_pandas
-from proxygml.data.columns import EMBEDDING
+from proxygml.data.columns import EMBEDDING, MAP_COLUMNS
 from proxygml.data.vector_checks import LARGEST_VECTOR, Floats
 from proxygml.data.vector_codes import Coded, Codes, Dtype, code_bytes, decoded, encoded
 from proxygml.data.vector_parts import INDEX, PartsIndex, part_files
@@ -31,12 +31,20 @@ from proxygml.urls import WEB, Place, as_place
 
 
 def write_vectors(
-    path: Place, blocks: Iterable[Block], *, model: str, run: str, dtype: Dtype = "float32", force: bool = False
+    path: Place,
+    blocks: Iterable[Block],
+    *,
+    model: str,
+    run: str,
+    dtype: Dtype = "float32",
+    mapped: bool = False,
+    force: bool = False,
 ) -> None:
     """Write items and vectors as Parquet, also to a URL: the table's columns, and `embedding`, D numbers or a code.
 
     The model's fingerprint and its run folder are in the file's metadata, under `proxygml`; of codes, also `dtype` and
-    D, as `dimension`.
+    D, as `dimension`; and `columns`, atlas, where the tables have MAP_COLUMNS (`mapped`), which only this file's own
+    rows have a use for: `VectorFile.blocks` leaves them out.
 
     Raises:
         OverwriteError: something is there, and `force` is False.
@@ -45,6 +53,7 @@ def write_vectors(
     with written(path) as temporary:
         first, rest = _first(blocks)
         facts = vector_facts(model, run, dtype, 0 if first is None else first[0].shape[1])
+        facts |= {"columns": "atlas"} if mapped else {}
         parts = ((encoded(vectors, dtype), to_arrow(table)) for vectors, table in rest)
         write_parts(temporary, parts, {b"proxygml": json.dumps(facts).encode()})
 
@@ -226,6 +235,7 @@ class VectorFile:
             yield from self._npy_blocks()
             return
         size, row = self.dimension, 0
+        left_out = {EMBEDDING, *(MAP_COLUMNS if self._fact("columns") == "atlas" else ())}
         for batch in self._batches():
             if self.dtype is None:
                 vectors, problems = checked_lists(batch.column(EMBEDDING), size)
@@ -233,7 +243,8 @@ class VectorFile:
                 vectors, problems = _decoded(batch.column(EMBEDDING), size)
             self._check_vectors(problems, row, batch)
             row += len(batch)
-            yield vectors.astype(np.float32, copy=False), to_pandas(batch.drop_columns([EMBEDDING]))
+            items = batch.select([name for name in batch.schema.names if name not in left_out])
+            yield vectors.astype(np.float32, copy=False), to_pandas(items)
 
     def _batches(self) -> Iterator[Any]:
         for file in self.files:

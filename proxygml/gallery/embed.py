@@ -1,16 +1,19 @@
 """Embedding the images of a catalog or of folders by a run's model, into a file of vectors."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 from proxygml.arguments import check_arguments
 from proxygml.arrays import Block
-from proxygml.data.vector_codes import Dtype
+from proxygml.data.vector_codes import Coded, Dtype
 from proxygml.data.vector_file import VectorFile, write_vectors
 from proxygml.errors import UserError
 from proxygml.files import PathLike, cache_folder, check_ending
+from proxygml.gallery.atlas import check_column_names, with_map_columns
 from proxygml.gallery.embed_parts import PART_ROWS, PartedEmbedding, embed_in_parts, work_key
 from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
@@ -20,6 +23,9 @@ from proxygml.models.prefix import check_dimensions, vector_prefix
 from proxygml.ray_session import check_shared
 from proxygml.remote import check_free
 from proxygml.urls import WEB, Place, Url, as_place
+
+Columns = Literal["plain", "atlas"]
+"""What a file has beside the vectors: the items' own columns; or also coordinates and neighbours, see atlas.py."""
 
 
 @check_arguments
@@ -37,6 +43,7 @@ def embed(
     batch_size: int = 64,
     dimensions: int | None = None,
     dtype: Dtype = "float32",
+    columns: Columns = "plain",
     engine: Engine = "torch",
     ray: str | None = None,
     part_rows: int = PART_ROWS,
@@ -65,6 +72,8 @@ def embed(
         batch_size: images embedded at a time.
         dimensions: write the first so many numbers of each vector, scaled to length 1 again; see `embedder.prefixes`.
         dtype: how numbers are written: float32, float16, int8 (a byte each) or binary (a bit each).
+        columns: plain: the columns that the items have; atlas: also projection_x, projection_y, neighbors and, of
+            images, thumbnail, for tools that show embeddings, such as Embedding Atlas and FiftyOne.
         engine: what computes the embeddings: torch; onnx or openvino (on the CPU), which give the same up to 1e-4.
         ray: the address of a Ray cluster; "auto" takes the Ray that runs on this machine, or starts one. None embeds in
             this process.
@@ -81,8 +90,7 @@ def embed(
     if ray is None:
         check_ending(file, ".parquet")
         check_free(file, force)
-    if dtype not in get_args(Dtype):
-        raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(get_args(Dtype))}")
+    _check_content(dtype, columns, ray)
     model = Model.of(place, engine)
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
@@ -93,15 +101,12 @@ def embed(
         key = work_key(model, listed, dimensions, dtype, part_rows)
         parts = PartedEmbedding(where, key, model, batch_size, workers, dimensions, dtype, part_rows)
         embed_in_parts(parts, listed, address=ray, on_bad=on_bad, force=force)
-    elif model.takes_vectors:
-        _write(file, model, _vectors_embedded(model, source), dimensions, dtype, force)
-    elif source.vectors is not None:
-        raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
     else:
-        work = work_folder(file)
-        embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
-        _write(file, model, embedded.blocks(), dimensions, dtype, force)
-        discard(work)
+        content = Content(dimensions, dtype, columns)
+        if source.vectors is not None or model.takes_vectors:
+            _write_vectors(file, model, source, content, force)
+        else:
+            _write_images(file, model, source, content, force, on_bad=on_bad, workers=workers, batch_size=batch_size)
     return VectorFile(file)
 
 
@@ -116,18 +121,82 @@ def _folder_of_parts(model: Model, source: Source, out: Place) -> Place:
     return out.resolve() if isinstance(out, Path) else out
 
 
-def _vectors_embedded(model: Model, source: Source) -> Iterator[Block]:
-    """What a model of vectors makes of a source, with the columns beside them."""
-    for embeddings, items in source.vector_input(model).blocks:
-        yield embeddings, items.rename(columns={ITEM_ID: "id"})
+class Embedding(TypedDict):
+    """How images are embedded; see `embed`."""
+
+    on_bad: OnBad
+    workers: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is written of each item; see `embed`."""
+
+    dimensions: int | None
+    dtype: Dtype
+    columns: Columns
+
+
+def _check_content(dtype: str, columns: str, ray: str | None) -> None:
+    """Raise UserError where a file cannot be written so."""
+    for name, value, known in (("dtype", dtype, get_args(Dtype)), ("columns", columns, get_args(Columns))):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
+    if columns == "plain":
+        return
+    if dtype in get_args(Coded):
+        raise UserError(
+            f"--columns {columns} is for other tools, which cannot read vectors as {dtype}: take float32 or float16"
+        )
+    if ray is not None:
+        raise UserError(
+            f"--columns {columns} needs all vectors together: embed with --ray first, then give its folder with "
+            "--vectors and --columns"
+        )
+
+
+def _write_vectors(file: Place, model: Model, source: Source, content: Content, force: bool) -> None:
+    """Write what a model of vectors makes of a source; or vectors of a model of images again, with more columns."""
+    if not model.takes_vectors and content.columns == "plain":
+        raise UserError(f"{model.run} takes images, not vectors: give --images or --catalog")
+
+    def blocks() -> Iterator[Block]:
+        for embeddings, items in source.vector_input(model).blocks:
+            yield embeddings, items.rename(columns={ITEM_ID: "id"})
+
+    _write(file, model, source.vector_input(model).total, blocks, content, force)
+
+
+def _write_images(
+    file: Place, model: Model, source: Source, content: Content, force: bool, **how: Unpack[Embedding]
+) -> None:
+    """Embed images, and write their vectors."""
+    if content.columns == "atlas":
+        check_column_names(source.image_list().table.columns)
+    work = work_folder(file)
+    embedded = embed_source(model, source, work, **how)
+    _write(file, model, len(embedded), embedded.blocks, content, force)
+    discard(work)
 
 
 def _write(
-    file: Place, model: Model, blocks: Iterable[Block], dimensions: int | None, dtype: Dtype, force: bool
+    file: Place, model: Model, total: int, blocks: Callable[[], Iterable[Block]], content: Content, force: bool
 ) -> None:
     """Write embeddings, or their first numbers, with what they are of."""
-    shorter = ((vector_prefix(embeddings, dimensions), items) for embeddings, items in blocks)
-    write_vectors(file, shorter, model=model.fingerprint, run=str(model.run), dtype=dtype, force=force)
+
+    def shorter() -> Generator[Block]:
+        for embeddings, items in blocks():
+            yield vector_prefix(embeddings, content.dimensions), items
+
+    given, mapped = shorter(), content.columns == "atlas"
+    if mapped:
+        work = work_folder(file)
+        folder = work.with_name(f"{work.name}.map")
+        given = with_map_columns(shorter, total, folder, pictures=not model.takes_vectors)
+    facts = {"model": model.fingerprint, "run": str(model.run)}
+    with closing(given):
+        write_vectors(file, given, dtype=content.dtype, mapped=mapped, force=force, **facts)
 
 
 def work_folder(file: Place) -> Path:

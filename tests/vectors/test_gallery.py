@@ -41,6 +41,16 @@ def test_embedding_a_file_keeps_its_columns(run: RunFolder, features: Path, tmp_
     assert np.allclose(next(other.blocks())[0], found, atol=1e-6)
 
 
+def test_coordinates_and_neighbours_are_added_to_vectors(run: RunFolder, features: Path, tmp_path: Path) -> None:
+    file = embed(run.path, tmp_path / "out.parquet", vectors=features, columns="atlas", dimensions=4)
+    table = pd.read_parquet(file.path)
+    assert table.columns.tolist()[-4:] == ["projection_x", "projection_y", "neighbors", "embedding"]
+    vectors = np.stack(table["embedding"])
+    nearest = (vectors @ vectors.T - 3 * np.eye(480)).max(axis=1)
+    assert np.allclose([1 - found["distances"][0] for found in table["neighbors"]], nearest, atol=1e-5)
+    assert table["id"].tolist() == [f"s{row}" for row in range(480)]
+
+
 def test_one_gallery_comes_of_vectors_before_and_after_the_model(
     run: RunFolder, features: Path, tmp_path: Path
 ) -> None:
