@@ -3,6 +3,7 @@
 Nothing but tensors is unpickled. A file may come from a stranger: it is checked before it is read.
 """
 
+import math
 import pickle
 from collections import Counter
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: Place |
     # A backbone has no classifier; no other name of the file may be left over.
     classifier = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
     prefixes = tuple(f"{part}." for part in ((classifier,) if isinstance(classifier, str) else classifier))
-    given = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    given = _at_own_size({key: value for key, value in state.items() if not key.startswith(prefixes)}, backbone, source)
     problems = [f"missing {key}" for key in expected if key not in given and not key.endswith("num_batches_tracked")]
     problems += [f"unexpected {key}" for key in given if key not in expected]
     problems += [
@@ -97,6 +98,26 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: Place |
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise WeightsError(f"{source} does not fit the backbone: {shown}")
     backbone.load_state_dict(given, strict=False)
+
+
+def _at_own_size(state: dict[str, Tensor], backbone: nn.Module, source: Place | str) -> dict[str, Tensor]:
+    """The tensors with the position embeddings of a vision transformer interpolated to this backbone's grid of patches.
+
+    Weights of another image size then fit, as those do that timm downloads: DINOv2's are of 518 pixels.
+    """
+    own, given = getattr(backbone, "pos_embed", None), state.get("pos_embed")
+    if own is None or given is None or given.dim() != 3 or given.shape[::2] != own.shape[::2]:
+        return state
+    others = 0 if getattr(backbone, "no_embed_class", False) else getattr(backbone, "num_prefix_tokens", 1)
+    side = math.isqrt(max(given.shape[1] - others, 0))
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if grid is None or given.shape == own.shape or side < 1 or side * side != given.shape[1] - others:
+        return state
+    from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: PLC0415  (a backbone of timm has it loaded already)
+
+    message = f"{source}: position embeddings of {side} x {side} patches interpolated to {grid[0]} x {grid[1]}"
+    console.print(message, markup=False, soft_wrap=True)
+    return state | {"pos_embed": resample_abs_pos_embed(given, list(grid), num_prefix_tokens=others)}
 
 
 def _read(path: Place, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

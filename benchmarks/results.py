@@ -1,0 +1,148 @@
+"""The methods at the real size of photos: the plan of runs, the rule that drops methods, tables and the Pareto picture.
+
+`benchmarks/results.sh DATA OUT` runs it. Each of SETUPS is the comparison `real_size` on one catalog with one backbone:
+
+1. Choose: every method tries its settings on validation classes, and trains seed 0 with the best.
+2. Drop: a published method whose best MAP@R on the validation classes is more than OUT_OF_THE_RACE below that of the
+   best published method gets no further seeds. Our recipe, the same with Proxy-Anchor's loss, ProxyGML and Proxy-Anchor
+   stay whatever they reach. Test classes decide nothing.
+3. Finish: the other seeds of the methods that stay.
+4. Views: every model judged by the ways to embed of benchmarks/views.py.
+
+What is done is not done again: repeat the command to continue. Setups come in the order of what they decide, each
+whole before the next, so that a run that is stopped leaves whole tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks import views
+from proxygml.comparison.compare import compare, tabulate
+from proxygml.comparison.plan import Comparison
+from proxygml.comparison.row import Row, read_rows
+from proxygml.comparison.settings import merged_settings
+from proxygml.data.catalog import Catalog
+from proxygml.training.recipe_files import find_recipe
+
+OUT_OF_THE_RACE = 0.03
+STAY = ("Our recipe", "Proxy-Anchor in our recipe", "ProxyGML", "Proxy-Anchor")
+OURS = STAY[:2]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One catalog with one backbone, and the side of its images in pixels."""
+
+    data: str  # the catalog's name, and that of the folder
+    backbone: str
+    size: int
+    packshots: str = ""  # the catalog of packshots, where there is one
+
+
+SETUPS = (
+    Setup("groceries", "mobilenetv2_100", 224, "packshots"),
+    Setup("birds", "mobilenetv2_100", 160),
+    Setup("groceries", "tf_efficientnet_lite2", 224, "packshots"),
+    Setup("birds", "tf_efficientnet_lite2", 160),
+    Setup("groceries", "mobilenetv2_100", 96, "packshots"),  # with the finer map as dear as 224 pixels without
+)
+QUICK = (Setup("groceries", "mobilenetv2_100", 32, "packshots"),)
+QUICK_METHODS = ("Our recipe", "ProxyGML", "Proxy-Anchor", "Proxy-NCA")
+QUICK_PHOTOS = 8  # of each product
+
+
+def comparison_of(setup: Setup, data: Path, workers: int, quick: bool) -> Comparison:
+    """The comparison `real_size` of a setup."""
+    plan = Comparison.read(find_recipe("real_size", "compare"))
+    shared = plan.shared
+    weights = str(data / f"{setup.backbone}.imagenet.safetensors")
+    shared = replace(
+        shared,
+        catalog=str(data / f"{setup.data}.csv"),
+        embedder=replace(shared.embedder, backbone=setup.backbone, weights=weights),
+        images=replace(shared.images, size=setup.size, resize=round(setup.size * 8 / 7)),
+        workers=workers,
+    )
+    if not quick:
+        return replace(plan, shared=shared)
+    shared = replace(shared, epochs=2, milestones=(1,))
+    few = tuple(method for method in plan.methods if method.name in QUICK_METHODS)
+    return replace(plan, shared=shared, methods=few, trials=2, seeds=(0, 1))
+
+
+def staying(rows: Sequence[Row]) -> list[str]:
+    """The methods that get all seeds, by the trials of seed 0 alone."""
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.trial is not None and row.val_map_at_r is not None:
+            best[row.method] = max(best.get(row.method, 0.0), row.val_map_at_r)
+    lead = max((value for method, value in best.items() if method not in OURS), default=0.0)
+    return [method for method, value in best.items() if method in STAY or value >= lead - OUT_OF_THE_RACE]
+
+
+def finish(plan: Comparison, rows: Sequence[Row]) -> Comparison:
+    """The seeds after the first of the methods that stay, with the settings that their trials chose."""
+    chosen = {row.method: row.tried or {} for row in rows if row.chosen}
+    methods = tuple(
+        replace(method, changes=merged_settings(method.changes, chosen[method.name]), tune={})
+        for method in plan.methods
+        if method.name in staying(rows) and method.name in chosen
+    )
+    return replace(plan, methods=methods, seeds=plan.seeds[1:], trials=0)
+
+
+def smaller(data: Path, out: Path) -> Path:
+    """A folder with a few photos of each class of every catalog of QUICK, and links to the weights."""
+    folder = out / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in {name for setup in QUICK for name in (setup.data, setup.packshots)}:
+        whole = Catalog.read(data / f"{name}.csv")
+        few = whole.table.groupby("label").head(QUICK_PHOTOS)
+        if "is_gallery" in few:  # no packshot is left out
+            few = whole.table[whole.table.index.isin(few.index) | whole.table["is_gallery"]]
+        whole.with_table(few).write(folder / f"{name}.csv", force=True)
+    for weights in data.glob("*.safetensors"):
+        (folder / weights.name).unlink(missing_ok=True)
+        (folder / weights.name).symlink_to(weights)
+    return folder
+
+
+def run(setup: Setup, data: Path, out: Path, workers: int, parallel: int, quick: bool) -> None:
+    """Everything of one setup."""
+    plan = comparison_of(setup, data, workers, quick)
+    folder = out / f"{setup.data}-{setup.backbone}-{setup.size}"
+    share = {"ray": "auto", "ray_gpus": 1 / parallel} if parallel > 1 else {}
+    choosing, finishing = folder / "choose", folder / "finish"
+    compare(replace(plan, seeds=plan.seeds[:1]), choosing, **share)  # type: ignore[arg-type]
+    rows = read_rows([choosing / "cells.csv"])
+    dropped = sorted({row.method for row in rows} - set(staying(rows)))
+    print(f"out of the race: {', '.join(dropped) or 'none'}", flush=True)
+    compare(finish(plan, rows), finishing, **share)  # type: ignore[arg-type]
+    tabulate([part / "cells.csv" for part in (choosing, finishing)], folder)
+    packshots = data / f"{setup.packshots}.csv" if setup.packshots else None
+    for part in (choosing, finishing):
+        views.measure(part, data / f"{setup.data}.csv", packshots, folder / "views.csv", workers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="the folder with the catalogs and the weights")
+    parser.add_argument("out", type=Path, help="the folder for runs, rows, tables and the picture")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images, for each run")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, which share the GPU; needs Ray")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try it on a CPU")
+    options = parser.parse_args()
+    data = smaller(options.data, options.out) if options.quick else options.data
+    for setup in QUICK if options.quick else SETUPS:
+        run(setup, data, options.out, options.workers, options.parallel, options.quick)
+        found = [row for path in sorted(options.out.glob("*/views.csv")) for row in views.read(path)]
+        (options.out / "tables.md").write_text(views.tables(found), encoding="utf-8")
+        views.picture(found, options.out / "pareto.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The cells of a comparison again, by several ways to embed an image: what each finds, and what an image costs.
+
+Training looks at one view of the network's usual map, whatever the settings say, so that a model that is trained can be
+judged by any way. `measure` judges the finished cells of a comparison by each of WAYS, from photo to photo and, where
+a table of packshots is given, from photo to packshot, and adds rows to a CSV file; those that it has are not measured
+again. `table` makes tables and a picture (Recall@1 against milliseconds) of the rows, without images:
+
+    python -m benchmarks.views measure --run runs/groceries --catalog groceries.csv --packshots packshots.csv \\
+        --out views.csv
+    python -m benchmarks.views table views.csv --picture views.png
+
+Milliseconds are processor time of one thread on a CPU, which other work hardly changes, and time on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import default_device, synchronize
+from proxygml import evaluate
+from proxygml.data.catalog import Catalog
+from proxygml.data.images import ImageDataset, collate
+from proxygml.models.embedder import Embedder
+
+BATCH = 32
+USUAL = "one view of the usual map"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a trained model embeds an image."""
+
+    settings: dict[str, bool | int]  # of the embedder
+    enlarged: float = 1.0  # how many times the side of the images that it was trained on
+
+
+WAYS = {
+    USUAL: Way({"mirror": False, "output_stride": 0}),
+    "finer map and mirror image": Way({"mirror": True, "output_stride": 8}),
+    "larger images": Way({"mirror": False, "output_stride": 0}, 2.25),  # about as dear as the way before
+}
+"""The three columns of a fair comparison: the cheapest, the dearest, and as dear as that in another way."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model finds by one way to embed; shares in 0..1."""
+
+    data: str
+    backbone: str
+    method: str
+    seed: int
+    way: str
+    size: int  # pixels of an image's side in training
+    dimensions: int
+    milliseconds: float  # an image, decoding not included
+    device: str
+    recall_at_1: float
+    map_at_r: float
+    packshot_recall_at_1: float | None = None
+    packshot_recall_at_4: float | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return self.data, self.backbone, self.method, self.seed, self.way, self.size, self.dimensions
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    return [Row(**line) for line in table.astype(object).where(table.notna(), None).to_dict("records")]
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write all rows, in one step."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    temporary.replace(path)
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def cells(run: Path) -> Iterator[tuple[str, int, Path]]:
+    """Method, seed and folder of each finished cell of a comparison."""
+    for folder in sorted(run.glob("*/seed-*")):
+        if (folder / "evaluation.json").exists() and (folder / "model.json").exists():
+            yield folder.parent.name, int(folder.name.removeprefix("seed-")), folder
+
+
+def embedder_of(folder: Path, way: Way, device: torch.device) -> Embedder:
+    """The model of a cell, to embed in another way."""
+    trained = Embedder.load(folder)
+    settings = replace(trained.settings, **way.settings, weights="none")  # type: ignore[arg-type]
+    size, resize = (round(way.enlarged * side) for side in (trained.images.size, trained.images.resize))
+    embedder = Embedder(settings, replace(trained.images, size=size, resize=resize), trained.classes)
+    embedder.load_state_dict(trained.state_dict())
+    embedder.space, embedder.mean, embedder.std = trained.space, trained.mean, trained.std
+    return embedder.to(device).eval()
+
+
+def decoded(catalog: Catalog, embedder: Embedder, workers: int) -> Tensor:
+    """All images of a catalog as the network sees them, uint8 (n, 3, size, size)."""
+    data = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False)
+    loader = DataLoader(data, batch_size=256, num_workers=workers, collate_fn=collate)
+    return torch.cat([images for images, _ in loader])
+
+
+@torch.no_grad()
+def embedded(embedder: Embedder, images: Tensor, device: torch.device) -> tuple[Tensor, float]:
+    """Embeddings (n, D), and the milliseconds of an image: the median over the batches."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    found, taken = [], []
+    for part in torch.split(images, BATCH):
+        synchronize()
+        start = clock()
+        found.append(embedder(part.to(device)).float().cpu())
+        taken.append(1000 * (clock() - start) / len(part))
+    return torch.cat(found), round(median(taken[1:] or taken), 3)
+
+
+def measure(run: Path, table: Path, packshots: Path | None, out: Path, workers: int) -> None:
+    """Judge every finished cell by every way, and add the rows to the file."""
+    device = default_device()
+    photos = Catalog.read(table).split("test")
+    shots = Catalog.read(packshots).split("test") if packshots else None
+    if shots is not None:
+        shots = shots.with_table(shots.table[~shots.table["is_query"].astype(bool)])
+    rows, images = read(out), {}
+    for method, seed, folder in cells(run):
+        for name, way in WAYS.items():
+            embedder = embedder_of(folder, way, device)
+            row = _row(table.stem, method, seed, name, Embedder.load(folder).images.size, embedder, device)
+            if row.key in {known.key for known in rows}:
+                continue
+            size = (embedder.images.size, embedder.images.resize)
+            if size not in images:
+                images[size] = [decoded(part, embedder, workers) for part in (photos, shots) if part is not None]
+            found, milliseconds = embedded(embedder, images[size][0], device)
+            figures = evaluate(found, photos.labels, (1,), nmi=False)
+            row = replace(
+                row, milliseconds=milliseconds, recall_at_1=figures.recall[1].value, map_at_r=figures.map_at_r.value
+            )
+            if shots is not None:
+                recalls = _to_packshots(found, photos, embedded(embedder, images[size][1], device)[0], shots)
+                row = replace(row, packshot_recall_at_1=recalls[0], packshot_recall_at_4=recalls[1])
+            rows.append(row)
+            write(out, rows)
+            print(f"{method}, seed {seed}, {name}: {json.dumps(asdict(row))}", flush=True)
+
+
+def _row(data: str, method: str, seed: int, way: str, size: int, embedder: Embedder, device: torch.device) -> Row:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    backbone, dimensions = embedder.settings.backbone, embedder.embedding_size
+    return Row(data, backbone, method, seed, way, size, dimensions, 0.0, name, 0.0, 0.0)
+
+
+def _to_packshots(photos: Tensor, of_photos: Catalog, shots: Tensor, of_shots: Catalog) -> tuple[float, float]:
+    """Recall@1 and @4 of the photos among the packshots of all products, those that trained included."""
+    is_query = np.arange(len(photos) + len(shots)) < len(photos)
+    labels = [*of_photos.labels, *of_shots.labels]
+    figures = evaluate(torch.cat([photos, shots]), labels, (1, 4), nmi=False, is_query=is_query, is_gallery=~is_query)
+    return figures.recall[1].value, figures.recall[4].value
+
+
+# Tables and the picture -----------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95% t interval over seeds, in per cent."""
+    mean = 100 * float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    half = 100 * float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return f"{mean:.1f} ({mean - half:.1f} - {mean + half:.1f})"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A Markdown table for each data set, backbone, size and dimension: a line per method and way."""
+    groups: dict[tuple[object, ...], dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        groups[row.data, row.backbone, row.size, row.dimensions][row.way, row.method].append(row)
+    return "\n".join(_table(group, lines) for group, lines in groups.items())
+
+
+def _table(group: tuple[object, ...], lines: dict[tuple[str, str], list[Row]]) -> str:
+    data, backbone, size, dimensions = group
+    shots = any(row.packshot_recall_at_1 is not None for found in lines.values() for row in found)
+    text = [f"**{data}, {backbone}, {size} pixels, {dimensions} numbers**", ""]
+    columns = ["way to embed", "method", "seeds", "Recall@1", "MAP@R"]
+    columns += ["photo to packshot: Recall@1", "Recall@4"] * shots + ["ms an image"]
+    text += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for (way, method), found in sorted(lines.items(), key=lambda line: ([*WAYS].index(line[0][0]), line[0][1])):
+        figures = [interval([row.recall_at_1 for row in found]), interval([row.map_at_r for row in found])]
+        for name in ("packshot_recall_at_1", "packshot_recall_at_4") if shots else ():
+            values = [getattr(row, name) for row in found]
+            figures += [interval([value for value in values if value is not None])]
+        milliseconds = f"{median(row.milliseconds for row in found):.2f}"
+        text.append("| " + " | ".join([way, method, str(len(found)), *figures, milliseconds]) + " |")
+    return "\n".join(text) + "\n"
+
+
+def picture(rows: Sequence[Row], path: Path) -> None:
+    """Recall@1 against milliseconds an image: a panel for each data set and backbone, with its Pareto front."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    panels = sorted({(row.data, row.backbone) for row in rows})
+    methods = sorted({row.method for row in rows})
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        places, title = _places([row for row in rows if (row.data, row.backbone) == panel])
+        for number, method in enumerate(methods):
+            own = sorted(place for (name, *_), place in places.items() if name == method)
+            axis.plot(*zip(*own, strict=True), "o-", color=f"C{number}", label=method, linewidth=0.8)
+        front = pareto_front([*places.values()])
+        axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", label="Pareto front")
+        axis.set(xscale="log", xlabel="milliseconds an image", ylabel=title, title=", ".join(panel))
+        axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _places(rows: Sequence[Row]) -> tuple[dict[tuple[str, str, int], tuple[float, float]], str]:
+    """Milliseconds and Recall@1 in per cent of each method, way and size, means over seeds; and what that Recall is."""
+    name = "recall_at_1" if any(row.packshot_recall_at_1 is None for row in rows) else "packshot_recall_at_1"
+    points: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        points[row.method, row.way, row.size].append(row)
+    places = {
+        key: (median(row.milliseconds for row in found), 100 * float(np.mean([getattr(row, name) for row in found])))
+        for key, found in points.items()
+    }
+    return places, "Recall@1 (%)" if name == "recall_at_1" else "Recall@1, photo to packshot (%)"
+
+
+def pareto_front(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, value) those that no cheaper one reaches, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(places, key=lambda place: (place[0], -place[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    for name in ("run", "catalog", "out"):
+        measuring.add_argument(f"--{name}", type=Path, required=True)
+    measuring.add_argument("--packshots", type=Path)
+    measuring.add_argument("--workers", type=int, default=0)
+    drawing = commands.add_parser("table")
+    drawing.add_argument("rows", type=Path, nargs="+")
+    drawing.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    if options.command == "measure":
+        measure(options.run, options.catalog, options.packshots, options.out, options.workers)
+        return
+    rows = [row for path in options.rows for row in read(path)]
+    print(tables(rows))
+    if options.picture:
+        picture(rows, options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The comparison at real size: which methods stay in it, with which settings, and what its tables and picture show."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxygml.comparison.row import Row
+
+results = pytest.importorskip("benchmarks.results")
+views = pytest.importorskip("benchmarks.views")
+
+
+def trials(**values: list[float]) -> list[Row]:
+    """Trials of methods with these figures on validation classes; the best is chosen."""
+    return [
+        Row(name, 0, trial, value == max(found), tried={"proxy_lr": 0.01 * (trial + 1)}, val_map_at_r=value)
+        for name, found in values.items()
+        for trial, value in enumerate(found)
+    ]
+
+
+def test_methods_out_of_the_race_get_no_further_seeds() -> None:
+    rows = trials(**{"Our recipe": [0.1], "ProxyGML": [0.2, 0.3], "SoftTriple": [0.31, 0.1], "Proxy-NCA": [0.26, 0.2]})
+    assert results.staying(rows) == ["Our recipe", "ProxyGML", "SoftTriple"]
+    ahead = trials(**{"Our recipe": [0.9], "SoftTriple": [0.3], "Proxy-NCA": [0.28]})
+    assert results.staying(ahead) == ["Our recipe", "SoftTriple", "Proxy-NCA"]  # ours does not raise the bar
+
+
+@pytest.mark.parametrize("setup", results.SETUPS, ids=lambda setup: f"{setup.data}-{setup.backbone}-{setup.size}")
+def test_the_seeds_that_follow_have_the_settings_that_the_trials_chose(setup: object, tmp_path: Path) -> None:
+    plan = results.comparison_of(setup, tmp_path, workers=0, quick=False)
+    chosen = trials(**{method.name: [0.2, 0.3, 0.1] for method in plan.methods})
+    rest = results.finish(plan, chosen)
+    assert (rest.seeds, rest.trials, len(rest.methods)) == ((1, 2, 3, 4), 0, len(plan.methods))
+    for method, before in zip(rest.methods, plan.methods, strict=True):
+        recipe = rest.recipe_of(method, {}, seed=1)
+        assert recipe == plan.recipe_of(before, {"proxy_lr": 0.02}, seed=1)
+        assert recipe.embedder.backbone == setup.backbone  # type: ignore[attr-defined]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1))
+def test_the_front_holds_all_that_nothing_cheaper_or_as_cheap_beats(places: list[tuple[float, float]]) -> None:
+    front = views.pareto_front(places)
+    assert front == sorted(set(front))
+    beaten = {p for p in places if any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in places)}
+    assert set(front) == set(places) - beaten
+
+
+def test_rows_are_read_as_they_were_written_and_shown(tmp_path: Path) -> None:
+    one = views.Row("birds", "net", "Ours", 0, views.USUAL, 96, 512, 2.5, "CPU", 0.5, 0.25)
+    shot = replace(one, data="groceries", packshot_recall_at_1=0.375, packshot_recall_at_4=0.75)
+    rows = [one, replace(one, seed=1, recall_at_1=0.6), shot, replace(shot, way="larger images", milliseconds=9.0)]
+    views.write(tmp_path / "views.csv", rows)
+    assert views.read(tmp_path / "views.csv") == rows
+    assert views.read(tmp_path / "none.csv") == []
+    text = views.tables(rows)
+    assert "| one view of the usual map | Ours | 2 | 55.0 (-8.5 - 118.5) | 25.0 (25.0 - 25.0) | 2.50 |" in text
+    assert "| larger images | Ours | 1 | 50.0 | 25.0 | 37.5 | 75.0 | 9.00 |" in text
+    views.picture(rows, tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
