@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proxygml.loss.gradients import Gradients, proxy_blocks, remove_along_
-from proxygml.loss.regularizer import add_by_class_, class_sums
+from proxygml.loss.regularizer import class_sums, spread_by_class
 from proxygml.loss.sharded import Shard
 
 LARGEST_LOGIT = 64  # exp() of it, and the sum of millions of these, stay in range without subtracting a maximum
@@ -103,11 +103,10 @@ def joint_gradients(
         shard.sum_(grad_rows)
     if not wanted[1]:
         return grad_rows, None
-    grad_proxies = torch.mm(slopes.T, rows * grad_loss)
     grad_sums = grad_rows[num_samples:]
     if shard is not None:
         grad_sums = grad_sums[shard.classes.start : shard.classes.stop]
-    add_by_class_(grad_proxies, inverse, grad_sums)
+    grad_proxies = spread_by_class(inverse, grad_sums).addmm_(slopes.T, rows * grad_loss)
     for block, part in proxy_blocks(proxies, rows.dtype):
         remove_along_(grad_proxies[block], part, inverse[block])
     return grad_rows[:num_samples] if wanted[0] else None, grad_proxies

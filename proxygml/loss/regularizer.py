@@ -124,11 +124,21 @@ def class_sums(proxies: Tensor, inverse: Tensor, proxies_per_class: int) -> Tens
     return sums.squeeze(1)
 
 
+def spread_by_class(inverse: Tensor, grad_sums: Tensor) -> Tensor:
+    """What each proxy gets from the gradient of its class's sum, (C, D), divided by the proxy's length: (C*N, D)."""
+    return (_of_class(inverse, len(grad_sums)) * grad_sums[:, None]).flatten(0, 1)
+
+
 def add_by_class_(gradient: Tensor, inverse: Tensor, grad_sums: Tensor) -> Tensor:
     """Add to each proxy's gradient (C*N, D) that of its class's sum, (C, D), divided by the proxy's length."""
-    by_class = (len(grad_sums), -1, grad_sums.shape[1]) if len(grad_sums) else (0, 1, grad_sums.shape[1])
-    gradient.view(by_class).addcmul_(inverse.view(*by_class[:2], 1), grad_sums[:, None])
+    factors = _of_class(inverse, len(grad_sums))
+    gradient.view(*factors.shape[:2], grad_sums.shape[1]).addcmul_(factors, grad_sums[:, None])
     return gradient
+
+
+def _of_class(inverse: Tensor, num_classes: int) -> Tensor:
+    """The inverse lengths (C*N,) by class, (C, N, 1)."""
+    return inverse.view(num_classes, -1, 1) if num_classes else inverse.view(0, 1, 1)
 
 
 def _cross_entropy_(logits: Tensor, factors: Tensor, classes: Tensor, count: int) -> Tensor:

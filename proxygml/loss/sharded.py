@@ -37,9 +37,11 @@ def draw_owned_(proxies: Tensor, owned: range, num_classes: int, proxies_per_cla
     first, last = owned.start * proxies_per_class, owned.stop * proxies_per_class
     bound = math.sqrt(3) * (torch.nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(total))
     step = max(1, _DRAWN_AT_A_TIME // size)
+    # One buffer: the C library would keep some of the memory of many.
+    buffer = torch.empty(min(step, total), size, dtype=proxies.dtype)
     for start in range(0, total, step):
         stop = min(start + step, total)
-        drawn = torch.empty(stop - start, size, dtype=proxies.dtype).uniform_(-bound, bound)
+        drawn = buffer[: stop - start].uniform_(-bound, bound)
         low, high = max(start, first), min(stop, last)
         if low < high:
             proxies[low - first : high - first] = drawn[low - start : high - start].to(proxies.device)
