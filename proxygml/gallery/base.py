@@ -4,9 +4,10 @@ This module holds what is the same wherever a gallery is kept. folder.py keeps o
 each implements backend.py. No image is opened here and no network runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,14 @@ class SearchResult:
         found.insert(0, "rank", np.arange(1, len(found) + 1))
         found.insert(1, "score", self.scores[query])
         return found
+
+    def records(self, query: int = 0, *, without: Container[str] = ()) -> list[dict[str, Any]]:
+        """The same as one dictionary an item, without these columns; much faster for a few items."""
+        names = [str(name) for name in self.table.columns if name not in without]
+        places = self.table.index.get_indexer(self.ids[query])
+        columns = [self.table[name].array.take(places) for name in names]
+        ranked = enumerate(zip(self.scores[query].tolist(), self.ids[query].tolist(), *columns, strict=True), start=1)
+        return [dict(zip(("rank", "score", "id", *names), (rank, *cells), strict=True)) for rank, cells in ranked]
 
     def __len__(self) -> int:
         return len(self.ids)

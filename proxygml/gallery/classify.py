@@ -62,15 +62,15 @@ def predict(result: SearchResult, threshold: float | None = None) -> list[Predic
     """
     if "label" not in result.table:
         raise GalleryError("the gallery's items have no label: build it from a catalog to predict classes")
-    found = result.table.loc[np.unique(result.ids), "label"].astype(object)
-    labels = found.map(_as_text, na_action="ignore")
-    return [
-        _vote(labels.loc[ids].to_numpy(), scores, threshold)
-        for ids, scores in zip(result.ids, result.scores, strict=True)
-    ]
+    ids, place = np.unique(result.ids, return_inverse=True)
+    cells = result.table["label"].array.take(result.table.index.get_indexer(ids))
+    labels = np.array([_as_text(cell) for cell in cells], dtype=object)[place].reshape(result.ids.shape)
+    return [_vote(names, scores, threshold) for names, scores in zip(labels, result.scores, strict=True)]
 
 
-def _as_text(label: object) -> str:
+def _as_text(label: object) -> str | None:
+    if pd.api.types.is_scalar(label) and pd.isna(label):
+        return None
     return label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,7 @@ def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, s
     return conditions
 
 
-def _shown(found: SearchResult, hidden: Iterable[str]) -> list[dict[str, Any]]:
+def _shown(found: SearchResult, hidden: Container[str]) -> list[dict[str, Any]]:
     """A search's rows as JSON has them, without where the server keeps its images."""
-    rows = found.rows(0).drop(columns=list(hidden), errors="ignore")
-    return [{str(name): json_cell(value) for name, value in row.items()} for row in rows.to_dict("records")]
+    rows = found.records(without=hidden)
+    return [{name: json_cell(value) for name, value in row.items()} for row in rows]

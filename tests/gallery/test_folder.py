@@ -579,3 +579,14 @@ def test_a_gallery_that_shrinks_below_what_codes_need_is_searched_exactly(kind: 
     loaded.add(clustered(1200, seed=3), items(1200, 2000))
     loaded.save()
     assert Gallery.load(tmp_path / "g").index_bytes is not None
+
+
+def test_the_records_of_an_answer_are_its_rows() -> None:
+    table = items(40).assign(when=pd.Timestamp("2026-01-02"), flag=pd.array([True, None] * 20, dtype="boolean"))
+    found = Gallery.create(clustered(40), table).search(clustered(3, seed=1), 5)
+    for query in range(3):
+        rows = found.rows(query)
+        pd.testing.assert_frame_equal(pd.DataFrame(found.records(query)), rows, check_dtype=False)
+        assert [list(row) for row in found.records(query, without={"path", "when"})] == [
+            ["rank", "score", "id", "label", "size", "flag"]
+        ] * 5
