@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_source, add_vectors, chosen
+from proxygml.cli.options import EMBEDDING, SOURCE, add_embedding, add_engine, add_source, add_vectors, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
 from proxygml.urls import Place
@@ -27,13 +27,16 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--layout", type=Layout, default="links", help=words)
     parser.add_class_arguments(ClusterSettings, as_group=False)
     add_embedding(parser)
+    add_engine(parser)
     options = parser.parse(arguments)
     check_inputs(run=options.run, catalog=options.catalog, images=options.images, vectors=options.vectors)
     settings = ClusterSettings(**chosen(options, *(key.name for key in fields(ClusterSettings))))
     from proxygml.gallery.clusters.cluster import cluster
     from proxygml.gallery.clusters.folder import describe
 
-    found = cluster(options.run, options.out, settings, **chosen(options, *SOURCE, "vectors", "layout", *EMBEDDING))
+    found = cluster(
+        options.run, options.out, settings, **chosen(options, *SOURCE, "vectors", "layout", *EMBEDDING, "engine")
+    )
     say(describe(found), f"clusters: {options.out / 'clusters.csv'}")
     if (options.out / "sheets").is_dir():  # of vectors without images there are none
         say(f"sheets:   {options.out / 'sheets'}")

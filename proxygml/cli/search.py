@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import GALLERY_HELP, add_on_bad, add_run, add_vectors, add_workers, chosen
+from proxygml.cli.options import GALLERY_HELP, add_engine, add_on_bad, add_run, add_vectors, add_workers, chosen
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import CONDITIONS, Parser
 from proxygml.errors import UserError, counted
@@ -39,7 +39,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         options.queries,
         options.k,
         options.where,
-        **chosen(options, "vectors", "run", "leave_out_itself", "rerank", "threshold", "on_bad", "workers"),
+        **chosen(options, "vectors", "run", "leave_out_itself", "rerank", "threshold", "on_bad", "workers", "engine"),
     )
     count = len(answers.queries)
     for query in range(min(count, QUERIES_PRINTED)):
@@ -80,3 +80,4 @@ def _add_options(parser: Parser) -> None:
     add_run(parser)
     add_on_bad(parser, "answer none")
     add_workers(parser)
+    add_engine(parser)

@@ -25,6 +25,7 @@ from proxygml.gallery.source import Model, Source
 from proxygml.gallery.vector_input import ITEM_ID
 from proxygml.models.embed_images import OnBad, embed_images
 from proxygml.models.embedder import Embedder
+from proxygml.models.engines import Engine
 from proxygml.models.prefix import cut_to
 from proxygml.spreadsheet import without_formulas
 from proxygml.urls import as_place, as_places, check_places
@@ -59,6 +60,7 @@ def search(
     threshold: float | None = None,
     on_bad: OnBad = "fail",
     workers: int = 2,
+    engine: Engine = "torch",
 ) -> Answers:
     """Find the items of a gallery that are most similar to your images, or vectors.
 
@@ -77,6 +79,7 @@ def search(
         threshold: the cosine of the nearest item below which a query is "none of these"; the gallery's own if None.
         on_bad: what queries that cannot be read lead to: fail, or drop them.
         workers: processes that decode images; 0 decodes in this one.
+        engine: what computes the embeddings; see `embed`. It need not be the one that the gallery was built with.
 
     Returns:
         The queries, what was found for each, and its predicted class where the gallery's items have labels.
@@ -89,7 +92,7 @@ def search(
     if threshold is not None and not -1 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}, but must be a cosine, -1 to 1")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
-    model = Model.of_gallery(loaded, folder)
+    model = Model.of_gallery(loaded, folder, engine)
     if vectors is not None or model.takes_vectors:
         block = Source.of(images=files, vectors=vectors).vector_input(model).whole()
         return search_block(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proxygml import Embedder, Gallery
+from proxygml import Gallery
 from proxygml.data.formats import register_heif
 from proxygml.gallery.build import build_gallery
 from proxygml.gallery.source import Model, Source
+from proxygml.models.engines import Engine, load_embedder
 from proxygml.serving.limits import Limits
 from proxygml.serving.service import Service
 
@@ -48,9 +49,10 @@ class Running:
         limits: Limits,
         token: str = TOKEN,
         added_images: Path | str | None = None,
+        engine: Engine = "torch",
         **options: object,
     ) -> None:
-        self.service = Service(Gallery.load(folder), Embedder.load(run), limits, added_images)
+        self.service = Service(Gallery.load(folder), load_embedder(run, engine), limits, added_images)
         self.app = app.make_app(self.service, token, **options)
         self.server = listening.Server(self.app, limits)
         self.socket = socket.create_server(("127.0.0.1", 0))

@@ -1,15 +1,19 @@
 """ONNX Runtime and OpenVINO in place of PyTorch: the same embeddings, made from a graph that is kept and checked."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from proxygml import Embedder, Gallery
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import UserError
-from proxygml.models.engines import EXAMPLES, GRAPH, EngineEmbedder, load_embedder
+from proxygml.models.engines import EXAMPLES, GRAPH, Engine, EngineEmbedder, load_embedder
+from proxygml.serving.limits import Limits
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
 from tests.helpers.models import untrained
@@ -31,11 +35,15 @@ def cache(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
-def test_the_embeddings_are_those_of_pytorch(engine: str, run: Path, cache: Path) -> None:
-    if engine == "openvino":
+@pytest.fixture(params=["onnx", "openvino"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "openvino":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    embedder, expected = load_embedder(run, engine), Embedder.load(run)  # type: ignore[arg-type]
+    return cast("Engine", request.param)
+
+
+def test_the_embeddings_are_those_of_pytorch(engine: Engine, run: Path, cache: Path) -> None:
+    embedder, expected = load_embedder(run, engine), Embedder.load(run)
     assert isinstance(embedder, EngineEmbedder)
     for count in (1, 70):
         images = torch.randint(256, (count, 3, 24, 20), dtype=torch.uint8)
@@ -56,21 +64,47 @@ def test_the_graph_is_made_once(run: Path, cache: Path) -> None:
     assert len(list(cache.rglob(GRAPH))) == 2
 
 
-def test_a_gallery_is_built_and_searched_with_different_engines(run: Path, cache: Path, small_catalog: Path) -> None:
-    folder = run.parent
-    command("index", run, "--catalog", small_catalog, "--split", "test", "--out", folder / "g", "--engine", "onnx")
-    command("embed", run, "--catalog", small_catalog, "--split", "test", "--out", folder / "v.parquet")
-    file, gallery = VectorFile(folder / "v.parquet"), Gallery.load(folder / "g")
+def test_galleries_are_built_searched_and_clustered_with_different_engines(
+    engine: Engine, run: Path, cache: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    given = ("--catalog", small_catalog, "--split", "test", "--workers", 0)
+    command("index", run, *given, "--out", tmp_path / "g", "--engine", engine)
+    command("embed", run, *given, "--out", tmp_path / "v.parquet")
+    file, gallery = VectorFile(tmp_path / "v.parquet"), Gallery.load(tmp_path / "g")
     assert gallery.manifest.model == file.model
     vectors = np.concatenate([vectors for vectors, _ in file.blocks()])
     found = gallery.search(vectors, 1)
     assert found.ids[:, 0].tolist() == list(range(len(vectors)))
     assert found.scores.min() > 1 - 1e-5
-    command(
-        "embed", run, "--catalog", small_catalog, "--split", "test", "--out", folder / "o.parquet", "--engine", "onnx"
-    )
-    same = np.concatenate([vectors for vectors, _ in VectorFile(folder / "o.parquet").blocks()])
+    command("embed", run, *given, "--out", tmp_path / "o.parquet", "--engine", engine)
+    same = np.concatenate([vectors for vectors, _ in VectorFile(tmp_path / "o.parquet").blocks()])
     assert np.abs(same - vectors).max() <= 1e-4
+    command("search", tmp_path / "g", gallery.items["path"][3], "--out", tmp_path / "a.csv", "--engine", engine)
+    assert pd.read_csv(tmp_path / "a.csv")["id"][0] == 3
+    clusters = []
+    for name in ("torch", engine):
+        settings = ("--num_clusters", 4, "--layout", "table", "--engine", name)
+        command("cluster", run, *given, "--out", tmp_path / name, *settings)
+        clusters.append(pd.read_csv(tmp_path / name / "clusters.csv")["cluster"].tolist())
+    assert clusters[0] == clusters[1]
+
+
+def test_a_server_answers_many_clients_with_any_engine(
+    engine: Engine, run: Path, cache: Path, small_catalog: Path, tmp_path: Path
+) -> None:
+    """A compiled model of OpenVINO must not answer one client with the embedding of another."""
+    server = pytest.importorskip("tests.helpers.server", reason="the extra serve is not installed")
+    httpx = pytest.importorskip("httpx")
+    gallery = Gallery.load(server.gallery_at(tmp_path / "g", run, small_catalog))
+    paths = gallery.items["path"].tolist()
+    with server.Running(tmp_path / "g", run, Limits(), engine=engine) as running, ThreadPoolExecutor(8) as senders:
+
+        def vector(path: str) -> list[float]:
+            answer = httpx.post(f"{running.address}/embed", files={"image": Path(path).read_bytes()}, **server.TIMES)
+            return cast("list[float]", answer.raise_for_status().json()["embedding"])
+
+        found = np.array(list(senders.map(vector, paths)))
+    assert np.abs(found - gallery.vectors(np.arange(len(paths)))).max() <= 1e-4
 
 
 def test_a_damaged_or_false_graph_gives_no_embeddings(

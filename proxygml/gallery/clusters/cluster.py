@@ -11,6 +11,7 @@ from proxygml.gallery.clusters.settings import ClusterSettings, Layout
 from proxygml.gallery.embed import embed_source
 from proxygml.gallery.source import Model, Source
 from proxygml.models.embed_images import OnBad, discard
+from proxygml.models.engines import Engine
 from proxygml.urls import as_place
 
 
@@ -29,6 +30,7 @@ def cluster(
     force: bool = False,
     workers: int = 2,
     batch_size: int = 64,
+    engine: Engine = "torch",
 ) -> Clusters:
     """Sort images into clusters, and write a folder with their table, near-duplicates and a contact sheet of each.
 
@@ -47,6 +49,7 @@ def cluster(
         force: replace the result of an earlier call.
         workers: processes that decode images; 0 decodes in this one.
         batch_size: images embedded at a time.
+        engine: what computes the embeddings; see `embed`.
 
     Returns:
         The cluster of each image that could be read, and the groups of near-duplicates.
@@ -58,7 +61,7 @@ def cluster(
     folder, place = local_path(out, "out"), as_place(run, "run")
     source = Source.of(catalog, images, vectors, split)
     check_clusters_folder(folder, force)
-    model = Model.of(place)
+    model = Model.of(place, engine)
     if source.vectors is not None or model.takes_vectors:
         embeddings, items = source.vector_input(model).whole()
         layout = layout if "path" in items else "table"  # without images there is nothing to sort or to show
