@@ -187,8 +187,10 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError with one message."""
-        self._check_words()
-        found = self._unknown_option() or _missing_value(message) or self._wrong_value() or self._missing_run(message)
+        found = self._unknown_option()
+        if not found:
+            self._check_words()
+            found = _missing_value(message) or self._wrong_value() or self._missing_run(message)
         raise UserError(f"{found or message} (see {self.prog} --help)") from ex
 
     def _check_words(self) -> None:
@@ -198,6 +200,8 @@ class Parser(ArgumentParser):
             name = option if option.startswith("--") else "an argument"
             _check_text(word, name)
             action = self._option_string_actions.get(option)
+            if action is None and any(Url in _kinds(known) for known in self._actions if not known.option_strings):
+                continue
             if action is None or (Url not in _kinds(action) and action.dest not in self._texts_of_places):
                 check_local(value, name, gallery=bool(self._galleries))
 

@@ -60,6 +60,7 @@ def test_prepare_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFix
         ),
         (["prepare", "folder", "--rot", "x"], "did you mean '--root'?"),
         (["train", "--run", "x", "--loss.scal", "3"], "no option --loss.scal: did you mean '--loss.scale'?"),
+        (["evaluate", "s3://bucket/run", "--out", "x"], "no option --out"),
         (["train", "--run", "x", "--milestones", "3"], "--milestones is 3, but must be a list such as [3,4]"),
         (
             ["train", "--run", "x", "--recipe=cub2000"],
