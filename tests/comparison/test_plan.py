@@ -44,7 +44,11 @@ OWN = {
     "cub200_2010_own": "cub200_2010_crops",
     "omniglot_own": "omniglot",
 }  # our recipes taken apart, and whole
-CHOICES = {"cub200_2010_choice": "cub200_2010_own", "omniglot_choice": "omniglot_own"}  # what they were chosen from
+CHOICES = {
+    "cub200_2010_choice": "cub200_2010_own",
+    "omniglot_choice": "omniglot_own",
+    "omniglot_direction": "omniglot_own",
+}  # what they were chosen from
 LEADERS = ("groceries", "real_size")  # our recipe beside the losses that lead the tables of birds
 SWEEP = """
 methods:
