@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from proxygml.comparison.row import Row
 
+equal_cost = pytest.importorskip("benchmarks.equal_cost")
 results = pytest.importorskip("benchmarks.results")
 views = pytest.importorskip("benchmarks.views")
 
@@ -61,3 +62,8 @@ def test_rows_are_read_as_they_were_written_and_shown(tmp_path: Path) -> None:
     assert "| larger images | Ours | 1 | 50.0 | 25.0 | 37.5 | 75.0 | 9.00 |" in text
     views.picture(rows, tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 1000
+
+
+def test_the_notebook_has_the_table_at_equal_cost_that_the_kept_rows_give() -> None:
+    notebook = Path(__file__).parents[2] / "docs" / "notebook.md"
+    assert equal_cost.table() in notebook.read_text(encoding="utf-8")
