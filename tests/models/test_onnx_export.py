@@ -63,8 +63,7 @@ def test_a_file_never_lies_beside_the_description_of_another(tmp_path: Path, mon
     [
         EmbedderSettings("conv4", "none", "gem", 8),
         EmbedderSettings("conv4", "none", "flatten", 8, feature_norm="batch", tilt=10, zoom=1.1),
-        EmbedderSettings("mobilenetv2_035", "none", "avg+max", 16, mirror=True),
-        EmbedderSettings("mobilenetv2_035", "none", "max", 16, output_stride=8),
+        EmbedderSettings("mobilenetv2_035", "none", "avg+max", 16, mirror=True, output_stride=8),
         EmbedderSettings("bn_inception", "none", "max", 0),
         EmbedderSettings("vit_tiny_patch16_224", "none", "avg", 8),
     ],
