@@ -1,6 +1,7 @@
 """Near-duplicates among the images that are audited: exact for some ten thousand, by cells for more."""
 
 import numpy as np
+import numpy.typing as npt
 
 from proxygml.arrays import Rows
 from proxygml.auditing.feature_rows import FeatureRows, parts_of
@@ -99,3 +100,16 @@ def units_of(labels: Rows, groups: list[Rows]) -> Rows:
     separate = alone[labels]
     units[separate] = np.flatnonzero(separate)
     return units
+
+
+def copy_weights(count: int, groups: list[Rows]) -> npt.NDArray[np.float64]:
+    """How much each image counts, float64 (count,): a group of near-duplicates as much as one other image.
+
+    Args:
+        count: how many images there are.
+        groups: of near-duplicates.
+    """
+    weights = np.ones(count)
+    for group in groups:
+        weights[group] = 1 / len(group)
+    return weights

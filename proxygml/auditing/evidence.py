@@ -6,10 +6,13 @@ import numpy as np
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.auditing.contradiction import Contradictions, contradictions
-from proxygml.auditing.copies import DUPLICATE_COSINE, copy_groups, units_of
+from proxygml.auditing.copies import DUPLICATE_COSINE, copy_groups, copy_weights, units_of
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.auditing.probability import Doubles, LabelNoise
 from proxygml.auditing.ranking import log_odds
+
+HALF = 0.5
+"""Of an image: sums of weights are rounded to whole images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +72,20 @@ class Evidence:
         groups = copy_groups(features, duplicate_cosine, seed)
         units = units_of(labels, groups)
         found = contradictions(features, labels, num_classes, seed=seed, units=units)
-        noise = _noise(found)
+        weights = copy_weights(len(labels), groups)
+        noise = _noise(found, weights)
         doubt = log_odds(found, labels)
-        doubtful = np.argsort(-np.nan_to_num(doubt, nan=-np.inf), kind="stable")[: round(noise.share * len(labels))]
+        doubtful = np.argsort(-np.nan_to_num(doubt, nan=-np.inf), kind="stable")
+        doubtful = doubtful[weights[doubtful].cumsum() <= noise.share * weights.sum() + HALF]
         doubtful = doubtful[np.nan_to_num(found.margin[doubtful], nan=-1) > 0]
         trusted = np.ones(len(labels), bool)
         if len(doubtful):
             trusted[doubtful] = False
             again = contradictions(features, labels, num_classes, seed=seed + 1, trusted=trusted, units=units)
             found = again.or_earlier(found)
-            noise = _noise(found)
+            noise = _noise(found, weights)
             doubt = (doubt + log_odds(found, labels, np.flatnonzero(trusted))) / 2
-        probability = _in_order(noise.probability(found.scores, found.margin), doubt)
+        probability = _in_order(noise.probability(found.scores, found.margin, weights), doubt)
         return cls(labels, found, noise, probability, doubt, tuple(groups))
 
 
@@ -95,7 +100,7 @@ def _in_order(probability: Doubles, doubt: Doubles) -> Doubles:
     return probability
 
 
-def _noise(found: Contradictions) -> LabelNoise:
+def _noise(found: Contradictions, weights: Doubles) -> LabelNoise:
     margin = found.margin
     judged = ~np.isnan(margin)
-    return LabelNoise.fit(found.gap[judged], margin[judged] > 0)
+    return LabelNoise.fit(found.gap[judged], margin[judged] > 0, weights[judged])

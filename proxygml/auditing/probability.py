@@ -28,6 +28,9 @@ MOST_OFFSET = 4.0
 AT_WIDEST = 3.0
 """Where the gap is widest, at most so many (logistic, 5%) right labels differ from the best class."""
 
+FEWEST = 1.0
+"""Labels that may be wrong where the most likely share is 0: one far from all others is not explained away."""
+
 SAMPLED = 50_000
 """Images, evenly spaced, that stand for all where it is computed how right labels differ."""
 
@@ -51,20 +54,23 @@ class LabelNoise:
     offset: float
 
     @classmethod
-    def fit(cls, gap: Vectors, differs: npt.NDArray[np.bool_]) -> "LabelNoise":
+    def fit(cls, gap: Vectors, differs: npt.NDArray[np.bool_], weights: Doubles | None = None) -> "LabelNoise":
         """The most likely one. Ours: a logistic curve with a floor, fitted to how often labels differ at each gap.
 
         Args:
             gap: float (n,), 0 or more, of the images that can be judged.
             differs: bool (n,), whether the label is another than the best class.
+            weights: float64 (n,), how much each image counts; 1 if left out. Images that are nearly the same are one
+                observation together: they lie at the same gap, and their labels were given together.
         """
         if not len(gap):
             return cls(0.0, 0.0, 1.0, 0.0, 0.0)
         order = np.argsort(gap, kind="stable")
         groups = [group for group in np.array_split(order, min(BINS, len(order))) if len(group)]
         width = max(float(np.std(gap)), 1e-6)
-        counts = np.array([len(group) for group in groups], float)
-        wrong = np.array([differs[group].sum() for group in groups], float)
+        weights = np.ones(len(gap)) if weights is None else weights
+        counts = np.array([weights[group].sum() for group in groups], float)
+        wrong = np.array([(weights * differs)[group].sum() for group in groups], float)
         middle = np.array([gap[group].mean() for group in groups], float) / width
         shares = np.concatenate([[0.0], np.geomspace(1e-5, 0.95, 40)])
         curve = [_profile(share, middle, counts, wrong) for share in shares]
@@ -80,29 +86,33 @@ class LabelNoise:
         low, high = shares[inside[0]], shares[min(inside[-1] + 1, len(shares) - 1)]
         return cls(float(shares[best]), float(low), float(high), slope / width, offset)
 
-    def probability(self, scores: Vectors, margin: Vectors) -> Doubles:
+    def probability(self, scores: Vectors, margin: Vectors, weights: Doubles | None = None) -> Doubles:
         """That a label is wrong, in 0..1, by the margin of the best other class over it; never less with a wider one.
 
         A local false discovery rate (Efron 2008): how many more labels differ by such a margin than right labels would.
-        0 where the label is the best class, or where no label seems to be wrong.
+        0 where the label is the best class. Also where the share of wrong labels is 0, one may stand out.
 
         Args:
             scores: float (n, R), those of the best R classes of each image, falling.
             margin: float (n,); NaN, where a label cannot be judged, stays so.
+            weights: float64 (n,), how much each image counts; 1 if left out.
         """
         known = ~np.isnan(margin)
         probability = np.where(known, 0.0, np.nan)
         differs = known & (margin > 0)
-        if not self.share or not differs.any():
+        if not differs.any():
             return probability
+        weights = np.ones(len(margin)) if weights is None else weights
         places = np.flatnonzero(known)
         sample = places[np.linspace(0, len(places) - 1, min(len(places), SAMPLED)).astype(int)]
         behind = (scores[sample, :1] - scores[sample, 1:]).astype(float)
-        observed = margin[differs].astype(float)
-        probability[differs] = _excess(behind.ravel(), self._right(behind, observed, len(places)).ravel(), observed)
+        observed, counted = margin[differs].astype(float), weights[differs]
+        each = weights[sample] * (weights[places].sum() / weights[sample].sum())
+        expected = self._right(behind, each, observed, counted)
+        probability[differs] = _excess(behind.ravel(), expected.ravel(), observed, counted)
         return probability
 
-    def _right(self, behind: Doubles, margin: Doubles, count: int) -> Doubles:
+    def _right(self, behind: Doubles, each: Doubles, margin: Doubles, counted: Doubles) -> Doubles:
         """How many right labels are expected to be each of the other classes of an image, (s, R), 0 or more.
 
         They are rather the closer classes: as much rather as possible, while no more labels than the wrong ones are
@@ -110,36 +120,42 @@ class LabelNoise:
 
         Args:
             behind: (s, R), by how much the other classes are behind the best one, of a sample of the images.
+            each: (s,), how many images each of them stands for.
             margin: (m,), by how much the class of a label is, of all images whose label differs.
-            count: n, how many images the sample stands for.
+            counted: (m,), how much each of those counts.
         """
-        differing = (1 - self.share) * _logistic(-(self.slope * behind[:, :1] + self.offset))
-        differing *= count / len(behind)
-        most = self.share * count
+        differing = (1 - self.share) * _logistic(-(self.slope * behind[:, :1] + self.offset)) * each[:, None]
+        most = max(self.share * float(each.sum()), FEWEST)
         most += math.sqrt(most)  # as much as chance adds
         edges = np.quantile(margin, np.linspace(0, 1, 50))
-        observed = len(margin) - np.searchsorted(np.sort(margin), edges)
+        observed = _at_least(margin, counted, edges)
         for closeness in CLOSENESS:
             likelihood = np.exp(-closeness * self.slope * (behind - behind[:, :1]))
             expected: Doubles = differing * likelihood / likelihood.sum(axis=1, keepdims=True)
-            wider = np.histogram(behind, np.append(edges, np.inf), weights=expected)[0][::-1].cumsum()[::-1]
-            if (observed - wider).max() <= most:
+            if (observed - _at_least(behind.ravel(), expected.ravel(), edges)).max() <= most:
                 break
         return expected
 
 
-def _excess(places: Doubles, expected: Doubles, margin: Doubles) -> Doubles:
+def _at_least(values: Doubles, weights: Doubles, edges: Doubles) -> Doubles:
+    """The weights, summed, of the values from each edge on."""
+    counts: Doubles = np.histogram(values, np.append(edges, np.inf), weights=weights)[0][::-1].cumsum()[::-1]
+    return counts
+
+
+def _excess(places: Doubles, expected: Doubles, margin: Doubles, counted: Doubles) -> Doubles:
     """The share of labels, at each margin at which labels differ, that right labels do not explain: (m,) in 0..1.
 
     Args:
         places: (k,), margins at which right labels are expected to differ.
         expected: (k,), how many at each.
         margin: (m,), at which labels differ.
+        counted: (m,), how much each of those counts.
     """
     from sklearn.isotonic import IsotonicRegression  # noqa: PLC0415
 
     values = np.concatenate([np.ones(len(places)), np.zeros(len(margin))])
-    weights = np.concatenate([expected, np.ones(len(margin))])
+    weights = np.concatenate([expected, counted])
     fitted = IsotonicRegression(increasing=False, out_of_bounds="clip")
     fitted.fit(np.concatenate([places, margin]), values, sample_weight=weights)
     right = fitted.predict(margin).clip(0, 1 - 1e-9)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from proxygml.auditing import copies
-from proxygml.auditing.copies import copy_groups, units_of
+from proxygml.auditing.copies import copy_groups, copy_weights, units_of
 from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.auditing.folds import stratified_folds
-from tests.helpers.noise import clustered
+from tests.helpers.noise import clustered, mislabelled_at_random
 
 
 def with_copies(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,11 +41,28 @@ def test_copies_of_one_label_share_a_fold_and_those_of_two_labels_need_not() -> 
     assert folds[7] != folds[8]
 
 
-def test_a_series_that_got_a_wrong_label_together_does_not_confirm_itself() -> None:
-    vectors, labels = clustered(600, classes=6, spread=0.5)
-    labels = labels.copy()
-    vectors[:12] = vectors[0] + 0.01 * np.random.default_rng(0).normal(size=(12, 24))
-    labels[:12] = 1  # the class of the first is 0
-    found = Evidence.of(FeatureRows(vectors, np.arange(600)), labels, 6)
-    assert (found.margin[:12] > 0).all()
-    assert set(found.order[:12]) == set(range(12))
+@pytest.mark.parametrize(
+    ("count", "classes", "spread", "size", "others_wrong"),
+    [(600, 6, 0.5, 5, 0.0), (600, 6, 0.5, 12, 0.0), (600, 6, 1.0, 12, 0.05), (1000, 20, 1.0, 12, 0.0)],
+)
+def test_a_series_that_got_a_wrong_label_together_is_not_kept(
+    count: int, classes: int, spread: float, size: int, others_wrong: float
+) -> None:
+    """It neither confirms itself nor passes for images on the border between two classes."""
+    vectors, right = clustered(count, classes=classes, spread=spread)
+    labels = mislabelled_at_random(right, others_wrong)
+    vectors[:size] = vectors[0] + 0.01 * np.random.default_rng(0).normal(size=(size, 24))
+    labels[:size] = 1  # the class of the first is 0
+    found = Evidence.of(FeatureRows(vectors, np.arange(count)), labels, classes)
+    assert (found.margin[:size] > 0).all()
+    assert (found.probability[:size] > 0.9).all()
+    others = np.flatnonzero(found.probability >= 0.5)
+    others = others[others >= size]
+    assert len(others) <= 1.25 * others_wrong * count + 3
+    if not others_wrong:
+        assert set(found.order[:size]) == set(range(size))
+
+
+def test_a_group_of_copies_counts_as_much_as_one_other_image() -> None:
+    weights = copy_weights(6, [np.array([0, 2]), np.array([1, 3, 5])])
+    np.testing.assert_allclose(weights, [1 / 2, 1 / 3, 1 / 2, 1 / 3, 1, 1 / 3])
