@@ -12,18 +12,20 @@ from proxygml.auditing.alike import alike_classes
 from proxygml.auditing.copies import DUPLICATE_COSINE
 from proxygml.auditing.evidence import Evidence
 from proxygml.auditing.features import audited_features
+from proxygml.auditing.mixed import mixed_classes
+from proxygml.auditing.outliers import class_distances
 from proxygml.auditing.page import MOST_ITEMS, Audited, page
-from proxygml.auditing.summary import copies_summary, summary
-from proxygml.auditing.table import alike_table, audit_table, duplicates_table
+from proxygml.auditing.summary import classes_summary, copies_summary, summary
+from proxygml.auditing.table import LIKELY, alike_table, audit_table, duplicates_table, mixed_table
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
-from proxygml.errors import MOST_WORKERS, OverwriteError, check_setting, check_whole, counted
+from proxygml.errors import MOST_WORKERS, OverwriteError, check_setting, check_whole
 from proxygml.files import PathLike, atomic_folder, check_overwrite, local_path, remove_leftovers
 from proxygml.models.run_files import local_run
 from proxygml.spreadsheet import without_formulas
 from proxygml.urls import as_place
 
-TABLE, DUPLICATES, ALIKE, PAGE = "audit.csv", "duplicates.csv", "alike.csv", "audit.html"
+TABLE, DUPLICATES, ALIKE, MIXED, PAGE = "audit.csv", "duplicates.csv", "alike.csv", "mixed.csv", "audit.html"
 
 MOST_PAGE = 2000
 """Images of a page: some 20 KiB each, examples included."""
@@ -68,8 +70,8 @@ def audit(
     Args:
         run: the run folder whose backbone gives the features; None for a catalog of vectors, which are used as given.
         catalog: a table of images, or of vectors.
-        out: the folder to make: audit.csv, duplicates.csv (near-duplicates), alike.csv (classes that are probably one)
-            and audit.html, a page on which labels can be corrected.
+        out: the folder to make: audit.csv, duplicates.csv (near-duplicates), alike.csv (classes that are probably one),
+            mixed.csv (classes that are probably two) and audit.html, a page on which labels can be corrected.
         split: the part of the catalog to audit: train, val, test, or all.
         seed: of the folds.
         force: replace the result of an earlier audit.
@@ -98,6 +100,7 @@ def audit(
         without_formulas(found.table).to_csv(temporary / TABLE, index=False)
         without_formulas(duplicates_table(images, rows, found.evidence)).to_csv(temporary / DUPLICATES, index=False)
         without_formulas(alike_table(found.alike, found.classes)).to_csv(temporary / ALIKE, index=False)
+        without_formulas(mixed_table(images, rows, found.mixed, found.classes)).to_csv(temporary / MIXED, index=False)
         (temporary / PAGE).write_text(page(found, page_images), encoding="utf-8")
     noise = found.evidence.noise
     return Audit(found.table, noise.share, noise.low, noise.high, found.sentences)
@@ -113,14 +116,17 @@ def _audited(
     numbers = {label: number for number, label in enumerate(classes)}
     labels = np.array([numbers[label] for label in images.labels], np.int64)
     evidence = Evidence.of(features.rows, labels, len(classes), seed, duplicate_cosine)
-    sentences = summary(evidence, classes, "vector" if images.vectors is not None else "image")
-    sentences += copies_summary(images, evidence)
-    alike = alike_classes(evidence)
-    if alike:
-        verb = "is" if len(alike) == 1 else "are"
-        sentences += (f"{counted(len(alike), 'pair')} of classes {verb} hardly told apart, and may be one each.",)
-    table = audit_table(images, rows, classes, evidence)
-    return Audited(images, rows, classes, evidence, table, sentences, file, tuple(alike))
+    distances = class_distances(
+        features.rows, labels, evidence.found.classes, evidence.found.kept_scores, evidence.groups, seed
+    )
+    alike = tuple(alike_classes(evidence))
+    doubtful = np.nan_to_num(evidence.probability) >= LIKELY
+    mixed = tuple(mixed_classes(features.rows, labels, evidence.groups, doubtful, seed))
+    item = "vector" if images.vectors is not None else "image"
+    sentences = summary(evidence, classes, item) + copies_summary(images, evidence)
+    sentences += classes_summary(len(distances.outliers), len(alike), len(mixed), item)
+    table = audit_table(images, rows, classes, evidence, distances)
+    return Audited(images, rows, classes, evidence, distances, table, sentences, file, alike, mixed)
 
 
 def check_audit_folder(out: Path, force: bool) -> None:

@@ -20,6 +20,8 @@ from PIL import Image
 from proxygml.arrays import Rows
 from proxygml.auditing.alike import AlikeClasses
 from proxygml.auditing.evidence import Evidence
+from proxygml.auditing.mixed import MixedClass
+from proxygml.auditing.outliers import Distances
 from proxygml.auditing.table import NAMES
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
@@ -38,6 +40,12 @@ PICTURE, SMALL, QUALITY = 240, 112, 80
 EXAMPLES = 3
 """Of each class: its images that are least in doubt."""
 
+MOST_IN_PART = 6
+"""Images that it shows of each part of a class that is probably two."""
+
+MOST_OUTLIERS = 30
+"""Images of no class that it shows."""
+
 MOST_GROUPS = 50
 """Groups of near-duplicates that a page shows."""
 
@@ -51,20 +59,24 @@ class Audited:
         rows: int64 (n,), their rows in the whole catalog.
         classes: the C classes.
         evidence: on their labels.
+        distances: from their most similar classes.
         table: audit.csv, in its order.
         sentences: the findings.
         file: the name of the whole catalog's file.
         alike: pairs of classes that are probably one.
+        mixed: classes that are probably two.
     """
 
     catalog: Catalog
     rows: Rows
     classes: list[str]
     evidence: Evidence
+    distances: Distances
     table: pd.DataFrame
     sentences: tuple[str, ...]
     file: str
     alike: tuple[AlikeClasses, ...] = ()
+    mixed: tuple[MixedClass, ...] = ()
 
     @property
     def item(self) -> str:
@@ -116,7 +128,7 @@ def page(audited: Audited, most: int) -> str:
     doubtful = audited.evidence.order
     doubtful = doubtful[np.nan_to_num(audited.evidence.margin[doubtful], nan=-1) > 0]
     copies = [place for group in audited.two_labels for place in group.tolist()]
-    chosen = list(dict.fromkeys([*doubtful.tolist(), *copies]))
+    chosen = list(dict.fromkeys([*doubtful.tolist(), *copies, *audited.distances.outliers.tolist()]))
     shown = chosen[:most]
     items = [_item(audited, place) for place in shown]
     groups = _groups(audited)
@@ -146,6 +158,8 @@ def _groups(audited: Audited) -> list[dict[str, Any]]:
     leaked = "What was trained on is tested on: figures of the test split are too good."
     sections = [
         _alike_section(audited),
+        _mixed_section(audited),
+        _outliers_section(audited),
         _copies_section(audited, audited.two_labels, "Near-duplicates under two labels", wrong),
         _copies_section(audited, audited.two_splits, "Near-duplicates across splits", leaked),
     ]
@@ -196,7 +210,7 @@ def _item(audited: Audited, place: int) -> dict[str, Any]:
     probability = evidence.probability[place]
     sure = "" if np.isnan(probability) else f" ({min(probability, 0.99):.0%} sure)"
     contradicted = np.nan_to_num(evidence.margin[place], nan=-1) > 0
-    title = f"{label}: probably {suggestion}{sure}" if contradicted else f"{label}: a copy has another label"
+    title = f"{label}: probably {suggestion}{sure}" if contradicted else _other_title(audited, place, label)
     return {
         "row": place,
         "label": label,
@@ -206,6 +220,13 @@ def _item(audited: Audited, place: int) -> dict[str, Any]:
         "own": [one for one in audited.examples.get(int(evidence.labels[place]), []) if one != place],
         "other": audited.examples.get(other, []),
     }
+
+
+def _other_title(audited: Audited, place: int, label: str) -> str:
+    """Of an image whose label nothing contradicts."""
+    if place in audited.distances.outliers:
+        return f"{label}: perhaps of no class"
+    return f"{label}: a copy has another label"
 
 
 def _reason(audited: Audited, place: int) -> str:
@@ -227,6 +248,29 @@ def _alike_section(audited: Audited) -> dict[str, Any]:
         rows.append({"text": text, "strips": strips})
     text = "A large part of the images of each is more like the other class: one class under two names, or too alike."
     return {"title": "Classes that are probably one", "text": text, "rows": rows}
+
+
+def _mixed_section(audited: Audited) -> dict[str, Any]:
+    """A section of classes that are probably two; without rows where there are none."""
+    rows = []
+    for mixed in audited.mixed[:MOST_GROUPS]:
+        strips = [
+            {"caption": f"{counted(len(part), audited.item)}:", "rows": part[:MOST_IN_PART].tolist()}
+            for part in mixed.parts
+        ]
+        rows.append({"text": audited.classes[mixed.label], "strips": strips})
+    text = "The images of each fall into two parts that are as unlike as two classes; mixed.csv lists both."
+    return {"title": "Classes that are probably two", "text": text, "rows": rows}
+
+
+def _outliers_section(audited: Audited) -> dict[str, Any]:
+    """A section of images that may belong to no class, the farthest first; without rows where there are none."""
+    outliers = audited.distances.outliers
+    strips = [{"caption": f"{audited.label(place)}:", "rows": [place]} for place in outliers[:MOST_OUTLIERS].tolist()]
+    text = f"{counted(len(outliers), audited.item)}, the farthest first, under the labels that they have"
+    rows = [{"text": text, "strips": strips}] if strips else []
+    text = "No class has images like them; the column distance of audit.csv says how far they are from the nearest one."
+    return {"title": "Images that may belong to no class", "text": text, "rows": rows}
 
 
 def _copies_section(audited: Audited, groups: list[Rows], title: str, text: str) -> dict[str, Any]:

@@ -58,6 +58,28 @@ def copies_summary(catalog: Catalog, evidence: Evidence) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def classes_summary(outliers: int, alike: int, mixed: int, item: str) -> tuple[str, ...]:
+    """A sentence each on images of no class, and on classes that are probably one or two, where there are some.
+
+    Args:
+        outliers: images that are like those of no class.
+        alike: pairs of classes that are probably one.
+        mixed: classes that are probably two.
+        item: image or vector.
+    """
+    sentences = []
+    if outliers:
+        verb = "is" if outliers == 1 else "are"
+        sentences.append(f"{counted(outliers, item)} {verb} unlike all classes and may belong to none.")
+    if alike:
+        verb = "is" if alike == 1 else "are"
+        sentences.append(f"{counted(alike, 'pair')} of classes {verb} hardly told apart, and may be one each.")
+    if mixed:
+        verb = "falls" if mixed == 1 else "fall"
+        sentences.append(f"{counted(mixed, 'class')} {verb} into two parts that are as unlike as two classes.")
+    return tuple(sentences)
+
+
 def _have(number: int) -> str:
     return "has" if number == 1 else "have"
 

@@ -8,6 +8,8 @@ import pandas as pd
 from proxygml.arrays import Rows
 from proxygml.auditing.alike import AlikeClasses
 from proxygml.auditing.evidence import Evidence
+from proxygml.auditing.mixed import MixedClass
+from proxygml.auditing.outliers import Distances
 from proxygml.data.catalog import Catalog
 
 NAMES = ("path", "id")
@@ -17,7 +19,9 @@ LIKELY = 0.5
 """From this probability on, a label is more likely wrong than right."""
 
 
-def audit_table(catalog: Catalog, rows: Rows, classes: list[str], evidence: Evidence) -> pd.DataFrame:
+def audit_table(
+    catalog: Catalog, rows: Rows, classes: list[str], evidence: Evidence, distances: Distances
+) -> pd.DataFrame:
     """All images, from the most to the least doubtful label.
 
     Args:
@@ -25,12 +29,14 @@ def audit_table(catalog: Catalog, rows: Rows, classes: list[str], evidence: Evid
         rows: int64 (n,), their rows in the whole catalog.
         classes: the C classes.
         evidence: on their labels.
+        distances: from their most similar classes.
 
     Returns:
         Columns: `rank` from 1; `row` of the catalog; `path` and `id` where the catalog has them; `label`; `split`;
         `suggestion`, the best other class; `probability` that the label is wrong; `margin`, by how much the suggestion
         has the higher score; `own_proxy`, `own_neighbors`, `suggestion_proxy` and `suggestion_neighbors`, the cosines
-        that the scores are sums of; `keep`, False where the label is more likely wrong than right; `reasons`.
+        that the scores are sums of; `distance` from the most similar class, in standard deviations; `keep`, False where
+        the label is more likely wrong than right; `reasons`.
     """
     found = evidence.found
     names = np.array([*classes, ""], dtype=object)
@@ -48,18 +54,25 @@ def audit_table(catalog: Catalog, rows: Rows, classes: list[str], evidence: Evid
         own_neighbors=found.own_neighbors.round(4),
         suggestion_proxy=found.other_proxy.round(4),
         suggestion_neighbors=found.other_neighbors.round(4),
+        distance=distances.deviations.round(2),
         keep=~(evidence.probability >= LIKELY),
     )
     table["reasons"] = _reasons(evidence, table["label"].tolist(), table["suggestion"].tolist())
+    for place in distances.outliers:
+        _add_reason(table, place, "unlike all classes: it may belong to none")
     for group in evidence.groups:
         if len(set(evidence.labels[group])) > 1:
             for place in group:
                 other = group[evidence.labels[group] != evidence.labels[place]][0]
-                copy = f"nearly the same as row {rows[other]}, which is labelled {classes[evidence.labels[other]]}"
-                table.loc[place, "reasons"] = "; ".join(filter(None, [table.loc[place, "reasons"], copy]))
+                label = classes[evidence.labels[other]]
+                _add_reason(table, place, f"nearly the same as row {rows[other]}, which is labelled {label}")
     ordered = table.iloc[evidence.order].reset_index(drop=True)
     ordered.insert(0, "rank", np.arange(1, len(table) + 1))
     return ordered
+
+
+def _add_reason(table: pd.DataFrame, place: int, reason: str) -> None:
+    table.loc[place, "reasons"] = "; ".join(filter(None, [table.loc[place, "reasons"], reason]))
 
 
 def duplicates_table(catalog: Catalog, rows: Rows, evidence: Evidence) -> pd.DataFrame:
@@ -83,6 +96,25 @@ def alike_table(alike: Sequence[AlikeClasses], classes: list[str]) -> pd.DataFra
     """Pairs of classes that are probably one: `label`, `other`, and the shares of the images of each, in 0..1."""
     rows = [(classes[pair.one], classes[pair.other], pair.share, pair.other_share) for pair in alike]
     return pd.DataFrame(rows, columns=["label", "other", "share", "other_share"]).round(4)
+
+
+def mixed_table(catalog: Catalog, rows: Rows, mixed: Sequence[MixedClass], classes: list[str]) -> pd.DataFrame:
+    """The images of classes that are probably two, one row an image.
+
+    Returns:
+        Columns: `label`; `apart`, how unlike its two parts are, 0 to 2, around 1 for two classes; `part`, 1 or 2;
+        `row`; `path` and `id` where the catalog has them.
+    """
+    parts = [(one, number, part) for one in mixed for number, part in enumerate(one.parts, 1)]
+    sizes = [len(part) for _, _, part in parts]
+    places = np.concatenate([np.zeros(0, np.int64), *(part for _, _, part in parts)])
+    table = pd.DataFrame({"label": np.repeat(np.array([classes[one.label] for one, _, _ in parts], object), sizes)})
+    table["apart"] = np.repeat([round(one.apart, 4) for one, _, _ in parts], sizes)
+    table["part"] = np.repeat(np.array([number for _, number, _ in parts], np.int64), sizes)
+    table["row"] = rows[places]
+    for name in (name for name in NAMES if name in catalog.table):
+        table[name] = catalog.table[name].to_numpy()[places]
+    return table
 
 
 def _reasons(evidence: Evidence, labels: list[str], suggestions: list[str]) -> list[str]:

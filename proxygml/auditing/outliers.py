@@ -1,0 +1,118 @@
+"""Images that probably belong to no class: even the class that is most like them has hardly an image like them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from proxygml.arrays import Rows, Vectors
+from proxygml.auditing.feature_rows import FeatureRows, parts_of
+from proxygml.auditing.probability import Doubles
+
+BEST_CLASSES = 5
+"""Of the classes that an image keeps, those with the best scores, among which its most similar one is."""
+
+NEIGHBORS = 3
+"""An image of a class has so many others of that class like it."""
+
+MOST_REFERENCES = 1000
+"""Images of a class, at random, among which those are looked for."""
+
+OUTLIER = 3.5
+"""Standard deviations from which an image probably belongs to no class; one in 4,000 of a normal distribution."""
+
+SIMILARITIES_AT_A_TIME = 2**24
+
+
+class Distances(NamedTuple):
+    """How far images are from their most similar class.
+
+    Attributes:
+        deviations: float64 (n,), how much farther than the median image, in robust standard deviations of the angle;
+            NaN where no class has another image.
+        nearest: int64 (n,), that class; -1 likewise.
+    """
+
+    deviations: Doubles
+    nearest: Rows
+
+    @property
+    def outliers(self) -> Rows:
+        """Images that probably belong to no class, the farthest first."""
+        far = np.nan_to_num(self.deviations, nan=-np.inf)
+        order = np.argsort(-far, kind="stable")
+        return order[far[order] >= OUTLIER]
+
+
+def class_distances(
+    features: FeatureRows,
+    labels: Rows,
+    classes: npt.NDArray[np.int32],
+    scores: Vectors,
+    groups: tuple[Rows, ...],
+    seed: int = 0,
+) -> Distances:
+    """How far images are from the class that is most like them, by its third most similar image. Ours.
+
+    The features are compared as they are. Whitened by the covariance within the classes, they show what tells those
+    classes apart, and less of what none of them has. Near-duplicates of an image do not count.
+
+    Args:
+        features: of n images.
+        labels: int64 (n,) in 0..C-1.
+        classes: int (n, K), those that each image keeps, -1 for none.
+        scores: float (n, K), of those.
+        groups: of near-duplicates.
+        seed: of the references of large classes.
+    """
+    copies = np.arange(len(labels))
+    for group in groups:
+        copies[group] = group[0]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST_CLASSES]
+    kept = np.take_along_axis(classes, best, axis=1)
+    places, columns = np.nonzero(kept >= 0)
+    flat = kept[places, columns]
+    order = np.argsort(flat, kind="stable")
+    starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
+    members = _members(labels, seed)
+    cosine, nearest = np.full(len(labels), -np.inf, np.float32), np.full(len(labels), -1)
+    for pairs in np.split(order, starts[1:]) if len(order) else ():
+        label = int(flat[pairs[0]])
+        references = members[label]
+        vectors = features.take(references)
+        for part in parts_of(places[pairs], max(1, SIMILARITIES_AT_A_TIME // len(references))):
+            similarity = features.take(part) @ vectors.T
+            similarity[copies[part, None] == copies[references]] = -np.inf
+            found = _third(similarity)
+            closer = found > cosine[part]
+            cosine[part[closer]], nearest[part[closer]] = found[closer], label
+    return Distances(_deviations(cosine), nearest)
+
+
+def _members(labels: Rows, seed: int) -> list[Rows]:
+    """For each class its images, or some of them where there are many; none for a class without images."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    ends = np.cumsum(np.bincount(labels))
+    return [np.sort(rows[:MOST_REFERENCES]) for rows in np.split(order, ends[:-1])]
+
+
+def _third(similarity: Vectors) -> Vectors:
+    """The third largest of each row, (m,); the smallest there is where fewer are finite."""
+    count = min(NEIGHBORS, similarity.shape[1])
+    largest = -np.partition(-similarity, count - 1, axis=1)[:, :count]
+    finite = np.isfinite(largest)
+    least: Vectors = np.where(finite, largest, np.inf).min(axis=1)
+    return np.where(finite.any(axis=1), least, -np.inf).astype(np.float32)
+
+
+def _deviations(cosine: Vectors) -> Doubles:
+    """Of the angles from their median, by the median absolute deviation; NaN where there is no angle."""
+    known = np.isfinite(cosine)
+    result = np.full(len(cosine), np.nan)
+    if known.any():
+        angles = np.arccos(np.clip(cosine[known].astype(float), -1, 1))
+        middle = np.median(angles)
+        deviation = max(1.4826 * float(np.median(np.abs(angles - middle))), 1e-6)
+        result[known] = (angles - middle) / deviation
+    return result
