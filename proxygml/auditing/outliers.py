@@ -18,8 +18,8 @@ NEIGHBORS = 3
 MOST_REFERENCES = 1000
 """Images of a class, at random, among which those are looked for."""
 
-OUTLIER = 3.5
-"""Standard deviations from which an image probably belongs to no class; one in 4,000 of a normal distribution."""
+OUTLIER = 3.0
+"""Standard deviations from which an image probably belongs to no class; one in 700 of a normal distribution."""
 
 SIMILARITIES_AT_A_TIME = 2**24
 
@@ -55,7 +55,8 @@ def class_distances(
     """How far images are from the class that is most like them, by its third most similar image. Ours.
 
     The features are compared as they are. Whitened by the covariance within the classes, they show what tells those
-    classes apart, and less of what none of them has. Near-duplicates of an image do not count.
+    classes apart, and less of what none of them has. Near-duplicates of an image do not count,
+    unless they are half of its class.
 
     Args:
         features: of n images.
@@ -65,9 +66,7 @@ def class_distances(
         groups: of near-duplicates.
         seed: of the references of large classes.
     """
-    copies = np.arange(len(labels))
-    for group in groups:
-        copies[group] = group[0]
+    copies = _copies(labels, groups)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST_CLASSES]
     kept = np.take_along_axis(classes, best, axis=1)
     places, columns = np.nonzero(kept >= 0)
@@ -86,7 +85,22 @@ def class_distances(
             found = _third(similarity)
             closer = found > cosine[part]
             cosine[part[closer]], nearest[part[closer]] = found[closer], label
-    return Distances(_deviations(cosine), nearest)
+    return Distances(_deviations(cosine, nearest, labels), nearest)
+
+
+def _copies(labels: Rows, groups: tuple[Rows, ...]) -> Rows:
+    """Numbers, int64 (n,), that images share which do not count for each other: near-duplicates.
+
+    Where they are half of a class or more, they are what the class looks like, and count.
+    """
+    copies = np.arange(len(labels))
+    sizes = np.bincount(labels)
+    for group in groups:
+        counts = np.bincount(labels[group], minlength=len(sizes))
+        few = group[2 * counts[labels[group]] < sizes[labels[group]]]
+        if len(few):
+            copies[few] = few[0]
+    return copies
 
 
 def _members(labels: Rows, seed: int) -> list[Rows]:
@@ -106,13 +120,31 @@ def _third(similarity: Vectors) -> Vectors:
     return np.where(finite.any(axis=1), least, -np.inf).astype(np.float32)
 
 
-def _deviations(cosine: Vectors) -> Doubles:
-    """Of the angles from their median, by the median absolute deviation; NaN where there is no angle."""
+def _deviations(cosine: Vectors, nearest: Rows, labels: Rows) -> Doubles:
+    """Of the angles from their median, by the median absolute deviation; NaN where there is no angle.
+
+    Of both, the larger one counts: that of all images, or that of the nearest class, by the images that have its label.
+    Some classes vary more than others.
+    """
     known = np.isfinite(cosine)
     result = np.full(len(cosine), np.nan)
-    if known.any():
-        angles = np.arccos(np.clip(cosine[known].astype(float), -1, 1))
-        middle = np.median(angles)
-        deviation = max(1.4826 * float(np.median(np.abs(angles - middle))), 1e-6)
-        result[known] = (angles - middle) / deviation
+    if not known.any():
+        return result
+    angles = np.arccos(np.clip(cosine.astype(float), -1, 1))
+    typical = np.flatnonzero(known & (nearest == labels))
+    middle, spread = _center_and_spread(angles[known])
+    middles, spreads = np.full(labels.max() + 1, middle), np.full(labels.max() + 1, spread)
+    typical = typical[np.argsort(labels[typical], kind="stable")]
+    starts = np.flatnonzero(np.diff(labels[typical], prepend=-1))
+    for members in np.split(typical, starts[1:]) if len(typical) else ():
+        label = labels[members[0]]
+        of_class = _center_and_spread(angles[members])
+        middles[label], spreads[label] = max(middle, of_class[0]), max(spread, of_class[1])
+    result[known] = (angles[known] - middles[nearest[known]]) / spreads[nearest[known]]
     return result
+
+
+def _center_and_spread(angles: Doubles) -> tuple[float, float]:
+    """The median, and the standard deviation by the median absolute deviation, as of a normal distribution."""
+    middle = float(np.median(angles))
+    return middle, max(1.4826 * float(np.median(np.abs(angles - middle))), 1e-6)
