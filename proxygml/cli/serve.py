@@ -46,11 +46,12 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     from proxygml.gallery.source import Model
     from proxygml.serving.api import make_app
     from proxygml.serving.hosts import local_names
-    from proxygml.serving.server import listen, run_server
+    from proxygml.serving.server import limit_network_threads, listen, run_server
     from proxygml.serving.service import Service
 
     limits = Limits(**chosen(options, *(key.name for key in fields(Limits))))
     gallery = Gallery.load(options.gallery)
+    limit_network_threads()
     embedder = Model.of_gallery(gallery, options.run, options.engine).embedder()
     service = Service(gallery, embedder, limits, options.added_images or None)
     token = os.environ.get("PROXYGML_TOKEN", "")
