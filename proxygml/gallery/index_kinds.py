@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from proxygml.arrays import Vectors
 from proxygml.gallery.kinds import CODED, IN_LISTS, Kind, check_enough
 from proxygml.gallery.vectors import VectorRows
 
@@ -19,12 +21,14 @@ REFINED = 10  # candidates an index of codes proposes for each result, at least 
 QUERY_BITS = 8  # of each number of a query that is compared with bits
 
 _SAMPLE_BYTES = 256 * 2**20  # of vectors from which codes are learnt
+_ROWS_AT_A_TIME = 16_384
 
 
 def empty_index(kind: Kind, vectors: VectorRows, seed: int) -> Any:
     """A FAISS index of that kind for these vectors: trained on a sample of them, and without any.
 
-    HNSW: Malkov and Yashunin, TPAMI 2020. IVF-PQ: Jegou et al., TPAMI 2011. int8: a byte for each number, between its
+    HNSW: Malkov and Yashunin, TPAMI 2020. IVF-PQ: Jegou et al., TPAMI 2011, behind the rotation of
+    `balanced_directions`. int8: a byte for each number, between its
     least and its largest value in the sample. binary: RaBitQ, Gao and Long, SIGMOD 2024: the sign of each number after
     a random rotation, and two numbers by which the estimate of the similarity has no bias.
 
@@ -42,7 +46,10 @@ def empty_index(kind: Kind, vectors: VectorRows, seed: int) -> Any:
         most = max(65_536, 64 * inverted_lists(len(vectors)) if kind in IN_LISTS else 0)
         most = min(most, _SAMPLE_BYTES // (4 * vectors.size))
         sample = np.random.default_rng(seed).permutation(len(vectors))[:most]
-        index.train(np.ascontiguousarray(vectors.take(np.sort(sample))))
+        part = np.ascontiguousarray(vectors.take(np.sort(sample)))
+        if kind == "ivfpq":
+            _turn(index, balanced_directions(part, product_codes(vectors.size)))
+        index.train(part)
     return index
 
 
@@ -62,10 +69,10 @@ def _hnsw(count: int, size: int, seed: int) -> Any:
 
 def _ivfpq(count: int, size: int, seed: int) -> Any:
     lists, codes, metric = inverted_lists(count), product_codes(size), faiss().METRIC_INNER_PRODUCT
-    index = faiss().IndexIVFPQ(faiss().IndexFlatIP(size), size, lists, codes, 8, metric)
+    index = _in_lists(faiss().IndexIVFPQ, size, lists, codes, 8, metric)
     for clustering in (index.cp, index.pq.cp):
         _set_clustering(clustering, seed)
-    return index
+    return _rotated(index, size, seed)
 
 
 def _int8(count: int, size: int, seed: int) -> Any:
@@ -78,13 +85,18 @@ def _binary(count: int, size: int, seed: int) -> Any:
 
 
 def _ivfbinary(count: int, size: int, seed: int) -> Any:
-    metric = faiss().METRIC_INNER_PRODUCT
-    nearest = faiss().IndexFlatIP(size)
-    index = faiss().IndexIVFRaBitQ(nearest, size, inverted_lists(count), metric)
-    index.own_fields = True  # the index deletes it, and Python must not: older versions would delete it at once
-    nearest.this.disown()
+    index = _in_lists(faiss().IndexIVFRaBitQ, size, inverted_lists(count), faiss().METRIC_INNER_PRODUCT)
     _set_clustering(index.cp, seed)
     return _rotated(index, size, seed)
+
+
+def _in_lists(kind: Callable[..., Any], size: int, *arguments: Any) -> Any:
+    """An index of lists, and the one that finds the nearest lists."""
+    nearest = faiss().IndexFlatIP(size)
+    index = kind(nearest, size, *arguments)
+    index.own_fields = True  # the index deletes it, and Python must not: older versions would delete it at once
+    nearest.this.disown()
+    return index
 
 
 def _rotated(index: Any, size: int, seed: int) -> Any:
@@ -92,6 +104,52 @@ def _rotated(index: Any, size: int, seed: int) -> Any:
     rotation = faiss().RandomRotationMatrix(size, size)
     rotation.init(seed)
     return faiss().IndexPreTransform(rotation, index)
+
+
+def _turn(index: Any, rotation: Vectors) -> None:
+    """Let an index behind a rotation have this one, float32 (D, D)."""
+    faiss().copy_array_to_vector(rotation.reshape(-1), faiss().downcast_VectorTransform(index.chain.at(0)).A)
+
+
+def balanced_directions(vectors: Vectors, parts: int, size: int | None = None) -> Vectors:
+    """A rotation after which every part of a vector, which one code stands for, varies as much as the others.
+
+    The principal directions of the vectors, the strongest first, each go to the part whose variances have the least
+    product so far and that is not full: the eigenvalue allocation of optimised product quantisation (Ge et al., TPAMI
+    2014).
+
+    Args:
+        vectors: float32 (n, D).
+        parts: how many codes; they divide `size`.
+        size: keep so many of the strongest directions; None for all.
+
+    Returns:
+        float32 (size, D), with orthonormal rows.
+    """
+    size = size or vectors.shape[1]
+    energy, directions = np.linalg.eigh(_covariance(vectors))
+    kept = np.argsort(-energy, kind="stable")[:size]
+    least = max(energy[kept[-1]], np.finfo(np.float32).eps * energy[kept[0]], np.finfo(np.float64).tiny)
+    strength = np.log(np.maximum(energy, least) / least)  # 0 or more: a product that grows with each direction
+    held: list[list[int]] = [[] for _ in range(parts)]
+    product = np.zeros(parts)
+    for direction in kept:
+        part = min((part for part in range(parts) if len(held[part]) < size // parts), key=lambda part: product[part])
+        held[part].append(int(direction))
+        product[part] += strength[direction]
+    chosen: Vectors = np.ascontiguousarray(directions[:, np.concatenate(held)].T, np.float32)
+    return chosen
+
+
+def _covariance(vectors: Vectors) -> npt.NDArray[np.float64]:
+    """That of vectors (n, D), (D, D); a part of them at a time, so that no copy of all is made."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    total = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+        centred = vectors[start : start + _ROWS_AT_A_TIME] - mean
+        total += centred.T @ centred
+    covariance: npt.NDArray[np.float64] = total / len(vectors)
+    return covariance
 
 
 def _set_clustering(clustering: Any, seed: int) -> None:
@@ -104,7 +162,9 @@ def _hnsw_parameters(index: Any, selector: Any, count: int) -> Any:
 
 
 def _ivfpq_parameters(index: Any, selector: Any, count: int) -> Any:
-    return faiss().SearchParametersIVF(sel=selector, nprobe=min(PROBED, index.nlist))
+    probed = min(PROBED, faiss().downcast_index(index.index).nlist)
+    found = faiss().SearchParametersIVF(sel=selector, nprobe=probed)
+    return faiss().SearchParametersPreTransform(index_params=found)
 
 
 def _int8_parameters(index: Any, selector: Any, count: int) -> Any:

@@ -18,7 +18,7 @@ _LISTS = {"IxFI", "ilar", "full", "sprs"}
 
 _PARTS: Mapping[Kind, set[str]] = {
     "hnsw": {"IHNf", "IxFI"},
-    "ivfpq": {"IwPQ", *_LISTS},
+    "ivfpq": {"IxPT", "rrot", "IwPQ", *_LISTS},
     "int8": {"IxSQ"},
     "binary": {"IxPT", "rrot", "Ixrq"},
     "ivfbinary": {"IxPT", "rrot", "Iwrq", *_LISTS},
@@ -26,7 +26,7 @@ _PARTS: Mapping[Kind, set[str]] = {
 """The parts of an index of each kind, as FAISS names them; those of lists in memory alone."""
 
 _UNUSED = 1 << 20  # FAISS writes this into two fields of every header
-_PLACE_OF_BITS, _BITS = 14, 8  # the 14th number of an IVF-PQ file: of a code; tables have 2**bits rows
+_PLACE_OF_BITS, _BITS = 19, 8  # the 19th number of an IVF-PQ file: of a code; tables have 2**bits rows
 
 
 class _Reader:
@@ -88,23 +88,22 @@ def _check(faiss: Any, index: Any, kind: Kind, dimension: int, most: int) -> Non
     _check_head(faiss, index, dimension, most)
     if kind == "hnsw":
         _check_graph(faiss, index)
-    elif kind == "ivfpq":
-        codes = index.pq
-        fits = codes.M * codes.dsub == codes.d == dimension and int(codes.code_size) == codes.M
-        _check_fits(fits)
-        _check_lists(faiss, index, codes.M)
     elif kind == "int8":
         codes = index.sq
         fits = codes.qtype == codes.QT_8bit and codes.d == dimension and codes.trained.size() == 2 * dimension
         _check_fits(fits and int(codes.code_size) == dimension)
         _check_codes(index, dimension)
     else:
-        _check_bits(faiss, index, kind)
+        inner = _behind_rotation(faiss, index, kind)
+        if kind == "ivfpq":
+            _check_products(faiss, inner)
+        else:
+            _check_bits(faiss, inner, kind)
 
 
 _TYPES: Mapping[Kind, tuple[str, ...]] = {
     "hnsw": ("IndexHNSWFlat",),
-    "ivfpq": ("IndexIVFPQ",),
+    "ivfpq": ("IndexPreTransform", "IndexIVFPQ"),
     "int8": ("IndexScalarQuantizer",),
     "binary": ("IndexPreTransform", "IndexRaBitQ"),
     "ivfbinary": ("IndexPreTransform", "IndexIVFRaBitQ"),
@@ -134,8 +133,8 @@ def _check_codes(index: Any, size: int) -> None:
     _check_fits(int(index.code_size) == size and int(index.codes.size()) == int(index.ntotal) * size)
 
 
-def _check_bits(faiss: Any, index: Any, kind: Kind) -> None:
-    """A rotation of the whole space, and behind it an index of RaBitQ's codes of one bit a number."""
+def _behind_rotation(faiss: Any, index: Any, kind: Kind) -> Any:
+    """The index of codes that stands behind a rotation of the whole space, both of the same size and vectors."""
     _check_fits(int(index.chain.size()) == 1)
     rotation, inner = faiss.downcast_VectorTransform(index.chain.at(0)), faiss.downcast_index(index.index)
     _check_type(faiss, rotation, "RandomRotationMatrix")
@@ -143,16 +142,29 @@ def _check_bits(faiss: Any, index: Any, kind: Kind) -> None:
     _check_fits(rotation.d_in == rotation.d_out == index.d and whole and rotation.is_trained)
     _check_type(faiss, inner, _TYPES[kind][1])
     _check_head(faiss, inner, index.d, index.ntotal)
-    codes, expected = inner.rabitq, faiss.RaBitQuantizer(index.d, faiss.METRIC_INNER_PRODUCT)
+    _check_fits(inner.ntotal == index.ntotal)
+    return inner
+
+
+def _check_products(faiss: Any, index: Any) -> None:
+    """Lists of codes of product quantisation."""
+    codes = index.pq
+    _check_fits(codes.M * codes.dsub == codes.d == index.d and int(codes.code_size) == codes.M)
+    _check_lists(faiss, index, codes.M)
+
+
+def _check_bits(faiss: Any, index: Any, kind: Kind) -> None:
+    """RaBitQ's codes of one bit a number."""
+    codes, expected = index.rabitq, faiss.RaBitQuantizer(index.d, faiss.METRIC_INNER_PRODUCT)
     same = codes.metric_type == expected.metric_type and getattr(codes, "nb_bits", 1) == 1
     size = int(expected.code_size)
-    _check_fits(inner.ntotal == index.ntotal and codes.d == index.d and int(codes.code_size) == size and same)
-    _check_fits(inner.qb <= 8)  # more bits of a query than its tables have
+    _check_fits(codes.d == index.d and int(codes.code_size) == size and same)
+    _check_fits(index.qb <= 8)  # more bits of a query than its tables have
     if kind == "binary":
-        _check_fits(int(inner.center.size()) == index.d)
-        _check_codes(inner, size)
+        _check_fits(int(index.center.size()) == index.d)
+        _check_codes(index, size)
     else:
-        _check_lists(faiss, inner, size)
+        _check_lists(faiss, index, size)
 
 
 def _check_graph(faiss: Any, index: Any) -> None:
