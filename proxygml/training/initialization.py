@@ -4,7 +4,7 @@ A random embedding layer loses part of the information in pretrained features, a
 layer and proxies can start from the features of the training images. docs/results.md measures the gain.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -99,10 +99,10 @@ def start_blocks(embedder: Embedder, images: Catalog, accelerator: Accelerator, 
     yield cached_features(embedder, images, accelerator, workers=recipe.workers, as_trained=as_trained)
 
 
-def start_embeddings(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Tensor:
-    """The embeddings (n, D) of the training images before the first step."""
-    blocks = start_blocks(embedder, images, accelerator, recipe)
-    return torch.cat([embed_features(embedder, block) for block in blocks])
+def start_embeddings(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Iterator[Tensor]:
+    """The embeddings of the training images before the first step, (m, D) at a time."""
+    for block in start_blocks(embedder, images, accelerator, recipe):
+        yield embed_features(embedder, block)
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def check_directions(size: int, images: int, features: int) -> None:
 
 
 @torch.no_grad()
-def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -> None:
+def start_proxies(criterion: ProxyGMLLoss, blocks: Iterable[Tensor], labels: Tensor) -> None:
     """Turn each proxy to the mean of a part of its class's embeddings: ours. Lengths stay as they were drawn.
 
     Image i of a class goes to its proxy i modulo N; a class with fewer than N images starts several proxies alike, and
@@ -161,7 +161,7 @@ def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -
 
     Args:
         criterion: the loss. Where its classes are divided over processes, each starts the proxies that it holds.
-        embeddings: (n, D), L2-normalised.
+        blocks: of the n embeddings, L2-normalised, (m, D) at a time: together they may be larger than memory.
         labels: (n,) int64 in 0..C-1.
     """
     owned, per_class = criterion.owned_classes, criterion.proxies_per_class
@@ -170,8 +170,14 @@ def start_proxies(criterion: ProxyGMLLoss, embeddings: Tensor, labels: Tensor) -
     classes = labels[order] - owned.start
     counts = torch.bincount(classes, minlength=len(owned))
     place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[classes]  # of an image within its class
-    sums = embeddings.new_zeros(len(criterion.proxies), embeddings.shape[1])
-    sums.index_add_(0, classes * per_class + place % per_class, embeddings[order])
+    proxy = torch.full((len(labels),), -1)  # of each image; -1 where another process holds it
+    proxy[order] = classes * per_class + place % per_class
+    sums, start = torch.zeros(criterion.proxies.shape), 0
+    for block in blocks:
+        of_block = proxy[start : start + len(block)]
+        held = of_block >= 0
+        sums.index_add_(0, of_block[held], block[held])
+        start += len(block)
     rows = torch.arange(len(sums))
     owner = rows // per_class
     shared = owner * per_class + rows % per_class % counts[owner].clamp(1, per_class)

@@ -149,8 +149,8 @@ class Training:
     def _start_proxies(self, criterion: ProxyGMLLoss) -> None:
         old = self.recipe.start_from
         if self.recipe.proxy_start == "features" or old:
-            embeddings = start_embeddings(self.embedder, self.train_images, self.accelerator, self.recipe)
-            start_proxies(criterion, embeddings, self.labels)
+            blocks = start_embeddings(self.embedder, self.train_images, self.accelerator, self.recipe)
+            start_proxies(criterion, blocks, self.labels)
         if old:
             take_proxies(criterion, self.train_images.classes, Path(old))
 

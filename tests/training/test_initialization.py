@@ -85,7 +85,7 @@ def test_proxies_start_at_means_of_parts_of_their_class() -> None:
     embeddings = F.normalize(torch.randn(8, 6), dim=1)
     criterion = ProxyGMLLoss(4, 6, proxies_per_class=2, neighbor_ratio=1.0)  # no image is of the last class
     drawn = criterion.proxies.detach().clone()
-    start_proxies(criterion, embeddings, labels)
+    start_proxies(criterion, [embeddings[:2], embeddings[2:]], labels)
     parts = [[1, 5], [3], [0, 4], [2, 6], [7], [7]]  # class by class; the third has one image for two proxies
     expected = torch.stack([F.normalize(embeddings[part].sum(dim=0), dim=0) for part in parts])
     assert torch.allclose(F.normalize(criterion.proxies[:6], dim=1), expected, atol=1e-6)
@@ -162,7 +162,7 @@ def test_a_proxy_without_direction_stays_as_drawn() -> None:
     criterion = ProxyGMLLoss(2, 3, proxies_per_class=1, neighbor_ratio=1.0)
     drawn = criterion.proxies.detach().clone()
     opposite = F.normalize(torch.tensor([[1.0, 2, 3], [-1, -2, -3], [1, 0, 0]]), dim=1)
-    start_proxies(criterion, opposite, torch.tensor([0, 0, 1]))
+    start_proxies(criterion, [opposite], torch.tensor([0, 0, 1]))
     assert torch.equal(criterion.proxies[0], drawn[0])
     assert torch.equal(F.normalize(criterion.proxies[1], dim=0), opposite[2])
 
@@ -174,7 +174,7 @@ def started() -> torch.Tensor:
     embeddings = F.normalize(torch.randn(8, 6), dim=1)
     group = dist.group.WORLD if dist.is_initialized() else None
     criterion = ProxyGMLLoss(5, 6, proxies_per_class=2, neighbor_ratio=1.0, process_group=group)
-    start_proxies(criterion, embeddings, labels)
+    start_proxies(criterion, [embeddings[:2], embeddings[2:]], labels)
     return criterion.proxies.detach()
 
 
