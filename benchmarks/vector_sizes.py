@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,13 +31,12 @@ from proxygml.reports.figures import DASHES, MARKERS, SERIES, png
 ROWS, PICTURE = Path("docs/results/vector_sizes.csv"), Path("docs/images/results/vector_sizes.png")
 PREFIXES = (256, 128, 64, 32, 16, 8, 4, 2)
 CODES = (128, 64, 32, 16, 8)  # of product quantisation, a byte each
+QUERIES = 4000  # at most so many of the vectors are queries, drawn at random; all are items
 PRINCIPAL = 128  # directions, of those that keep most of the vectors
 CHOSEN = f"PQ of {PRINCIPAL} principal directions"
 """The coding for 32 bytes, chosen on validation classes: see docs/notebook.md."""
 
 SHOWN = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)  # bytes
-
-Nearest = Callable[[Vectors], Rows]
 
 
 @dataclass(frozen=True)
@@ -52,37 +51,37 @@ class Row:
     recall_at_1: float
 
 
-def codings(vectors: Vectors) -> Iterator[tuple[str, int, float, Rows]]:
-    """Each coding of unit vectors (n, D): its name, how many numbers and bytes, and each item's nearest other one."""
+def codings(vectors: Vectors, queries: Rows) -> Iterator[tuple[str, int, float, Rows]]:
+    """Each coding of unit vectors (n, D): its name, numbers, bytes, and the item nearest to each query (q,)."""
     whole = vectors.shape[1]
     for size in (whole, *PREFIXES):
         part = vector_prefix(vectors, size)
-        yield "float32, the first numbers", size, 4 * size, _nearest(part, part)
+        yield "float32, the first numbers", size, 4 * size, _nearest(part, part, queries)
         if size >= 8:
-            yield "int8, the first numbers", size, size, _nearest(part, decoded(encoded(part, "int8"), size))
+            yield "int8, the first numbers", size, size, _nearest(part, decoded(encoded(part, "int8"), size), queries)
         if size >= 64:
             bits = decoded(encoded(part, "binary"), size)
-            yield "bits, the first numbers", size, size / 8, _nearest(part, bits)
+            yield "bits, the first numbers", size, size / 8, _nearest(part, bits, queries)
             gallery = Gallery.create(part, pd.DataFrame({"row": range(len(part))}), "binary", refine=0)
-            found = gallery.search(part, 1, exclude=np.arange(len(part))).ids[:, 0]
+            found = gallery.search(part[queries], 1, exclude=queries).ids[:, 0]
             yield "binary (RaBitQ), the first numbers", size, size / 8 + 8, found
     for size in (whole, 128):
         part = vector_prefix(vectors, size)
         name = "PQ of all numbers" if size == whole else f"PQ of the first {size}"
         for codes in (number for number in CODES if number <= size / 2):
-            yield name, size, codes, _nearest(part, _product_quantised(part, codes))
+            yield name, size, codes, _nearest(part, _product_quantised(part, codes), queries)
     for codes in (number for number in CODES if number <= PRINCIPAL / 2):
         turned = np.ascontiguousarray(vectors @ balanced_directions(vectors, codes, PRINCIPAL).T)
-        yield CHOSEN, whole, codes, _nearest(turned, _product_quantised(turned, codes))
+        yield CHOSEN, whole, codes, _nearest(turned, _product_quantised(turned, codes), queries)
 
 
-def _nearest(queries: Vectors, items: Vectors) -> Rows:
-    """For each query (n, D) the nearest of the items (n, D), by inner product, but for its own."""
+def _nearest(vectors: Vectors, items: Vectors, queries: Rows) -> Rows:
+    """For each of these rows of vectors (n, D) the nearest of the items (n, D), by inner product, but for its own."""
     found: list[Rows] = []
     for start in range(0, len(queries), 1024):
-        similarity = queries[start : start + 1024] @ items.T
-        rows = np.arange(len(similarity))
-        similarity[rows, start + rows] = -np.inf
+        own = queries[start : start + 1024]
+        similarity = vectors[own] @ items.T
+        similarity[np.arange(len(own)), own] = -np.inf
         found.append(similarity.argmax(axis=1))
     return np.concatenate(found)
 
@@ -101,9 +100,10 @@ def measured(file: Path, data: str, seed: int) -> list[Row]:
     blocks = list(VectorFile(file).blocks())
     vectors = np.ascontiguousarray(np.concatenate([vectors for vectors, _ in blocks]))
     labels = np.concatenate([table["label"].to_numpy() for _, table in blocks])
+    queries = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
     return [
-        Row(data, seed, name, size, taken, float((labels[found] == labels).mean()))
-        for name, size, taken, found in codings(vectors)
+        Row(data, seed, name, size, taken, float((labels[found] == labels[queries]).mean()))
+        for name, size, taken, found in codings(vectors, queries)
     ]
 
 
