@@ -27,6 +27,7 @@ from PIL import Image
 from rich.table import Table
 
 from benchmarks.measure import console
+from benchmarks.ray_kills import IMAGES as RAY_IMAGES
 from benchmarks.ray_kills import kill_workers
 from proxygml import Catalog, Gallery
 from proxygml.cli.main import main as proxygml
@@ -256,10 +257,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, help="kills of each command (default: 20; with --ray, 10)")
     parser.add_argument("--ray", action="store_true", help="kill workers of `embed --ray` instead")
+    parser.add_argument("--images", type=int, default=RAY_IMAGES, help="with --ray: how many")
     parser.add_argument("--only", nargs="*", default=[case.name for case in CASES], help="names of commands")
     options = parser.parse_args()
     if options.ray:
-        return int(kill_workers(options.kills or 10, make_template) > 0)
+        return int(kill_workers(10 if options.kills is None else options.kills, options.images) > 0)
     chosen, faults = random.Random(0), 0
     kills = options.kills or 20
     table = Table("command", "started", "killed before its end", "files as before", "files as after", "faults")

@@ -1,18 +1,17 @@
 """`embed --ray` with two workers, one of which is killed at a random moment: every vector once, and as of one process.
 
-    python -m benchmarks.kills --ray              # ten kills
-    python -m benchmarks.kills --ray --kills 30
+    python -m benchmarks.kills --ray                            # ten kills
+    python -m benchmarks.kills --ray --kills 0 --images 10000   # nobody is killed: the memory alone
 
-The moment is drawn evenly over the time that the command takes when nobody is killed. The last line gives the most
-memory that Ray's processes held together meanwhile, and the most that its object store held.
+The worker dies when a random number of parts are there, from none to all but one. The last line gives the most memory
+that Ray's processes held together while all images were embedded once, and the most that its object store held.
 """
 
 import os
 import random
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,24 @@ from typing import Any
 
 import numpy as np
 import psutil
+from PIL import Image
 from rich.table import Table
 
 from benchmarks.measure import console
 from proxygml.cli.main import main as proxygml
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.vector_file import VectorFile
+from proxygml.models.embedder import Embedder
+from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.ray_session import OBJECT_STORE_BYTES, ray_session
 
-WORDS = ["embed", "run", "--images", "photos", "--ray", "--part_rows", "8", "--batch_size", "8", "--workers", "1"]
+WORKERS = 2
+PART_ROWS = 32
+IMAGES = 480
+ALONE = ["embed", "run", "--images", "photos", "--batch_size", "16"]
+WORDS = [*ALONE, "--ray", "--part_rows", str(PART_ROWS), "--workers", "1"]
+LOOK_SECONDS = 0.01
+MEMORY_SECONDS = 0.5
 
 
 @dataclass
@@ -35,7 +44,7 @@ class Memory:
     """The most that was held, in bytes."""
 
     processes: int = 0
-    """Of main memory by all of Ray's processes together, what they share counted once each (USS)."""
+    """Of main memory by all of Ray's processes together, what they share counted once (PSS)."""
     objects: int = 0
     """Of Ray's object store."""
 
@@ -62,15 +71,15 @@ def _words(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def watching(ray: Any, memory: Memory) -> Iterator[None]:
-    """Note the memory of Ray's processes and of its object store four times a second."""
+    """Note the memory of Ray's processes and of its object store twice a second."""
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.25):
+        while not ended.wait(MEMORY_SECONDS):
             held = 0
             for process in psutil.Process().children(recursive=True):
                 try:
-                    held += process.memory_full_info().uss
+                    held += process.memory_full_info().pss
                 except psutil.Error:
                     continue
             memory.processes = max(memory.processes, held)
@@ -86,47 +95,64 @@ def watching(ray: Any, memory: Memory) -> Iterator[None]:
         thread.join()
 
 
-def killed_after(seconds: float, chosen: random.Random, work: Callable[[], None]) -> bool:
-    """Whether a worker was there to be killed after so many seconds of the work."""
+@contextmanager
+def killing(out: Path, parts: int, chosen: random.Random) -> Iterator[list[int]]:
+    """Kill a worker once so many parts are there; the list then holds its process number."""
     killed: list[int] = []
+    ended = threading.Event()
 
     def kill() -> None:
-        time.sleep(seconds)
-        if there := workers():
-            process = chosen.choice(there)
-            process.kill()
-            killed.append(process.pid)
+        while not killed and not ended.wait(LOOK_SECONDS):
+            if len(list(out.glob("part-*"))) >= parts and (there := workers()):
+                process = chosen.choice(there)
+                process.kill()
+                killed.append(process.pid)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    work()
-    thread.join()
-    return bool(killed)
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
 
 
-def kill_workers(kills: int, make_template: Callable[[Path], None]) -> int:
+def make_inputs(images: int) -> None:
+    """A folder of images, and the run folder of a small network that was not trained."""
+    draw, folder = np.random.default_rng(0), Path("photos")
+    folder.mkdir()
+    for number in range(images):
+        coarse = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        coarse.resize((320, 240)).save(folder / f"{number:06d}.jpg")
+    Path("run").mkdir()
+    embedder = EmbedderSettings(backbone="conv4_small", weights="none", embedding_size=64)
+    Embedder(embedder, ImageSettings(size=64, resize=72)).save(Path("run"))
+
+
+def kill_workers(kills: int, images: int) -> int:
     """Kill a worker of each of so many runs, print what came of it, and return the number of faults."""
     chosen, faults, memory = random.Random(0), 0, Memory()
-    table = Table("run", "killed after", "a worker was killed", "vectors", "each once, equal to the bit")
+    table = Table("run", "parts there", "a worker was killed", "vectors", "each once, equal to the bit")
     with tempfile.TemporaryDirectory() as place:
-        template = Path(place).resolve()
-        make_template(template)
-        os.chdir(template)
-        proxygml([*WORDS[:4], "--out", "alone.parquet", "--batch_size", "8"])
+        os.chdir(place)
+        make_inputs(images)
+        proxygml([*ALONE, "--out", "alone.parquet"])
         paths, expected = vectors(Path("alone.parquet"))
-        with ray_session("local") as ray, watching(ray, memory):
-            proxygml([*WORDS, "--out", "warm"])  # the first processes load their modules
-            start = time.monotonic()
-            proxygml([*WORDS, "--out", "whole"])
-            whole = time.monotonic() - start
+        with ray_session("local", WORKERS) as ray:
+            with watching(ray, memory):
+                proxygml([*WORDS, "--out", "whole"])
             for number in range(kills):
-                out, seconds = Path(f"out{number}"), chosen.uniform(0, whole)
-                killed = killed_after(seconds, chosen, lambda out=out: proxygml([*WORDS, "--out", str(out)]))  # type: ignore[misc]
+                out, parts = Path(f"out{number}"), chosen.randrange(-(-images // PART_ROWS))
+                with killing(out, parts, chosen) as killed:
+                    proxygml([*WORDS, "--out", str(out)])
                 found, found_vectors = vectors(out)
                 same = found == paths and np.array_equal(found_vectors, expected)
-                faults += not same
-                table.add_row(str(number), f"{seconds:.1f} s", str(killed), str(len(found)), str(same))
-    console.print(table)
-    megabytes = memory.processes / 2**20, memory.objects / 2**20, OBJECT_STORE_BYTES / 2**20
-    console.print("most memory: {:,.0f} MiB in Ray's processes, {:.1f} of {:.0f} MiB in its objects".format(*megabytes))
+                faults += not (same and killed)
+                table.add_row(str(number), str(parts), str(bool(killed)), str(len(found)), str(same))
+    if kills:
+        console.print(table)
+    console.print(
+        f"{images:,} images: at most {memory.processes / 2**20:,.0f} MiB in Ray's processes, "
+        f"{memory.objects / 2**20:.1f} of {OBJECT_STORE_BYTES / 2**20:.0f} MiB in its objects"
+    )
     return faults

@@ -176,7 +176,7 @@ def million(rows: int, size: int, classes: int, folder: Path) -> None:
         "index": f"index {run} --vectors {embedded} --out {folder / 'gallery'}",
     }
     for name, command in steps.items():
-        seconds, peak = run_measured(command.split())
+        seconds, peak = run_measured(["proxygml", *command.split()])
         found.add_row(name, f"{seconds:,.0f} s", mebibytes(peak))
         console.print(f"{name}: {seconds:,.0f} s, {mebibytes(peak)}")
     console.print(found)
@@ -196,7 +196,7 @@ def catalogs(rows: int, size: int, classes: int, folder: Path) -> None:
         write_vectors(folder / "catalog.parquet", count, size, classes, splits=True)
         for name, out in (("embed", folder / f"{count}.parquet"), ("index", folder / f"{count}.gallery")):
             times[name], peak = run_measured(
-                [name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)]
+                ["proxygml", name, str(run), "--catalog", str(folder / "catalog.parquet"), "--out", str(out)]
             )
             peaks[name].append(peak)
     for name, (small, large) in peaks.items():
@@ -206,14 +206,21 @@ def catalogs(rows: int, size: int, classes: int, folder: Path) -> None:
 
 
 def run_measured(command: list[str]) -> tuple[float, int]:
-    """Seconds, and peak bytes of a command's own memory: mapped files, which the system may drop, are not counted."""
+    """Seconds, and peak bytes of a module's own memory: mapped files, which the system may drop, are not counted.
+
+    Args:
+        command: the words after `python -m`.
+
+    Raises:
+        SystemExit: it failed.
+    """
     start, peak = time.perf_counter(), 0
-    process = subprocess.Popen([sys.executable, "-m", "proxygml", *command], env=os.environ)
+    process = subprocess.Popen([sys.executable, "-m", *command], env=os.environ)
     while process.poll() is None:
         try:
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except OSError:
-            break
+        except OSError:  # it has just ended, or not begun
+            lines = []
         anonymous = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
         peak = max([peak, *anonymous])
         time.sleep(0.05)

@@ -26,7 +26,7 @@ ATTEMPTS = 5
 
 
 @contextmanager
-def ray_session(address: str = RUNNING_OR_LOCAL) -> Iterator[Any]:
+def ray_session(address: str = RUNNING_OR_LOCAL, cpus: int | None = None) -> Iterator[Any]:
     """Connect to Ray for the length of the block, and hand out the module.
 
     A Ray that was started here ends with the block; so does the connection to a cluster. One that this process had
@@ -35,6 +35,7 @@ def ray_session(address: str = RUNNING_OR_LOCAL) -> Iterator[Any]:
     Args:
         address: of a cluster, HOST:PORT or ray://HOST:PORT; `auto` takes the Ray that runs on this machine (or that
             RAY_ADDRESS names), and starts one on all of its processors where none does; `local` starts one.
+        cpus: of a Ray that is started here, in place of all processors.
 
     Raises:
         UserError: the extra `ray` is not installed, or there is no cluster at the address.
@@ -48,7 +49,7 @@ def ray_session(address: str = RUNNING_OR_LOCAL) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _connect(ray, address)
+    _connect(ray, address, cpus or processors())
     try:
         yield ray
     finally:
@@ -65,7 +66,7 @@ def check_shared(what: str, *places: PathLike) -> None:
             )
 
 
-def _connect(ray: Any, address: str) -> None:
+def _connect(ray: Any, address: str, cpus: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == RUNNING_OR_LOCAL:
         with suppress(ConnectionError):
@@ -73,7 +74,7 @@ def _connect(ray: Any, address: str) -> None:
             return
     if address in (RUNNING_OR_LOCAL, "local"):
         console.print("starting Ray on this machine", markup=False)
-        _start(ray, quiet)
+        _start(ray, cpus, quiet)
         return
     try:
         ray.init(address=address, **quiet)
@@ -84,14 +85,14 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _start(ray: Any, quiet: Mapping[str, Any]) -> None:
+def _start(ray: Any, cpus: int, quiet: Mapping[str, Any]) -> None:
     """Start Ray here; several times, because its parts wait 15 seconds for each other, too few on a busy machine."""
     for left in reversed(range(ATTEMPTS)):
         others = set(_children())
         try:
             ray.init(
                 address="local",
-                num_cpus=processors(),
+                num_cpus=cpus,
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 **quiet,

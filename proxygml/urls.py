@@ -37,6 +37,8 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 class Url(str):
     """A URL of a kind that is read, without a slash at its end; named and joined like a path. `as_place` makes it."""
 
+    __slots__ = ()  # there may be millions
+
     @property
     def scheme(self) -> str:
         """What stands before `://`, in lower case."""
@@ -183,6 +185,11 @@ def place_in(folder: Place, path: str) -> Place:
     if ":/" in path and (url := url_of(path)) is not None:
         return url
     return folder / path
+
+
+def absolute_in(folder: Place, path: str) -> str:
+    """The path of a table in a folder, from the root, without links; a URL as it is."""
+    return absolute(place_in(folder, path))
 
 
 def absolute(place: PathLike) -> str:

@@ -3,12 +3,12 @@
 It reads, checks, splits and writes the table. prepare.py opens the images.
 """
 
-import hashlib
 import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from functools import partial
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,14 +18,12 @@ import numpy.typing as npt
 from proxygml.arguments import check_arguments
 from proxygml.data.columns import (
     BOX_COLUMNS,
-    EMBEDDING_ROW,
     GROUP_COLUMNS,
-    KEEP,
     MARK_COLUMNS,
     ROLE_COLUMNS,
-    RULE_COLUMNS,
     SPLITS,
 )
+from proxygml.data.lazy_list import LazyList
 from proxygml.errors import CatalogError, UserError, counted, first_few
 from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
 from proxygml.files import atomic_write, check_local, check_overwrite
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".parquet")
 READ_SUFFIXES = (*SUFFIXES, ".tsv")
 """Of the tables that are read: one whose columns are separated by tabs may be called so."""
+
+_ROWS_AT_A_TIME = 2**16
 
 
 class Count(NamedTuple):
@@ -82,11 +82,15 @@ class Catalog:
         """A catalog of these rows, each with one value for each of the columns."""
         import pandas as pd  # noqa: PLC0415
 
-        return cls(pd.DataFrame(list(rows), columns=list(columns)), folder)
+        left = iter(rows)
+        parts = iter(lambda: list(islice(left, _ROWS_AT_A_TIME)), [])  # a row of Python's values takes much memory
+        first = pd.DataFrame(next(parts, []), columns=list(columns))
+        others = [pd.DataFrame(part, columns=list(columns)) for part in parts]
+        return cls(pd.concat([first, *others], ignore_index=True) if others else first, folder)
 
     @classmethod
     @check_arguments
-    def read(cls, path: Path | str, check_boxes: bool = True) -> "Catalog":
+    def read(cls, path: Path | str, check_boxes: bool = True, own: bool = True) -> "Catalog":
         """Read a CSV or Parquet table, ours or one made for open-metric-learning.
 
         A CSV may have commas, semicolons, tabs or vertical bars between its columns, and may be UTF-8 or UTF-16. Splits
@@ -96,10 +100,12 @@ class Catalog:
         Args:
             path: The table, or its URL; its relative paths are relative to its folder.
             check_boxes: False accepts boxes without an area, for a caller that reports them all.
+            own: False leaves out the user's own columns of a Parquet file, which may be many.
 
         Raises:
             CatalogError: The file is missing or no table, or the table is wrong (see the class).
         """
+        from proxygml.data.catalog_blocks import table_in_blocks  # noqa: PLC0415
         from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
         from proxygml.data.catalog_vectors import vectors_of  # noqa: PLC0415
         from proxygml.remote import local_file  # noqa: PLC0415
@@ -109,11 +115,23 @@ class Catalog:
         file = local_file(place, CatalogError)
         try:
             vectors = vectors_of(place, file)
-            catalog = cls(load_table(file, vectors), place.parent, vectors)
+            table = table_in_blocks(file, place.parent, vectors, own=own)
+            if table is None:
+                catalog = cls(load_table(file, vectors), place.parent, vectors)
+            else:
+                catalog = cls._of_checked(table, place.parent, vectors)
             if check_boxes:
                 check_box_areas(catalog.table)
         except CatalogError as error:
             raise CatalogError(f"{place}: {error}") from error
+        return catalog
+
+    @classmethod
+    def _of_checked(cls, table: "pd.DataFrame", folder: Place, vectors: "VectorSource | None") -> "Catalog":
+        """A catalog of a table that was checked already."""
+        catalog = cls.__new__(cls)
+        for name, value in (("table", table), ("folder", folder), ("vectors", vectors)):
+            object.__setattr__(catalog, name, value)
         return catalog
 
     def write(self, path: Path | str, force: bool = False) -> None:
@@ -154,7 +172,7 @@ class Catalog:
         if rows.empty:
             there = ", ".join(split for split in SPLITS if (self.table["split"] == split).any()) or "none"
             raise CatalogError(f"the catalog in {self.folder} has no split {name!r}; the splits that it has: {there}")
-        return self.with_table(rows)
+        return self._of_checked(rows.reset_index(drop=True), self.folder, self.vectors)
 
     def with_table(self, table: "pd.DataFrame") -> "Catalog":
         """The same folder and vectors with another table, such as some of its rows."""
@@ -166,15 +184,15 @@ class Catalog:
         return "path" in self.table
 
     @property
-    def paths(self) -> list[Place]:
-        """Where the images are, `folder` included.
+    def paths(self) -> LazyList[Place]:
+        """Where the images are, `folder` included; as a list that makes each when it is needed.
 
         Raises:
             CatalogError: The rows have no paths.
         """
         if not self.has_images:
             raise CatalogError(f"the catalog in {self.folder} has vectors but no images: give one with a column path")
-        return [place_in(self.folder, path) for path in self.table["path"]]
+        return LazyList(self.table["path"], partial(place_in, self.folder))
 
     @property
     def labels(self) -> list[str]:
@@ -215,23 +233,24 @@ class Catalog:
 
         Where there are no file names, some of the vectors stand for them.
         """
-        table = self.table
-        if self.has_images:
-            table = table.assign(path=table["path"].map(posixpath.basename))
-        columns = [
-            column for column in ("path", "label", "split", *BOX_COLUMNS, *RULE_COLUMNS, KEEP) if column in table
-        ]
-        digest = hashlib.sha256(table[columns].to_csv(index=False, lineterminator="\n").encode())
-        if not self.has_images and self.vectors is not None:
-            from proxygml.data.catalog_vectors import sample_of  # noqa: PLC0415
+        from proxygml.data.fingerprints import catalog_fingerprint  # noqa: PLC0415
 
-            digest.update(sample_of(self.vectors, table[EMBEDDING_ROW].to_numpy()))
-        return digest.hexdigest()[:12]
+        return catalog_fingerprint(self.table, self.vectors)
 
     @property
     def classes(self) -> list[str]:
         """The labels that occur, sorted."""
-        return sorted(set(self.labels))
+        return sorted(self.table["label"].unique())
+
+    @property
+    def class_numbers(self) -> npt.NDArray[np.int64]:
+        """(n,) int64, the class of each row: its place among `classes`."""
+        import pandas as pd  # noqa: PLC0415  # loaded already: there is a table
+
+        codes, found = pd.factorize(self.table["label"])
+        places = {label: place for place, label in enumerate(self.classes)}
+        numbers: npt.NDArray[np.int64] = np.array([places[label] for label in found], np.int64)[codes]
+        return numbers
 
     @property
     def counts(self) -> dict[str, Count]:
@@ -275,11 +294,13 @@ def check_splits(catalog: Catalog) -> list[str]:
         CatalogError: Two splits share classes, the training split has one class only, or nothing can be retrieved
             in a validation or test split.
     """
-    parts = {name: catalog.split(name) for name in SPLITS if (catalog.table["split"] == name).any()}
+    table = catalog.table
+    found = {name: set(table.loc[table["split"] == name, "label"].unique()) for name in SPLITS}
+    parts = {name: classes for name, classes in found.items() if classes}
     if not parts:
         raise CatalogError(f"the catalog in {catalog.folder} has no rows")
     for (one, ones), (other, others) in combinations(parts.items(), 2):
-        if shared := sorted(set(ones.labels) & set(others.labels)):
+        if shared := sorted(ones & others):
             raise CatalogError(
                 f"{counted(len(shared), 'class')} in both {one} and {other} ({first_few(shared)}): retrieval "
                 "is judged on classes never seen in training, so every class belongs whole to one split"
@@ -289,11 +310,11 @@ def check_splits(catalog: Catalog) -> list[str]:
         for name, use in (("train", "evaluated, but not trained on"), ("test", "trained on, but not evaluated"))
         if name not in parts
     ]
-    if "train" in parts and len(parts["train"].classes) < 2:
-        raise CatalogError(f"the train split has one class only ({parts['train'].classes[0]!r}): at least 2 are needed")
+    if len(classes := parts.get("train", ())) == 1:
+        raise CatalogError(f"the train split has one class only ({next(iter(classes))!r}): at least 2 are needed")
     for name in ("val", "test"):
         if name in parts:
-            warnings += _check_retrieval(parts[name], name)
+            warnings += _check_retrieval(catalog.split(name), name)
     return warnings
 
 
@@ -306,7 +327,7 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     except UserError as error:
         raise CatalogError(f"the {name} split: {error}") from error
     masks = {name: given[name] for name in (*ROLE_COLUMNS, *MARK_COLUMNS) if name in given}  # type: ignore[literal-required]
-    rules = make_rules(np.unique(part.labels, return_inverse=True)[1], **masks, **groups)
+    rules = make_rules(part.class_numbers, **masks, **groups)
     is_query = rules.is_query
     if not is_query.any() or not rules.is_gallery.any():
         raise CatalogError(
@@ -316,8 +337,8 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     has_positive = rules.num_matches > 0
     if not has_positive[is_query].any():
         raise CatalogError(f"no query of the {name} split has another image of its class: nothing can be retrieved")
-    findable = set(table.loc[is_query & has_positive, "label"])
-    lost = sorted(set(table.loc[is_query, "label"]) - findable)
+    findable = set(table.loc[is_query & has_positive, "label"].unique())
+    lost = sorted(set(table.loc[is_query, "label"].unique()) - findable)
     if not lost:
         return []
     reason = "a query but no gallery image" if "is_query" in table else "one image"

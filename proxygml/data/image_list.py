@@ -6,6 +6,7 @@ How folders are listed is in image_files.py.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from proxygml.console import console
 from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.image_files import image_files
+from proxygml.data.lazy_list import LazyList
 from proxygml.data.packed import text_behind
+from proxygml.data.vector_checks import ROWS_AT_A_TIME
 from proxygml.errors import ImageError
-from proxygml.urls import Place, Url, absolute, as_place, url_of
+from proxygml.urls import Place, Url, absolute_in, as_place, url_of
 
 FILE_STAMP = "proxygml_file_stamp"  # so that nobody's own column has this name
 """The column of a gallery that says which state of its file an item was made from; see file_stamps."""
@@ -66,7 +69,12 @@ class ImageList:
     def from_catalog(cls, catalog: Catalog) -> "ImageList":
         """All rows of a catalog, with absolute paths; without vectors, which are another model's."""
         table = catalog.table.drop(columns=[EMBEDDING, EMBEDDING_ROW], errors="ignore")
-        return cls(table.assign(path=[absolute(path) for path in catalog.paths]))
+        if not catalog.has_images:
+            _ = catalog.paths  # raises
+        parts = range(0, len(table), ROWS_AT_A_TIME)
+        absolute = partial(absolute_in, catalog.folder)
+        texts = [table["path"].iloc[start : start + ROWS_AT_A_TIME].map(absolute) for start in parts]
+        return cls(table.assign(path=pd.concat(texts).astype("str")) if texts else table)
 
     @classmethod
     def from_files(cls, places: Sequence[Place]) -> "ImageList":
@@ -93,9 +101,9 @@ class ImageList:
         return cls(pd.DataFrame({"path": files}))
 
     @property
-    def paths(self) -> list[str]:
-        """Absolute paths, or URLs."""
-        return [str(path) for path in self.table["path"]]
+    def paths(self) -> LazyList[str]:
+        """Absolute paths, or URLs; as a list that makes each when it is needed."""
+        return LazyList(self.table["path"], str)
 
     @property
     def names(self) -> list[str]:

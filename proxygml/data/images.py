@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from proxygml.data.decode import decode, read_file
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.jpeg import JPEG, read_header
+from proxygml.data.lazy_list import LazyList
 from proxygml.data.orientation import UPRIGHT
 from proxygml.data.transforms import (
     Region,
@@ -27,6 +28,7 @@ from proxygml.data.transforms import (
     train_transform,
 )
 from proxygml.errors import ImageError, RecipeError, counted
+from proxygml.files import PathLike
 
 
 def decode_image(source: str | Path | bytes, name: str | None = None, kept: bool = False) -> Tensor:
@@ -125,7 +127,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[PathLike],
         boxes: npt.NDArray[np.int64] | None,
         settings: ImageSettings,
         training: bool,
@@ -138,7 +140,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             )
         if seed < 0:
             raise RecipeError(f"seed is {seed}, but must be 0 or more")
-        self.paths = list(map(str, paths))
+        self.paths = paths if isinstance(paths, LazyList) else list(map(str, paths))
         self.boxes = boxes
         self.settings = settings
         self.training = training
@@ -156,7 +158,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = self.paths[index]
+        path = str(self.paths[index])
         box = (0, 0, 0, 0) if self.boxes is None else self.boxes[index].tolist()
         if not self.training:
             return test_transform(self.settings)(cut_box(decode_image(path, kept=self.kept), box, path)), index

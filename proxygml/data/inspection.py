@@ -16,7 +16,7 @@ from proxygml.errors import MOST_WORKERS, DatasetError, ImageError, check_whole
 from proxygml.urls import Place, Url
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What was found when an image file was opened: its hash and its size in pixels, or what is wrong."""
 

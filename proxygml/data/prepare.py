@@ -5,11 +5,14 @@ their order; its arguments, described in full, make it longer than a screen.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich.markup import escape
 from rich.table import Column, Table
@@ -131,6 +134,7 @@ def prepare(
     if dataset.hidden is not None and (left_out := dataset.hidden(catalog.folder)):
         console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
+    catalog = _without_listing(catalog)
     paths, kept = catalog.paths, resize is not None or pack
     found = inspect_all(paths, workers, kept) if ray is None else inspect_on_ray(paths, out, ray, workers)
     in_rows = [found[path] for path in paths]
@@ -224,6 +228,13 @@ def _read(dataset: Dataset, root: Place | None, beside: Path, force: bool, made_
     return catalog
 
 
+def _without_listing(catalog: Catalog) -> Catalog:
+    """The catalog, whose folder at a URL no longer holds what was listed there."""
+    if not isinstance(catalog.folder, Url):
+        return catalog
+    return replace(catalog, folder=Url(str(catalog.folder)))
+
+
 def _make(dataset: Dataset, beside: Path, made_anew: bool) -> Catalog:
     folders = ImageFolders(beside)
     folders.check_free("made", made_anew)
@@ -259,7 +270,7 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
 
 def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool) -> tuple[list[Finding], Catalog]:
     """What is wrong with the rows; and the catalog, with a benchmark's boxes cut to their images."""
-    paths = list(catalog.table["path"])
+    paths = catalog.table["path"].array
     boxes = _boxes(catalog)
     findings = []
     for row, (path, inspection, box) in enumerate(zip(paths, inspections, boxes, strict=True)):
@@ -272,7 +283,7 @@ def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool)
                 problem += f"; cut to {cut}"
             findings.append(Finding(path, "wrongly boxed", problem, row, bad=not (benchmark and cut is not None)))
     bad = {finding.row for finding in findings if finding.bad}
-    good = [row for row in range(len(catalog)) if row not in bad]
+    good = np.setdiff1d(np.arange(len(catalog)), np.array([*bad], np.int64))
     findings += _duplicates(catalog, inspections, boxes, good, benchmark)
     if BOX_COLUMNS[0] not in catalog.table:
         return findings, catalog
@@ -306,13 +317,14 @@ def _duplicates(
     catalog: Catalog,
     inspections: Sequence[Inspection],
     boxes: Sequence[Box | None],
-    rows: Iterable[int],
+    rows: npt.NDArray[np.int64],
     benchmark: bool,
 ) -> list[Finding]:
     """Rows that show the same content, byte for byte, in the same box."""
-    paths, labels = list(catalog.table["path"]), catalog.labels
+    paths, labels = catalog.table["path"].array, catalog.table["label"].array
     same: defaultdict[tuple[bytes, Box | None], list[int]] = defaultdict(list)
-    for row in rows:
+    hashes = np.fromiter((hash(inspections[row].digest) for row in rows), np.int64, len(rows))
+    for row in rows[pd.Series(hashes).duplicated(keep=False)].tolist():  # few of many: the others are left out here
         same[inspections[row].digest, boxes[row]].append(row)
     findings = []
     for group in same.values():

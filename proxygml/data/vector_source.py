@@ -176,8 +176,8 @@ class VectorSource:
         raise CatalogError(f"{self.path} has no vector in its column {self.column!r}: every cell is empty")
 
 
-def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
-    """The rows of a Parquet file, up to 16,384 at a time.
+def read_batches(path: Path, columns: list[str] | None = None, rows: int = ROWS_AT_A_TIME) -> Iterator[Any]:
+    """The rows of a Parquet file, up to so many at a time.
 
     Raises:
         CatalogError: what it holds cannot be read.
@@ -185,7 +185,7 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
     try:
         # By default, Arrow keeps all that it has read of the file until it is closed.
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_AT_A_TIME) as file:
-            yield from file.iter_batches(ROWS_AT_A_TIME, columns=columns)
+            yield from file.iter_batches(rows, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"{path} cannot be read as Parquet, it is damaged ({error}): write it again") from error
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
+from proxygml.data.fingerprints import csv_parts
 from proxygml.errors import RunError, counted
 from proxygml.files import atomic_write, check_ending, check_overwrite, remove_folder
 from proxygml.loss.lazy_adam import LazyAdam
@@ -77,9 +78,12 @@ def training_data_fingerprint(images: Catalog) -> str:
     """What identifies the training images and their labels, in words that a message can show."""
     own = ["path"] if images.has_images else [EMBEDDING_ROW]
     columns = [*own, "label", *(column for column in BOX_COLUMNS if column in images.table)]
-    digest = hashlib.sha256(images.table[columns].to_csv(index=False).encode()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for text in csv_parts(images.table[columns]):
+        digest.update(text)
     item = "image" if images.has_images else "vector"
-    return f"{counted(len(images), f'training {item}')} of {counted(len(images.classes), 'class')} ({digest})"
+    count, classes = counted(len(images), f"training {item}"), counted(len(images.classes), "class")
+    return f"{count} of {classes} ({digest.hexdigest()[:12]})"
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import file_stamps
 from proxygml.data.images import ImageDataset, collate
+from proxygml.data.lazy_list import LazyList
 from proxygml.files import atomic_write, cache_folder
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
 from proxygml.training.processes import own_slice, parts_on_all
 from proxygml.training.tensor_file import Source, write_tensor_file
 from proxygml.training.vectors import embed_vectors
-from proxygml.urls import absolute
+from proxygml.urls import absolute_in
 
 
 def embed_catalog(
@@ -127,7 +128,7 @@ def _key(embedder: Embedder, catalog: Catalog, views: Sequence[View], output_str
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     boxes = catalog.boxes
-    paths = [absolute(path) for path in catalog.paths]
+    paths = LazyList(catalog.table["path"], partial(absolute_in, catalog.folder))
     for row, (path, stamp) in enumerate(zip(paths, file_stamps(paths), strict=True)):
         box = None if boxes is None else boxes[row].tolist()
         state = stamp or uuid.uuid4().hex  # what nobody knows the state of is computed anew

@@ -26,7 +26,7 @@ def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
     """
     if not recipe.catalog:
         raise CatalogError("no catalog is given: name the table of images with --catalog")
-    catalog = Catalog.read(recipe.catalog)
+    catalog = Catalog.read(recipe.catalog, own=False)
     check_splits(catalog)
     catalog = _without_dropped(catalog, Path(recipe.drop) if recipe.drop else None)
     has_validation = bool((catalog.table["split"] == "val").any())
@@ -91,8 +91,7 @@ def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
 
 def class_numbers(images: Catalog) -> ClassNumbers:
     """The number of each image's class, in the order of `images.classes`."""
-    numbers = {label: number for number, label in enumerate(images.classes)}
-    return np.array([numbers[label] for label in images.labels])
+    return images.class_numbers
 
 
 def mislabelled(labels: ClassNumbers, num_classes: int, share: float, seed: int) -> ClassNumbers:

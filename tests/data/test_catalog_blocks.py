@@ -8,6 +8,7 @@ import pytest
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_blocks import CatalogBlocks
+from proxygml.data.catalog_table import load_table
 from proxygml.data.columns import EMBEDDING_ROW
 from proxygml.errors import CatalogError
 
@@ -27,7 +28,7 @@ def splits(*names: str) -> list[str]:
     return [names[row * len(names) // ROWS] for row in range(ROWS)]
 
 
-@pytest.mark.parametrize(
+COLUMNS = pytest.mark.parametrize(
     "columns",
     [
         {},
@@ -39,6 +40,33 @@ def splits(*names: str) -> list[str]:
         dict(zip(["x_1", "y_1", "x_2", "y_2"], ([1.5] * ROWS, [0] * ROWS, [9] * ROWS, [8] * ROWS), strict=True)),
     ],
 )
+
+
+@COLUMNS
+def test_a_catalog_that_is_checked_in_blocks_is_that_of_a_whole(
+    tmp_path: Path, columns: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also its digests, and with the user's own columns in their places, or without them."""
+    monkeypatch.setattr("proxygml.data.catalog_blocks.CHECKED_AT_A_TIME", 9_000)
+    path = written(tmp_path / "c.parquet", **{" note ": np.arange(ROWS)}, **columns)
+    found = Catalog.read(path)
+    expected = Catalog(load_table(path, found.vectors), tmp_path, found.vectors)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    assert found.fingerprint == expected.fingerprint
+    assert np.array(found.classes)[found.class_numbers].tolist() == expected.labels
+    own = {" note ", "price", "name"} & set(expected.table)
+    pd.testing.assert_frame_equal(Catalog.read(path, own=False).table, expected.table.drop(columns=list(own)))
+
+
+def test_a_catalog_in_blocks_names_wrong_rows_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxygml.data.catalog_blocks.CHECKED_AT_A_TIME", 9_000)
+    label = [*map(str, np.arange(ROWS) % 50)]
+    label[30_000] = ""
+    with pytest.raises(CatalogError, match=r"c\.parquet: has no label in row 30000"):
+        Catalog.read(written(tmp_path / "c.parquet", label=label))
+
+
+@COLUMNS
 @pytest.mark.parametrize("split", ["all", "test"])
 def test_the_blocks_are_the_rows_of_the_whole(tmp_path: Path, columns: dict[str, object], split: str) -> None:
     path = written(tmp_path / "c.parquet", **columns)

@@ -141,7 +141,7 @@ def _classes(folder: Place) -> dict[str, list[Place]]:
 
 
 def _catalog(top: Place, classes: Iterable[tuple[str, str, list[Place]]]) -> Catalog:
-    rows = [(path.relative_to(top).as_posix(), name, split) for split, name, files in classes for path in files]
+    rows = ((path.relative_to(top).as_posix(), name, split) for split, name, files in classes for path in files)
     return Catalog.of_rows(rows, ["path", "label", "split"], top)
 
 
