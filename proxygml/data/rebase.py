@@ -15,6 +15,7 @@ from proxygml.data.catalog import READ_SUFFIXES, check_suffix
 from proxygml.data.catalog_table import read_csv_as_text
 from proxygml.data.csv_form import CsvForm
 from proxygml.data.packed import file_behind
+from proxygml.data.parquet import open_parquet
 from proxygml.data.paths import rebased_paths
 from proxygml.errors import CatalogError
 from proxygml.files import PathLike, atomic_write, check_local, local_path
@@ -119,7 +120,7 @@ def _write_paths(path: Path, moved: pd.Series) -> None:
 
 def _write_parquet(path: Path, target: Path, paths: list[str | None]) -> None:
     """Copy a file of any size, a row group at a time, with other paths."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path, CatalogError) as file:
         number = file.schema_arrow.names.index(_column(file.schema_arrow.names))
         field = file.schema_arrow.field(number)
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
