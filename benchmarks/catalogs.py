@@ -2,6 +2,8 @@
 
 The images are never opened, so that a catalog may have millions of rows on any machine:
 
+- `list`, `files`: what `--images` finds in a store, of a made-up listing, and in folders of empty files (`files` is
+  only run where `--steps` names it);
 - `prepare`: `prepare folder` of a store's listing, with made-up digests and sizes in place of opened images;
 - `embed`, `index`: the commands, continued at the moment when all vectors are there;
 - `train`: a run up to its first step: the catalog, labels, batches and the loader's list of images.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +31,7 @@ import torch
 import proxygml.data.prepare as preparing
 from benchmarks.measure import console, machine, mebibytes, table
 from benchmarks.vectors import run_measured
-from proxygml.data.image_list import file_stamps
+from proxygml.data.image_list import ImageList, file_stamps
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.inspection import Inspection
 from proxygml.gallery.backends import work_place
@@ -42,11 +45,13 @@ from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import Training
+from proxygml.urls import as_place
 
 DIMENSION = 32
 IMAGES_PER_CLASS = 20
 ROWS_AT_A_TIME = 2**16
-STEPS = ("prepare", "embed", "index", "train")
+STEPS = ("list", "prepare", "embed", "index", "train")
+STORE = "memory://photos"
 
 
 def names(rows: int) -> Iterator[str]:
@@ -99,18 +104,44 @@ def embedded_before(run: Path, catalog: Path, work: Path) -> None:
     np.save(work / "stamps.npy", np.full(len(images), file_stamps(images.paths[:1])[0]))
 
 
+@contextmanager
+def listed(rows: int) -> Iterator[None]:
+    """Let a folder of a store have so many images."""
+    fsspec.filesystem("memory").pipe_file("/photos/any.jpg", b"")  # so that there is such a folder
+    with patch("proxygml.remote.files_below", lambda *_: names(rows)):
+        yield
+
+
+def list_store(folder: Path, rows: int) -> None:
+    """`--images` of a store."""
+    del folder
+    with listed(rows):
+        ImageList.from_files([as_place(STORE, "the store")])
+
+
+def list_files(folder: Path, rows: int) -> None:
+    """`--images` of a folder, 1,000 files in each of the folders inside."""
+    del rows
+    ImageList.from_files([folder / "photos"])
+
+
+def make_files(folder: Path, rows: int) -> None:
+    """Empty files that are called like images."""
+    for number in range(rows):
+        inside = folder / f"class {number // 1000:07d}"
+        if number % 1000 == 0:
+            inside.mkdir(parents=True)
+        (inside / f"{number:09d}.jpg").touch()
+
+
 def prepare(folder: Path, rows: int) -> None:
     """`prepare folder`, of a listing and of images that are made up."""
 
     def inspected(paths: Any, *_: Any) -> dict[Any, Inspection]:
         return {path: Inspection(row.to_bytes(16, "big"), 400, 300) for row, path in enumerate(paths)}
 
-    fsspec.filesystem("memory").pipe_file("/photos/any.jpg", b"")  # so that there is such a folder
-    with (
-        patch("proxygml.remote.files_below", lambda *_: names(rows)),
-        patch("proxygml.data.prepare.inspect_all", inspected),
-    ):
-        preparing.prepare("folder", "memory://photos", folder / "prepared.parquet", workers=1)
+    with listed(rows), patch("proxygml.data.prepare.inspect_all", inspected):
+        preparing.prepare("folder", STORE, folder / "prepared.parquet", workers=1)
 
 
 def train(folder: Path, rows: int) -> None:
@@ -132,18 +163,28 @@ def commands(folder: Path, rows: int) -> dict[str, list[str]]:
     """The words after `python -m` of each step."""
     run, catalog, rows_text = str(folder / "run"), str(folder / "catalog.parquet"), str(rows)
     source = [run, "--catalog", catalog, "--workers", "0", "--out"]
-    return {
-        "prepare": ["benchmarks.catalogs", "--step", "prepare", str(folder), rows_text],
+    own = {name: ["benchmarks.catalogs", "--step", name, str(folder), rows_text] for name in OWN}
+    return own | {
         "embed": ["proxygml", "embed", *source, str(folder / "vectors.parquet")],
         "index": ["proxygml", "index", *source, str(folder / "gallery")],
-        "train": ["benchmarks.catalogs", "--step", "train", str(folder), rows_text],
     }
+
+
+OWN: dict[str, Callable[[Path, int], None]] = {
+    "list": list_store,
+    "files": list_files,
+    "prepare": prepare,
+    "train": train,
+}
+"""The steps that are no command."""
 
 
 def measure(rows: int, steps: list[str]) -> dict[str, tuple[float, int]]:
     """Seconds and peak bytes of each step with so many rows."""
     with TemporaryDirectory() as place:
         folder = Path(place)
+        if "files" in steps:
+            make_files(folder / "photos", rows)
         run, catalog = write_run(folder), write_catalog(folder, rows)
         for step, work in (
             ("embed", work_folder(folder / "vectors.parquet")),
@@ -158,12 +199,11 @@ def main() -> None:
     """Measure each step with each number of rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000, 4_000_000])
-    parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS)
+    parser.add_argument("--steps", nargs="+", default=STEPS, choices=(*STEPS, "files"))
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
-        work: Callable[[Path, int], None] = {"prepare": prepare, "train": train}[options.step[0]]
-        work(Path(options.step[1]), int(options.step[2]))
+        OWN[options.step[0]](Path(options.step[1]), int(options.step[2]))
         return
     found = {rows: measure(rows, options.steps) for rows in options.rows}
     least, most = min(found), max(found)

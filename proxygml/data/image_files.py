@@ -180,12 +180,17 @@ def image_files(places: Sequence[Place]) -> tuple[list[str], LeftOut]:
         if isinstance(place, Url):
             _add_remote(place, files, left_out)
             continue
-        found = sorted(_walk(place, seen, left_out)) if place.is_dir() else [(place.resolve(), False, place)]
-        for path, _, name in found:
-            if str(path) in files:
-                left_out.add(Kind.AGAIN, name)
-            files[str(path)] = None
+        found = list(_walk(place, seen, left_out)) if place.is_dir() else [(str(place.resolve()), False, str(place))]
+        for path, _, name in sorted(found, key=_by_folders):
+            if path in files:
+                left_out.add(Kind.AGAIN, Path(name))
+            files[path] = None
     return list(files), left_out
+
+
+def _by_folders(found: tuple[str, bool, str]) -> tuple[str, bool]:
+    """What files are sorted by: their paths, folder by folder as the paths of pathlib; links last."""
+    return found[0].replace(os.sep, "\0"), found[1]
 
 
 def _add_remote(place: Url, files: dict[str, None], left_out: LeftOut) -> None:
@@ -221,8 +226,10 @@ def _image_names(names: Iterable[str], left_out: LeftOut) -> Iterator[str]:
             left_out.add(kind, place)
 
 
-def _walk(place: Path, seen: set[str], left_out: LeftOut) -> Iterator[tuple[Path, bool, Path]]:
+def _walk(place: Path, seen: set[str], left_out: LeftOut) -> Iterator[tuple[str, bool, str]]:
     """The image files below a folder: where each is, whether a link led there, and how it is called in the folder.
+
+    As text: of the millions that there may be, pathlib's paths would take several times the memory.
 
     Args:
         place: the folder.
@@ -249,7 +256,7 @@ def _walk(place: Path, seen: set[str], left_out: LeftOut) -> Iterator[tuple[Path
             elif kind != Kind.FILE or path.suffix.lower() not in endings:
                 left_out.add(Kind.NO_IMAGE if kind == Kind.FILE else kind, _name(path, place))
             else:
-                yield path.resolve() if is_link else real / path.name, is_link, _name(path, place)
+                yield str(path.resolve() if is_link else real / path.name), is_link, str(_name(path, place))
 
 
 def _name(path: Path, place: Path) -> Path:
