@@ -5,7 +5,7 @@ Ray is the extra `ray`, and loads when a command is given `--ray`.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -56,7 +56,7 @@ def ray_session(address: str = RUNNING_OR_LOCAL, cpus: int | None = None) -> Ite
         ray.shutdown()
 
 
-def check_shared(what: str, *places: PathLike) -> None:
+def check_shared(what: str, places: Iterable[PathLike]) -> None:
     """Raise UserError where a place is in the memory of this process alone, which others cannot reach."""
     for place in places:
         if str(place).lower().startswith("memory:/"):

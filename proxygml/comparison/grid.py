@@ -25,7 +25,7 @@ class Grid:
         Raises:
             UserError: its catalog is missing or of no use.
         """
-        has_validation = split_for_training(comparison.shared)[1] is not None
+        has_validation = split_for_training(comparison.shared, own=False)[1] is not None
         trials = {method.name: comparison.trials_of(method) for method in comparison.methods}
         return cls(comparison, has_validation, trials)
 

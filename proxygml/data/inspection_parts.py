@@ -75,7 +75,7 @@ def inspect_on_ray(paths: Sequence[Place], out: Path, address: str, workers: int
         UserError: Ray is not installed or not reached.
     """
     workers = check_whole("workers", workers or 1, 1, MOST_WORKERS, DatasetError)
-    check_shared("an image", *paths)
+    check_shared("an image", paths)
     places = {absolute(path): path for path in paths}
     key = hashlib.sha256(f"{list(places)} {PART_ROWS}".encode(errors="surrogateescape")).hexdigest()[:8]
     work = PartedInspection(_folder(out).absolute(), key, workers)

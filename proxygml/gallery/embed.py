@@ -97,7 +97,7 @@ def embed(
     if ray is not None:
         where = _folder_of_parts(model, source, file)
         listed = source.image_list()
-        check_shared("an image", *listed.paths)
+        check_shared("an image", listed.paths)
         key = work_key(model, listed, dimensions, dtype, part_rows)
         parts = PartedEmbedding(where, key, model, batch_size, workers, dimensions, dtype, part_rows)
         embed_in_parts(parts, listed, address=ray, on_bad=on_bad, force=force)
@@ -114,8 +114,8 @@ def _folder_of_parts(model: Model, source: Source, out: Place) -> Place:
     """The folder that many processes write to; UserError where they cannot."""
     if model.takes_vectors or source.vectors is not None:
         raise UserError("--ray embeds images, and vectors take little time: leave it out")
-    check_shared("the run folder", model.run)
-    check_shared("--out", out)
+    check_shared("the run folder", [model.run])
+    check_shared("--out", [out])
     if isinstance(out, Url) and out.scheme in WEB:
         raise UserError(f"--out is {out}, an address of a web server, where nothing can be written: choose another")
     return out.resolve() if isinstance(out, Path) else out

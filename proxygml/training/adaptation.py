@@ -32,7 +32,7 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
     held_out = recipe.validation_classes
     if held_out and _training_classes(recipe) < FEWEST_TO_HOLD_OUT_OF:
         held_out = 0.0
-    images, _ = split_for_training(replace(recipe, validation_classes=held_out))
+    images, _ = split_for_training(replace(recipe, validation_classes=held_out), own=False)
     number, classes = len(images), len(images.classes)
     directions = number
     if recipe.takes_vectors and images.vectors is not None:
@@ -56,7 +56,7 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
 
 def _training_classes(recipe: Recipe) -> int:
     """How many there are before any are held out."""
-    catalog, _ = split_for_training(replace(recipe, validation_classes=0.0))
+    catalog, _ = split_for_training(replace(recipe, validation_classes=0.0), own=False)
     return len(catalog.classes)
 
 

@@ -56,7 +56,7 @@ def initial_embedder(
     continued = bool(recipe.start_from)
     from_features = not continued and (recipe.embedding_start != "random" or recipe.embedder.feature_norm == "standard")
     if training is None and (recipe.takes_vectors or from_features):
-        images = split_for_training(recipe)[0]
+        images = split_for_training(recipe, own=False)[0]
         training = images, torch.from_numpy(class_numbers(images))
     embedder = new_embedder(recipe, classes, training and training[0], restored or continued)
     if continued and not restored:

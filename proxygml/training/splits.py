@@ -15,10 +15,14 @@ ClassNumbers = npt.NDArray[np.int64]
 """(n,) the class of each image, 0..C-1."""
 
 
-def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
+def split_for_training(recipe: Recipe, own: bool = True) -> tuple[Catalog, Catalog | None]:
     """The training images, and those of the classes that choose the epoch.
 
     Training rows that the catalog's column `keep` or the recipe's `drop` leaves out are in neither.
+
+    Args:
+        recipe: its catalog, and what it says of validation and rows to drop.
+        own: False leaves out the columns that proxygml does not read, which take memory.
 
     Raises:
         CatalogError: the catalog or the table to drop is missing or of no use, or too few rows are left.
@@ -26,7 +30,7 @@ def split_for_training(recipe: Recipe) -> tuple[Catalog, Catalog | None]:
     """
     if not recipe.catalog:
         raise CatalogError("no catalog is given: name the table of images with --catalog")
-    catalog = Catalog.read(recipe.catalog, own=False)
+    catalog = Catalog.read(recipe.catalog, own=own)
     check_splits(catalog)
     catalog = _without_dropped(catalog, Path(recipe.drop) if recipe.drop else None)
     has_validation = bool((catalog.table["split"] == "val").any())

@@ -111,7 +111,7 @@ class Training:
         self.recipe = recipe
         self.run = run
         self.accelerator = accelerator
-        self.train_images, self.validation_images = split_for_training(recipe)
+        self.train_images, self.validation_images = split_for_training(recipe, own=False)
         classes = self.train_images.classes
         labels = mislabelled(class_numbers(self.train_images), len(classes), recipe.label_noise, recipe.seed)
         self.labels = torch.from_numpy(labels)
