@@ -185,7 +185,8 @@ def measure(rows: int, steps: list[str]) -> dict[str, tuple[float, int]]:
         folder = Path(place)
         if "files" in steps:
             make_files(folder / "photos", rows)
-        run, catalog = write_run(folder), write_catalog(folder, rows)
+        if {"embed", "index", "train"} & set(steps):
+            run, catalog = write_run(folder), write_catalog(folder, rows)
         for step, work in (
             ("embed", work_folder(folder / "vectors.parquet")),
             ("index", work_place(folder / "gallery", "partial")),
