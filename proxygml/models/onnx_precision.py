@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from proxygml.models.onnx_bias import correct_biases
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FIRST, LAST = 1, 2
 """So many layers at the beginning and at the end of the graph stay in float32."""
 
-_BATCH = 16
+_BATCH = 4
 
 
 def write_float16(graph: Path, out: Path) -> None:
@@ -32,7 +34,9 @@ def write_float16(graph: Path, out: Path) -> None:
 def write_int8(graph: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
     """Weights (by channel) and activations in int8, as pairs of QuantizeLinear and DequantizeLinear (QDQ).
 
-    The ranges of the activations are the extremes over the images.
+    The ranges of the activations are the extremes over a few images, averaged over all: the extremes over all images
+    are those of a few outliers, for which all other values would be rounded more coarsely. Biases make up for what
+    rounding the weights adds on average; see onnx_bias.py.
 
     Args:
         graph: the float32 graph.
@@ -46,6 +50,10 @@ def write_int8(graph: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
     with TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        kept = _float_nodes(model)
+        correct_biases(model, _batches(images), kept)
+        onnx.save(model, prepared)
         quantize_static(
             prepared,
             out,
@@ -54,8 +62,13 @@ def write_int8(graph: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_float_nodes(onnx.load(prepared)),
+            nodes_to_exclude=kept,
+            extra_options={"CalibMovingAverage": True},
         )
+
+
+def _batches(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    return iter(np.split(images, range(_BATCH, len(images), _BATCH)))
 
 
 def _reader(images: npt.NDArray[np.uint8]) -> Any:
@@ -64,7 +77,7 @@ def _reader(images: npt.NDArray[np.uint8]) -> Any:
 
     class Images(CalibrationDataReader):  # type: ignore[misc]  # an untyped library
         def __init__(self) -> None:
-            self._batches: Iterator[npt.NDArray[np.uint8]] = iter(np.split(images, range(_BATCH, len(images), _BATCH)))
+            self._batches = _batches(images)
 
         def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
             batch = next(self._batches, None)
