@@ -31,6 +31,9 @@ AT_WIDEST = 3.0
 FEWEST = 1.0
 """Labels that may be wrong where the most likely share is 0: one far from all others is not explained away."""
 
+CAUTION = 5.0
+"""By so much more right labels are expected there: one must be far enough that there is a tenth of them or less."""
+
 SAMPLED = 50_000
 """Images, evenly spaced, that stand for all where it is computed how right labels differ."""
 
@@ -125,7 +128,9 @@ class LabelNoise:
             counted: (m,), how much each of those counts.
         """
         differing = (1 - self.share) * _logistic(-(self.slope * behind[:, :1] + self.offset)) * each[:, None]
-        most = max(self.share * float(each.sum()), FEWEST)
+        most = self.share * float(each.sum())
+        if most < FEWEST:
+            most, differing = FEWEST, CAUTION * differing
         most += math.sqrt(most)  # as much as chance adds
         edges = np.quantile(margin, np.linspace(0, 1, 50))
         observed = _at_least(margin, counted, edges)

@@ -95,11 +95,22 @@ def _wrong(evidence: Evidence, judged: int, item: str) -> list[str]:
             f"No wrong label was found among {counted(judged, item)}; with 95% confidence, at most {most:,} "
             f"({noise.high:.1%}) are wrong."
         ]
+    wrong = round(noise.share * judged)
+    if not wrong:
+        return [
+            f"Probably no label is wrong among {counted(judged, item)}; with 95% confidence, at most {most:,} "
+            f"({noise.high:.1%}) are.",
+            f"Look at {'the first one, which stands' if likely == 1 else f'the first {likely:,}, which stand'} out.",
+        ]
     found = [
-        f"About {round(noise.share * judged):,} of {counted(judged, 'label')} are wrong: {noise.share:.1%}, "
+        f"About {wrong:,} of {counted(judged, 'label')} {'is' if wrong == 1 else 'are'} wrong: {noise.share:.1%}, "
         f"with 95% confidence {noise.low:.1%} to {noise.high:.1%}.",
-        f"{counted(likely, 'label')} {'is' if likely == 1 else 'are'} more likely wrong than right; they come first.",
+        "1 label is more likely wrong than right; it comes first."
+        if likely == 1
+        else f"{likely:,} labels are more likely wrong than right; they come first.",
     ]
+    if likely > most:
+        found.append(f"Those are more than that share, in which a group of near-duplicates counts as one {item}.")
     if noise.share >= MOST:
         found.append("Either that is so, or the features do not tell these classes apart: look at some of them first.")
     elif noise.share >= MANY:

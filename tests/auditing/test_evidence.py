@@ -70,6 +70,28 @@ def test_few_images_one_class_classes_of_one_image_and_half_wrong_lead_to_sensib
     assert "With so many wrong labels" in " ".join(summary(half, NAMES[:5], "image"))
 
 
+def test_one_label_that_stands_out_is_named_where_probably_none_is_wrong() -> None:
+    vectors, labels = clustered(2000, classes=20, spread=1.0)
+    labels = labels.copy()
+    labels[0] = 1  # which is 0
+    found = evidence_of(vectors, labels)
+    assert found.probability[0] >= 0.5
+    words = summary(found, NAMES, "image")
+    assert words[0].startswith("Probably no label is wrong among 2,000 images; with 95% confidence, at most")
+    assert words[1] == "Look at the first one, which stands out."
+
+
+def test_a_series_under_a_wrong_label_is_said_to_count_once() -> None:
+    vectors, labels = clustered(600, classes=6, spread=0.5)
+    vectors, labels = vectors.copy(), labels.copy()
+    vectors[:24] = vectors[0] + 0.01 * np.random.default_rng(0).normal(size=(24, 24))
+    labels[:24] = 1
+    words = " ".join(summary(evidence_of(vectors, labels), NAMES, "image"))
+    assert "About 1 of 600 labels is wrong" in words
+    assert "24 labels are more likely wrong than right; they come first" in words
+    assert "a group of near-duplicates counts as one image" in words
+
+
 def test_real_vectors_with_wrong_labels() -> None:
     """Those of digits, or whatever labelled vectors the real data hold."""
     from sklearn.datasets import load_digits
