@@ -69,7 +69,8 @@ def comparison_of(setup: Setup, data: Path, workers: int, quick: bool) -> Compar
     )
     if not quick:
         return replace(plan, shared=shared)
-    shared = replace(shared, epochs=2, milestones=(1,))
+    small = replace(shared.embedder, embedding_size=32)  # fewer than there are photos to find directions in
+    shared = replace(shared, embedder=small, epochs=2, milestones=(1,))
     few = tuple(method for method in plan.methods if method.name in QUICK_METHODS)
     return replace(plan, shared=shared, methods=few, trials=2, seeds=(0, 1))
 
