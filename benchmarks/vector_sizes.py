@@ -151,12 +151,13 @@ def _print_aim(part: pd.DataFrame) -> None:
 
 def picture(rows: pd.DataFrame) -> Figure:
     """Recall@1 against bytes, a panel for each data set, a line for each coding, with intervals over the seeds."""
-    sets = list(rows["data"].unique())
+    sets, names = list(rows["data"].unique()), list(rows["coding"].unique())  # a coding looks alike in all panels
     figure = Figure(figsize=(4.2 * len(sets), 4.2), layout="constrained")
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, data in zip(panels, sets, strict=True):
         part = rows[rows["data"] == data]
-        for place, (name, found) in enumerate(part.groupby("coding", sort=False)):
+        for name, found in part.groupby("coding", sort=False):
+            place = names.index(name)
             points = [(taken, *_interval(list(100 * one["recall_at_1"]))) for taken, one in found.groupby("bytes")]
             taken, means, halves = zip(*points, strict=True)
             style = {"color": SERIES[place], "marker": MARKERS[place], "linestyle": DASHES[place % len(DASHES)]}
@@ -168,7 +169,7 @@ def picture(rows: pd.DataFrame) -> Figure:
         axes.set_xticks(SHOWN, [str(size) for size in SHOWN], minor=False, fontsize=8)
         axes.set_xticks([], minor=True)
     panels[0].set_ylabel("Recall@1, per cent")
-    panels[-1].legend(fontsize=7, loc="lower right")
+    panels[0].legend(fontsize=7, loc="lower right")  # of the data set that has all codings
     return figure
 
 
