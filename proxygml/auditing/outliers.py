@@ -67,8 +67,10 @@ def class_distances(
         seed: of the references of large classes.
     """
     copies = _copies(labels, groups)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST_CLASSES]
-    kept = np.take_along_axis(classes, best, axis=1)
+    kept = np.empty((len(labels), min(BEST_CLASSES, classes.shape[1])), np.int32)
+    for part in parts_of(np.arange(len(labels))):  # a part at a time: the order of all would take much memory
+        best = np.argsort(-scores[part], axis=1, kind="stable")[:, :BEST_CLASSES]
+        kept[part] = np.take_along_axis(classes[part], best, axis=1)
     places, columns = np.nonzero(kept >= 0)
     flat = kept[places, columns]
     order = np.argsort(flat, kind="stable")
