@@ -32,6 +32,8 @@ from proxygml.urls import as_place, as_places, check_places
 
 ROWS_SHOWN = 8
 """Queries in a picture at most, and columns of neighbours."""
+COLUMNS_SHOWN = 4
+"""Of the user's own columns, for items without a label and a path."""
 TILE_PIXELS = 140
 ANSWER_ENDINGS = (".csv", ".parquet")
 
@@ -208,9 +210,9 @@ def write_answers(answers: Answers, path: Path) -> None:
 def printed(answers: Answers, query: int) -> Table:
     """The answer to one query, for the console."""
     rows = answers.result.rows(query)
-    shown = [name for name in ("rank", "score", "label", "path", ITEM_ID) if name in rows] + (
-        [] if "path" in rows else ["id"]
-    )
+    known = [name for name in ("label", "path", ITEM_ID) if name in rows]
+    own = [str(name) for name in rows if name not in ("rank", "score", "id")][:COLUMNS_SHOWN]
+    shown = ["rank", "score", *(known or own), *([] if "path" in rows else ["id"])]
     title = escape(_near(answers.queries.names[query]))
     table = Table(title=title, title_justify="left", caption=_verdict(answers, query), caption_justify="left")
     for name in shown:

@@ -20,6 +20,7 @@ from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.vector_embedder import VectorEmbedder
 from proxygml.training.run_folder import RunFolder
 from tests.helpers.commands import refused
+from tests.helpers.commands import run as command
 from tests.helpers.vector_files import SIZE, labelled_vectors, write_file
 
 Capture = pytest.CaptureFixture[str]
@@ -66,6 +67,18 @@ def test_one_gallery_comes_of_vectors_before_and_after_the_model(
     labels = np.array(labelled_vectors()[1])
     assert (labels[answers.result.ids[:, 0]] == labels).mean() > 0.5
     assert answers.queries.names[:2] == ["s0", "s1"]
+
+
+def test_items_without_label_and_path_are_shown_by_their_own_columns(
+    run: RunFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    vectors, labels = labelled_vectors()
+    table = {"shelf": [f"shelf of {label}" for label in labels], "embedding": list(vectors)}
+    pd.DataFrame(table).to_parquet(tmp_path / "f.parquet")
+    index(run.path, tmp_path / "g", vectors=tmp_path / "f.parquet")
+    np.save(tmp_path / "query.npy", vectors[:1])
+    command("search", tmp_path / "g", "--vectors", tmp_path / "query.npy", "--k", 1)
+    assert f"shelf of {labels[0]}" in capsys.readouterr().out
 
 
 def test_a_catalog_of_vectors_is_indexed_by_its_split(run: RunFolder, catalog: Path, tmp_path: Path) -> None:
