@@ -134,5 +134,5 @@ class _Closeness:
         similarity = np.stack(
             [(self.proxies[column] * target).sum(axis=1) for column in others.T], axis=1
         )  # a column at a time: all at once would take K times the memory
-        far = (similarity - self.mean[others]) / self.spread[others]
+        far = np.where(others < 0, 0.0, (similarity - self.mean[others]) / self.spread[others])
         return np.where(others < 0, 0.0, np.exp(PREFERENCES[place] * far - self.totals[others, place]))

@@ -171,7 +171,7 @@ class Catalog:
         rows = self.table[self.table["split"] == name]
         if rows.empty:
             there = ", ".join(split for split in SPLITS if (self.table["split"] == split).any()) or "none"
-            raise CatalogError(f"the catalog in {self.folder} has no split {name!r}; the splits that it has: {there}")
+            raise CatalogError(f"the catalog has no split {name!r}; the splits that it has: {there}")
         return self._of_checked(rows.reset_index(drop=True), self.folder, self.vectors)
 
     def with_table(self, table: "pd.DataFrame") -> "Catalog":

@@ -1,5 +1,6 @@
 """`proxygml audit`, as a person types it: on vectors, and on images of a run that has learned their labels."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def test_the_function_returns_what_it_wrote_and_one_split_can_be_audited(catalog
     assert written["row"].tolist() == found.table["row"].tolist()
     source = proxygml.Catalog.read(catalog).table
     assert (source.loc[written["row"], "id"].to_numpy() == written["id"]).all()
+
+
+def test_ten_vectors_of_two_classes_are_audited_without_a_warning(tmp_path: Path) -> None:
+    vectors, labels = clustered(10, classes=2)
+    names: list[object] = [f"class {label}" for label in labels]
+    catalog = write_file(tmp_path / "ten.parquet", vectors, ["-"] * 10, label=names, split=["train"] * 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = proxygml.audit(None, catalog, tmp_path / "audit")
+    assert len(found.table) == 10
 
 
 def test_mistakes_are_refused_in_one_message(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
