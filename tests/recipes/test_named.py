@@ -17,7 +17,7 @@ from proxygml.training.train import train
 @pytest.mark.parametrize(
     ("name", "comparison"),
     [
-        ("photos_fine", "cub200_2010_crops_chosen"),
+        ("birds_own", "cub200_2010_crops_chosen"),
         ("omniglot_own", "omniglot_chosen"),
         ("omniglot_own", "omniglot_own"),
     ],
