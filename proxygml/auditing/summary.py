@@ -105,9 +105,8 @@ def _wrong(evidence: Evidence, judged: int, item: str) -> list[str]:
     found = [
         f"About {wrong:,} of {counted(judged, 'label')} {'is' if wrong == 1 else 'are'} wrong: {noise.share:.1%}, "
         f"with 95% confidence {noise.low:.1%} to {noise.high:.1%}.",
-        "1 label is more likely wrong than right; it comes first."
-        if likely == 1
-        else f"{likely:,} labels are more likely wrong than right; they come first.",
+        f"{counted(likely, 'label')} {'is' if likely == 1 else 'are'} more likely wrong than right; "
+        f"{'it comes' if likely == 1 else 'they come'} first.",
     ]
     if likely > most:
         found.append(f"Those are more than that share, in which a group of near-duplicates counts as one {item}.")
