@@ -128,7 +128,7 @@ def million(rows: int, size: int, classes: int, folder: Path) -> None:
             writer.write_table(part)
         assert writer is not None
         writer.close()
-    seconds, peak = run_measured(["audit", "--catalog", str(catalog), "--out", str(folder / "audit")])
+    seconds, peak = run_measured(["proxygml", "audit", "--catalog", str(catalog), "--out", str(folder / "audit")])
     console.print(f"audit of {rows:,} x {size}, {classes:,} classes: {seconds:,.0f} s, {mebibytes(peak)} at its peak")
 
 
