@@ -41,6 +41,7 @@ SWEEPS = {
 }
 OWN = {
     "cub200_2010_direction": "cub200_2010_crops",
+    "cub200_2010_direction_test": "cub200_2010_crops",
     "groceries_direction": "cub200_2010_crops",
     "cub200_2010_own": "cub200_2010_crops",
     "omniglot_own": "omniglot",
