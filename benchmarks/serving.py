@@ -35,6 +35,7 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import decode_image
 from proxygml.data.transforms import test_transform as square_transform
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.engines import Engine, load_embedder
 from proxygml.models.model_files import fingerprint
 
 ITEMS, SIZE = 100_000, 512
@@ -93,9 +94,9 @@ def load(address: str, clients: int, seconds: float) -> tuple[list[float], int]:
     return times, len(failures)
 
 
-def part_seconds(run: Path, gallery: Path, data: bytes) -> Callable[[], list[float]]:
-    """A function that times, in this process, decoding an image to its square, the network, and one pass."""
-    embedder, vectors = Embedder.load(run), Gallery.load(gallery).vectors(np.arange(ITEMS))
+def part_seconds(run: Path, engine: Engine, gallery: Path, data: bytes) -> Callable[[], list[float]]:
+    """A function that times, in this process, decoding an image to its square, the server's network, and one pass."""
+    embedder, vectors = load_embedder(run, engine), Gallery.load(gallery).vectors(np.arange(ITEMS))
     transform = square_transform(embedder.images)
 
     @torch.inference_mode()
@@ -166,7 +167,9 @@ def main() -> None:
             if options.parts:
                 load(address, 1, 2)
                 with threadpool_limits(max(1, (os.cpu_count() or 1) // 4), user_api="blas"):  # as the server has it
-                    compare_parts(address, part_seconds(Path(folder) / "run", gallery, photo(0)), photo(0))
+                    compare_parts(
+                        address, part_seconds(Path(folder) / "run", options.engine, gallery, photo(0)), photo(0)
+                    )
                 server.terminate()
                 return
             load(address, max(options.clients), 5)  # until everything has been used once
