@@ -94,19 +94,14 @@ def embed(
     model = Model.of(place, engine)
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
+    content = Content(dimensions, dtype, columns)
+    how = Embedding(on_bad=on_bad, workers=workers, batch_size=batch_size)
     if ray is not None:
-        where = _folder_of_parts(model, source, file)
-        listed = source.image_list()
-        check_shared("an image", listed.paths)
-        key = work_key(model, listed, dimensions, dtype, part_rows)
-        parts = PartedEmbedding(where, key, model, batch_size, workers, dimensions, dtype, part_rows)
-        embed_in_parts(parts, listed, address=ray, on_bad=on_bad, force=force)
+        _write_parts(file, model, source, content, force, ray, part_rows, **how)
+    elif source.vectors is not None or model.takes_vectors:
+        _write_vectors(file, model, source, content, force)
     else:
-        content = Content(dimensions, dtype, columns)
-        if source.vectors is not None or model.takes_vectors:
-            _write_vectors(file, model, source, content, force)
-        else:
-            _write_images(file, model, source, content, force, on_bad=on_bad, workers=workers, batch_size=batch_size)
+        _write_images(file, model, source, content, force, **how)
     return VectorFile(file)
 
 
@@ -154,6 +149,26 @@ def _check_content(dtype: str, columns: str, ray: str | None) -> None:
             f"--columns {columns} needs all vectors together: embed with --ray first, then give its folder with "
             "--vectors and --columns"
         )
+
+
+def _write_parts(
+    out: Place,
+    model: Model,
+    source: Source,
+    content: Content,
+    force: bool,
+    ray: str,
+    part_rows: int,
+    **how: Unpack[Embedding],
+) -> None:
+    """Embed images by many processes into a folder of parts; see `embed`."""
+    where = _folder_of_parts(model, source, out)
+    listed = source.image_list()
+    check_shared("an image", listed.paths)
+    key = work_key(model, listed, content.dimensions, content.dtype, part_rows)
+    sizes = how["batch_size"], how["workers"]
+    parts = PartedEmbedding(where, key, model, *sizes, content.dimensions, content.dtype, part_rows)
+    embed_in_parts(parts, listed, address=ray, on_bad=how["on_bad"], force=force)
 
 
 def _write_vectors(file: Place, model: Model, source: Source, content: Content, force: bool) -> None:
