@@ -13,7 +13,7 @@ from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
 
 RAY = ("ray", "ray_cpus", "ray_gpus")
-OWN = ("recipe", "run", "from", "out", *RAY)
+OWN = ("recipe", "run", "from", "out", "parallel", *RAY)
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -28,6 +28,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--from", type=Path, nargs="+", default=[], help=words + "the table is made of them alone")
     words = "the folder for a table of the rows of --from alone"
     parser.add_argument("--out", type=Path | None, default=None, help=words)
+    words = "trials and cells that train at a time on this machine, which share its processors and GPUs (default: 1)"
+    parser.add_argument("--parallel", type=int, help=words)
     add_ray(parser, "train many cells at a time")
     words = "with --ray: processors of each cell (default: one for each of its workers)"
     parser.add_argument("--ray_cpus", type=int, help=words)
@@ -61,7 +63,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     given = {name: options[name] for name in RAY if name in options}
     if "ray" not in given and given:
         raise UserError(f"--{next(iter(given))} is for --ray, which is not given")
-    if compare(replace(comparison, shared=shared), options.run, rows=rows, **given) is not None:
+    parallel = options.get("parallel", 1)
+    if compare(replace(comparison, shared=shared), options.run, rows=rows, parallel=parallel, **given) is not None:
         say(f"cells:  {options.run / 'cells.csv'}")
         _print_table(options.run)
 

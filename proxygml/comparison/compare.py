@@ -13,6 +13,7 @@ from proxygml.comparison.process import end_where_imported
 from proxygml.comparison.report import write_comparison
 from proxygml.comparison.row import read_rows, write_rows
 from proxygml.comparison.runner import Runner
+from proxygml.comparison.side_by_side import run_side_by_side
 from proxygml.comparison.tables import Summary
 from proxygml.errors import UserError
 from proxygml.files import PathLike, local_path, local_paths
@@ -28,6 +29,7 @@ def compare(
     *,
     catalog: PathLike | None = None,
     rows: PathLike | Sequence[PathLike] = (),
+    parallel: int = 1,
     ray: str | None = None,
     ray_cpus: int | None = None,
     ray_gpus: float | None = None,
@@ -42,6 +44,8 @@ def compare(
         run: the folder of the comparison: a run folder for each cell, cells.csv, table.md, table.csv, comparison.html.
         catalog: the table of images, in place of the recipe's own.
         rows: cells.csv files whose rows are not trained again.
+        parallel: trials and cells that train at a time on this machine. They divide its processors, and take its GPUs
+            in turn; on a large GPU, several networks that are too small to fill it share it.
         ray: the address of a Ray cluster, which trains many cells at a time; "auto" takes the Ray that runs on this
             machine, or starts one. The folder, the catalog, its images and the weights must be where all machines find
             them under the same paths. None trains one cell after the other.
@@ -53,21 +57,27 @@ def compare(
         The table; None on all but the main process.
 
     Raises:
-        UserError: the recipe, a catalog or weights are missing or do not fit each other, the folder holds cells of
-            another recipe or damaged files, or a script calls this without `if __name__ == "__main__":`.
+        UserError: the recipe, a catalog or weights are missing or do not fit each other, `parallel` and `ray` are both
+            given, the folder holds cells of another recipe or damaged files, or a script calls this without
+            `if __name__ == "__main__":`.
     """
     end_where_imported()
+    if ray is not None and parallel != 1:
+        raise UserError("--parallel is for one machine, --ray for a cluster: give one of them")
     check_places(catalog=catalog)
     folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
     shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
     runner = Runner(replace(comparison, shared=with_absolute_paths(shared)), folder.resolve(), read_rows(files))
-    if ray is None:
-        runner.run()
-    elif PartialState().num_processes > 1:
-        raise UserError("--ray starts the processes itself: call it without torchrun and accelerate launch")
-    else:
+    several = "ray" if ray is not None else "parallel" if parallel != 1 else None
+    if several and PartialState().num_processes > 1:
+        raise UserError(f"--{several} starts the processes itself: call it without torchrun and accelerate launch")
+    if ray is not None:
         run_on_ray(runner, RayOptions(ray, ray_cpus, ray_gpus))
+    elif several:
+        run_side_by_side(runner, parallel)
+    else:
+        runner.run()
     if not PartialState().is_main_process:
         return None
     found = runner.rows()

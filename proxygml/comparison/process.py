@@ -12,8 +12,11 @@ import sys
 import threading
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
+
+import torch
 
 from proxygml.comparison.cell import Cell, train_and_judge
 from proxygml.errors import RunError, UserError
@@ -29,33 +32,78 @@ UNGUARDED_MESSAGE = (
 )
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a process takes of this machine, where several run: threads, and a GPU as CUDA_VISIBLE_DEVICES names it."""
+
+    threads: int
+    gpu: str | None = None
+
+    def take(self) -> None:
+        """Keep this process to it; before it uses CUDA."""
+        torch.set_num_threads(self.threads)
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+
+
+class CellProcess:
+    """A process that trains and judges a cell. It ends with this one, however this one ends.
+
+    Args:
+        cell: what to train.
+        recipe: how.
+        share: of the machine; None for all of it.
+    """
+
+    def __init__(self, cell: Cell, recipe: Recipe, share: Share | None = None) -> None:
+        self.cell = cell
+        context = _context()
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_work, args=(sender, cell, recipe, share), name=str(cell.key))
+        self._process.start()
+        sender.close()
+
+    @property
+    def sentinel(self) -> int:
+        """For multiprocessing.connection.wait: ready when the process has ended."""
+        return self._process.sentinel
+
+    def result(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            UserError: as training raises it; or the process was stopped; or a script calls this without
+                `if __name__ == "__main__":` (see end_where_imported).
+            RuntimeError: a bug, whose traceback the process has printed.
+        """
+        error = _received(self._receiver, self.sentinel)
+        self._process.join()
+        self._receiver.close()
+        if error is not None:
+            raise error
+        if self._process.exitcode:
+            raise _failure(self.cell, self._process.exitcode)
+
+    def stop(self) -> None:
+        """End it where it still runs, as after Ctrl-C in this one."""
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+        self._receiver.close()
+
+
 def train_in_process(cell: Cell, recipe: Recipe) -> None:
     """Train and judge a cell in a process of its own, and wait for it.
 
-    The process ends with this one, however this one ends.
-
     Raises:
-        UserError: as training raises it; or the process was stopped; or a script calls this without
-            `if __name__ == "__main__":` (see end_where_imported).
-        RuntimeError: a bug, whose traceback the process has printed.
+        UserError: as CellProcess.result.
+        RuntimeError: likewise.
     """
-    context = _context()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, cell, recipe), name=str(cell.key))
-    process.start()
-    sender.close()
+    process = CellProcess(cell, recipe)
     try:
-        error = _received(receiver, process.sentinel)
-        process.join()
+        process.result()
     finally:
-        if process.is_alive():  # Ctrl-C in this one
-            process.terminate()
-            process.join()
-        receiver.close()
-    if error is not None:
-        raise error
-    if process.exitcode:
-        raise _failure(cell, process.exitcode)
+        process.stop()
 
 
 def end_where_imported() -> None:
@@ -100,11 +148,13 @@ def _failure(cell: Cell, code: int) -> Exception:
     return RunError(f"the process that trained {cell.key} was stopped by {name}{hint}: the same command continues it")
 
 
-def _work(sender: Connection, cell: Cell, recipe: Recipe) -> None:
+def _work(sender: Connection, cell: Cell, recipe: Recipe, share: Share | None) -> None:
     """What the process does: train, and send back an error that is the user's to fix."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if share is not None:
+        share.take()
     try:
         train_and_judge(cell, recipe)
     except (UserError, OSError) as error:

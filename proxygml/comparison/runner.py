@@ -1,8 +1,8 @@
 """Running a comparison: each cell is an ordinary run folder; finished cells are skipped, stopped ones continue.
 
 A method's trials come first; its cells are then trained with the settings of the best. Each cell is
-evaluated on the test classes once, after its training. Here one comes after the other; on_ray.py lets many machines
-share the work.
+evaluated on the test classes once, after its training. Here one comes after the other; tasks.py trains many at a time,
+on this machine or on many.
 """
 
 from collections.abc import Sequence

@@ -48,13 +48,15 @@ def test_errors_come_back_as_they_are(small_recipe: Recipe, tmp_path: Path) -> N
 
 
 @linux
+@pytest.mark.parametrize("parallel", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_no_process_outlives_the_comparison(
-    number: signal.Signals, status: int, content: dict[str, Any], tmp_path: Path
+    number: signal.Signals, status: int, parallel: int, content: dict[str, Any], tmp_path: Path
 ) -> None:
     long = content["recipe"] | {"epochs": 10_000, "warmup_epochs": 0}
-    one = {"recipe": long, "seeds": [0], "methods": {"ProxyGML": METHODS["ProxyGML"]}}
+    one = {"recipe": long, "seeds": [0, 1], "methods": {"ProxyGML": METHODS["ProxyGML"]}}
     command = [sys.executable, "-m", "proxygml", "compare", "--recipe", write(one, tmp_path / "mine.yaml")]
+    command += ["--parallel", str(parallel)]
     metrics = tmp_path / "run" / "ProxyGML" / "seed-0" / "metrics.csv"
     with subprocess.Popen(
         [*command, "--run", tmp_path / "run"], stderr=subprocess.PIPE, text=True, start_new_session=True

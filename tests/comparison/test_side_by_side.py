@@ -1,0 +1,53 @@
+"""A comparison whose trials and cells train side by side on this machine: the rows of one after the other."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from proxygml.comparison.side_by_side import visible_gpus
+from tests.helpers.comparisons import assert_same_cells, compare, table_of
+
+
+def test_the_rows_are_those_of_one_after_the_other(
+    small_comparison: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With as many threads, since these decide how sums are rounded."""
+    parallel = 3
+    monkeypatch.setattr(os, "cpu_count", lambda: parallel * torch.get_num_threads())
+    rows = compare(small_comparison, tmp_path / "run", "--parallel", parallel)
+    assert_same_cells(rows, table_of(finished / "cells.csv"))
+    assert "9/9" in capsys.readouterr().err, "the progress is over all"
+    assert not list((tmp_path / "run").rglob("checkpoints")), "what a finished cell does without is left"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--parallel", 0), "--parallel is 0, but must be 1 or more"),
+        (("--parallel", 2, "--ray"), "--parallel is for one machine, --ray for a cluster: give one of them"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(
+    options: tuple[object, ...],
+    message: str,
+    small_comparison: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        compare(small_comparison, tmp_path / "run", *options)
+    assert message in capsys.readouterr().err
+
+
+def test_gpus_are_taken_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    assert visible_gpus() == ["3", "GPU-5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
