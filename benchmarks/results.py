@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class Setup:
     backbone: str
     size: int
     packshots: str = ""  # the catalog of packshots, where there is one
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.data}-{self.backbone}-{self.size}"
 
 
 SETUPS = (
@@ -112,21 +118,35 @@ def smaller(data: Path, out: Path) -> Path:
     return folder
 
 
-def run(setup: Setup, data: Path, out: Path, workers: int, parallel: int, quick: bool) -> None:
-    """Everything of one setup."""
+def train(setup: Setup, data: Path, out: Path, workers: int, parallel: int, quick: bool) -> None:
+    """Choose, drop and finish, with a table of the methods as each embeds by itself."""
     plan = comparison_of(setup, data, workers, quick)
-    folder = out / f"{setup.data}-{setup.backbone}-{setup.size}"
-    share = {"ray": "auto", "ray_gpus": 1 / parallel} if parallel > 1 else {}
-    choosing, finishing = folder / "choose", folder / "finish"
-    compare(replace(plan, seeds=plan.seeds[:1]), choosing, **share)  # type: ignore[arg-type]
+    choosing, finishing = parts_of(setup, out)
+    compare(replace(plan, seeds=plan.seeds[:1]), choosing, parallel=parallel)
     rows = read_rows([choosing / "cells.csv"])
     dropped = sorted({row.method for row in rows} - set(staying(rows)))
     print(f"out of the race: {', '.join(dropped) or 'none'}", flush=True)
-    compare(finish(plan, rows), finishing, **share)  # type: ignore[arg-type]
-    tabulate([part / "cells.csv" for part in (choosing, finishing)], folder)
+    compare(finish(plan, rows), finishing, parallel=parallel)
+    tabulate([part / "cells.csv" for part in (choosing, finishing)], choosing.parent)
+
+
+def judge(setup: Setup, data: Path, out: Path, workers: int) -> None:
+    """Every model by every way to embed."""
     packshots = data / f"{setup.packshots}.csv" if setup.packshots else None
-    for part in (choosing, finishing):
-        views.measure(part, data / f"{setup.data}.csv", packshots, folder / "views.csv", workers)
+    for part in parts_of(setup, out):
+        views.measure(part, data / f"{setup.data}.csv", packshots, part.parent / "views.csv", workers)
+
+
+def show(out: Path) -> None:
+    """Tables and picture of all that has been judged."""
+    found = [row for path in sorted(out.glob("*/views.csv")) for row in views.read(path)]
+    (out / "tables.md").write_text(views.tables(found), encoding="utf-8")
+    views.picture(found, out / "pareto.png")
+
+
+def parts_of(setup: Setup, out: Path) -> tuple[Path, Path]:
+    """The folders of the two comparisons of a setup."""
+    return out / setup.name / "choose", out / setup.name / "finish"
 
 
 def main() -> None:
@@ -134,15 +154,23 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder with the catalogs and the weights")
     parser.add_argument("out", type=Path, help="the folder for runs, rows, tables and the picture")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images, for each run")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, which share the GPU; needs Ray")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time, which share the GPU")
+    names = [setup.name for setup in SETUPS]
+    parser.add_argument("--setups", nargs="+", choices=names, default=names, help="which, all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it on a CPU")
     options = parser.parse_args()
     data = smaller(options.data, options.out) if options.quick else options.data
-    for setup in QUICK if options.quick else SETUPS:
-        run(setup, data, options.out, options.workers, options.parallel, options.quick)
-        found = [row for path in sorted(options.out.glob("*/views.csv")) for row in views.read(path)]
-        (options.out / "tables.md").write_text(views.tables(found), encoding="utf-8")
-        views.picture(found, options.out / "pareto.png")
+    setups = QUICK if options.quick else [setup for setup in SETUPS if setup.name in options.setups]
+    # One setup is judged while the next trains; times are taken when nothing else runs.
+    with ThreadPoolExecutor(1) as beside:
+        judged = []
+        for setup in setups:
+            train(setup, data, options.out, options.workers, options.parallel, options.quick)
+            judged.append(beside.submit(judge, setup, data, options.out, options.workers))
+        for setup, ended in zip(setups, judged, strict=True):
+            ended.result()
+            views.add_times(parts_of(setup, options.out)[0], parts_of(setup, options.out)[0].parent / "views.csv")
+            show(options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 # DATA holds groceries.csv, packshots.csv and birds.csv (docs/protocols.md says how they are made) and the weights
 # mobilenetv2_100.imagenet.safetensors and tf_efficientnet_lite2.imagenet.safetensors. It stops after TIME (570 seconds
 # unless the environment says otherwise); what is done stays in OUT, and the same command goes on from there.
-# `--parallel 6` trains six models at a time on one GPU (needs the extra `ray`).
+# `--parallel 8` trains eight models at a time, which share one GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$(realpath "$1") out=$(realpath -m "$2")

@@ -3,7 +3,8 @@
 Training looks at one view of the network's usual map, whatever the settings say, so that a model that is trained can be
 judged by any way. `measure` judges the finished cells of a comparison by each of WAYS, from photo to photo and, where
 a table of packshots is given, from photo to packshot, and adds rows to a CSV file; those that it has are not measured
-again. `table` makes tables and a picture (Recall@1 against milliseconds) of the rows, without images:
+again. An image takes the same time with every method, so each way is timed once. `table` makes tables and a picture
+(Recall@1 against milliseconds) of the rows, without images:
 
     python -m benchmarks.views measure --run runs/groceries --catalog groceries.csv --packshots packshots.csv \\
         --out views.csv
@@ -38,6 +39,7 @@ from proxygml.data.images import ImageDataset, collate
 from proxygml.models.embedder import Embedder
 
 BATCH = 32
+BATCHES = 12  # that are timed, the first apart
 USUAL = "one view of the usual map"
 
 
@@ -68,7 +70,7 @@ class Row:
     way: str
     size: int  # pixels of an image's side in training
     dimensions: int
-    milliseconds: float  # an image, decoding not included
+    milliseconds: float | None  # an image, decoding not included; None before `add_times`
     device: str
     recall_at_1: float
     map_at_r: float
@@ -127,20 +129,13 @@ def decoded(catalog: Catalog, embedder: Embedder, workers: int) -> Tensor:
 
 
 @torch.no_grad()
-def embedded(embedder: Embedder, images: Tensor, device: torch.device) -> tuple[Tensor, float]:
-    """Embeddings (n, D), and the milliseconds of an image: the median over the batches."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    found, taken = [], []
-    for part in torch.split(images, BATCH):
-        synchronize()
-        start = clock()
-        found.append(embedder(part.to(device)).float().cpu())
-        taken.append(1000 * (clock() - start) / len(part))
-    return torch.cat(found), round(median(taken[1:] or taken), 3)
+def embedded(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
+    """The embeddings (n, D) of images, on the CPU."""
+    return torch.cat([embedder(part.to(device)).float().cpu() for part in torch.split(images, BATCH)])
 
 
 def measure(run: Path, table: Path, packshots: Path | None, out: Path, workers: int) -> None:
-    """Judge every finished cell by every way, and add the rows to the file."""
+    """Judge every finished cell by every way, and add the rows, still without times, to the file."""
     device = default_device()
     photos = Catalog.read(table).split("test")
     shots = Catalog.read(packshots).split("test") if packshots else None
@@ -156,23 +151,53 @@ def measure(run: Path, table: Path, packshots: Path | None, out: Path, workers: 
             size = (embedder.images.size, embedder.images.resize)
             if size not in images:
                 images[size] = [decoded(part, embedder, workers) for part in (photos, shots) if part is not None]
-            found, milliseconds = embedded(embedder, images[size][0], device)
+            found = embedded(embedder, images[size][0], device)
             figures = evaluate(found, photos.labels, (1,), nmi=False)
-            row = replace(
-                row, milliseconds=milliseconds, recall_at_1=figures.recall[1].value, map_at_r=figures.map_at_r.value
-            )
+            row = replace(row, recall_at_1=figures.recall[1].value, map_at_r=figures.map_at_r.value)
             if shots is not None:
-                recalls = _to_packshots(found, photos, embedded(embedder, images[size][1], device)[0], shots)
+                recalls = _to_packshots(found, photos, embedded(embedder, images[size][1], device), shots)
                 row = replace(row, packshot_recall_at_1=recalls[0], packshot_recall_at_4=recalls[1])
             rows.append(row)
             write(out, rows)
             print(f"{method}, seed {seed}, {name}: {json.dumps(asdict(row))}", flush=True)
 
 
+def add_times(run: Path, out: Path) -> None:
+    """Time every way once, with the network of the first finished cell, for all rows that have no time.
+
+    The weights change nothing about the time. Nothing else should run on the device meanwhile.
+    """
+    rows, device = read(out), default_device()
+    times: dict[str, float] = {}
+    *_, folder = next(cells(run))
+    for number, row in enumerate(rows):
+        if row.milliseconds is None:
+            if row.way not in times:
+                times[row.way] = time_of(embedder_of(folder, WAYS[row.way], device), device)
+            rows[number] = replace(row, milliseconds=times[row.way])
+    write(out, rows)
+
+
+@torch.no_grad()
+def time_of(embedder: Embedder, device: torch.device) -> float:
+    """Milliseconds of an image: the median over BATCHES of random pixels."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    side, taken = embedder.images.size, []
+    images = torch.randint(256, (BATCH, 3, side, side), dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for _ in range(BATCHES):
+        synchronize()
+        start = clock()
+        embedder(images)
+        synchronize()
+        taken.append(1000 * (clock() - start) / BATCH)
+    return round(median(taken[1:]), 3)
+
+
 def _row(data: str, method: str, seed: int, way: str, size: int, embedder: Embedder, device: torch.device) -> Row:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     backbone, dimensions = embedder.settings.backbone, embedder.embedding_size
-    return Row(data, backbone, method, seed, way, size, dimensions, 0.0, name, 0.0, 0.0)
+    return Row(data, backbone, method, seed, way, size, dimensions, None, name, 0.0, 0.0)
 
 
 def _to_packshots(photos: Tensor, of_photos: Catalog, shots: Tensor, of_shots: Catalog) -> tuple[float, float]:
@@ -215,7 +240,8 @@ def _table(group: tuple[object, ...], lines: dict[tuple[str, str], list[Row]]) -
         for name in ("packshot_recall_at_1", "packshot_recall_at_4") if shots else ():
             values = [getattr(row, name) for row in found]
             figures += [interval([value for value in values if value is not None])]
-        milliseconds = f"{median(row.milliseconds for row in found):.2f}"
+        times = [row.milliseconds for row in found if row.milliseconds is not None]
+        milliseconds = f"{median(times):.2f}" if times else ""
         text.append("| " + " | ".join([way, method, str(len(found)), *figures, milliseconds]) + " |")
     return "\n".join(text) + "\n"
 
@@ -249,9 +275,13 @@ def _places(rows: Sequence[Row]) -> tuple[dict[tuple[str, str, int], tuple[float
     name = "recall_at_1" if any(row.packshot_recall_at_1 is None for row in rows) else "packshot_recall_at_1"
     points: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        points[row.method, row.way, row.size].append(row)
+        if row.milliseconds is not None:
+            points[row.method, row.way, row.size].append(row)
     places = {
-        key: (median(row.milliseconds for row in found), 100 * float(np.mean([getattr(row, name) for row in found])))
+        key: (
+            median(row.milliseconds for row in found if row.milliseconds is not None),
+            100 * float(np.mean([getattr(row, name) for row in found])),
+        )
         for key, found in points.items()
     }
     return places, "Recall@1 (%)" if name == "recall_at_1" else "Recall@1, photo to packshot (%)"
@@ -280,6 +310,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "measure":
         measure(options.run, options.catalog, options.packshots, options.out, options.workers)
+        add_times(options.run, options.out)
         return
     rows = [row for path in options.rows for row in read(path)]
     print(tables(rows))

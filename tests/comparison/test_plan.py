@@ -122,6 +122,8 @@ def test_leading_methods_are_those_of_the_tables(name: str) -> None:
     ours, rivals = (
         {method.name: plan.recipe_of(method, {}, 0) for method in plan.methods} for plan in (leaders, birds)
     )
+    if name == "real_size":  # ours is the recipe that photos get by default
+        rivals["Our recipe"] = replace(Recipe.read(find_recipe("photos")), backbone_lr=1.0e-4)
     shared = [method for method in ours if method in rivals]
     assert {"Our recipe", "ProxyGML", "Proxy-Anchor", "Normalised softmax"} <= set(shared)
     for method in shared:
