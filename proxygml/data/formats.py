@@ -52,6 +52,14 @@ _PPM = re.compile(rb"P[1-6f]\s+(?:#[^\n]*\n\s*)*(\d{1,10})\s+(?:#[^\n]*\n\s*)*(\
 _TGA_DEPTHS = {1: (8, 16), 2: (15, 16, 24, 32), 3: (8, 16)}  # bits of a pixel: with a palette, in colour, grey
 
 
+_STARTS: Mapping[bytes, str] = {
+    **{JPEG: "JPEG", PNG: "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP", CODESTREAM: "JPEG2000"},
+    **dict.fromkeys(TIFF, "TIFF"),
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+}
+
+
+@cache  # it looks for a package on the disk, and a server needs the answer for each upload
 def readable_formats() -> tuple[str, ...]:
     """The names of FORMATS that this installation reads."""
     return tuple(name for name in FORMATS if name != "HEIF" or find_spec(_HEIF_PACKAGE) is not None)
@@ -80,9 +88,7 @@ def _register() -> None:
 
 def image_kind(data: bytes) -> str | None:
     """The format that a file's first bytes state, one of FORMATS; None for any other."""
-    starts = {JPEG: "JPEG", PNG: "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP", CODESTREAM: "JPEG2000"}
-    starts |= dict.fromkeys(TIFF, "TIFF") | {b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000"}
-    for start, kind in starts.items():
+    for start, kind in _STARTS.items():
         if data.startswith(start):
             return kind
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":

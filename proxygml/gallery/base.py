@@ -6,6 +6,7 @@ each implements backend.py. No image is opened here and no network runs.
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ RERANKED = 100
 """How many of the nearest items are re-ranked."""
 
 LAST_ITEM = "all items are removed: a gallery holds at least one"
+
+_FEW = 100  # cells are fetched faster one by one
 
 RECALL_SAMPLE, RECALL_AT = 500, 10
 """Items that query their own gallery, and neighbours of each, to measure an approximate index."""
@@ -58,10 +61,25 @@ class SearchResult:
     def records(self, query: int = 0, *, without: Container[str] = ()) -> list[dict[str, Any]]:
         """The same as one dictionary an item, without these columns; much faster for a few items."""
         names = [str(name) for name in self.table.columns if name not in without]
-        places = self.table.index.get_indexer(self.ids[query])
-        columns = [self.table[name].array.take(places) for name in names]
+        columns = [self._cells(name, self._places[query]) for name in names]
         ranked = enumerate(zip(self.scores[query].tolist(), self.ids[query].tolist(), *columns, strict=True), start=1)
         return [dict(zip(("rank", "score", "id", *names), (rank, *cells), strict=True)) for rank, cells in ranked]
+
+    def cells(self, column: str) -> list[Any]:
+        """The cells of a column for the q * k items, those of the first query first."""
+        return self._cells(column, self._places.ravel())
+
+    @cached_property
+    def _places(self) -> Rows:
+        """The row of the table, int64 (q, k), of each item."""
+        index = self.table.index
+        # A tenth of the time of get_indexer, for a few items after a pass over the vectors has emptied the caches.
+        find = index.to_numpy().searchsorted if index.is_monotonic_increasing else index.get_indexer
+        return np.asarray(find(self.ids.ravel()), np.int64).reshape(self.ids.shape)
+
+    def _cells(self, column: str, places: Rows) -> list[Any]:
+        cells = self.table[column].array
+        return [cells[place] for place in places.tolist()] if len(places) <= _FEW else list(cells.take(places))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -47,7 +47,7 @@ class Prediction:
 
 def is_labelled(result: SearchResult) -> bool:
     """Whether any item that was found has a label to vote for."""
-    return "label" in result.table and bool(result.table.loc[np.unique(result.ids), "label"].notna().any())
+    return "label" in result.table and any(_as_text(cell) is not None for cell in result.cells("label"))
 
 
 def predict(result: SearchResult, threshold: float | None = None) -> list[Prediction]:
@@ -62,10 +62,8 @@ def predict(result: SearchResult, threshold: float | None = None) -> list[Predic
     """
     if "label" not in result.table:
         raise GalleryError("the gallery's items have no label: build it from a catalog to predict classes")
-    ids, place = np.unique(result.ids, return_inverse=True)
-    cells = result.table["label"].array.take(result.table.index.get_indexer(ids))
-    labels = np.array([_as_text(cell) for cell in cells], dtype=object)[place].reshape(result.ids.shape)
-    return [_vote(names, scores, threshold) for names, scores in zip(labels, result.scores, strict=True)]
+    texts, k = [_as_text(cell) for cell in result.cells("label")], result.ids.shape[1]
+    return [_vote(texts[k * row : k * (row + 1)], scores, threshold) for row, scores in enumerate(result.scores)]
 
 
 def _as_text(label: object) -> str | None:
@@ -74,7 +72,7 @@ def _as_text(label: object) -> str | None:
     return label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)
 
 
-def _vote(labels: npt.NDArray[np.object_], scores: Vectors, threshold: float | None) -> Prediction:
+def _vote(labels: Sequence[str | None], scores: Vectors, threshold: float | None) -> Prediction:
     best = float(scores.max())
     votes: dict[str, float] = {}
     weights = np.exp((scores.astype(np.float64) - best) / TEMPERATURE)

@@ -19,13 +19,13 @@ def unit_vectors(embeddings: Tensor | npt.NDArray[np.floating]) -> Vectors:
         raise GalleryError(f"embeddings are {given.shape}, {given.dtype}: expected floats (n, D)")
     vectors = np.ascontiguousarray(given, np.float32)
     lengths = np.linalg.norm(vectors, axis=1)
+    if (np.abs(lengths - 1) < 1e-5).all():
+        return vectors
     if not np.isfinite(lengths).all():
         row = int(np.isfinite(lengths).argmin())
         raise GalleryError(f"embeddings[{row}] holds a NaN, an infinity or too large a number: look at its image")
     if (lengths == 0).any():
         raise GalleryError(f"embeddings[{int(lengths.argmin())}] is all zeros, which has no direction: leave it out")
-    if (np.abs(lengths - 1) < 1e-5).all():
-        return vectors
     unit: Vectors = np.where(np.abs(lengths - 1) < 1e-5, vectors.T, vectors.T / lengths).T.astype(np.float32, order="C")
     return unit
 

@@ -31,6 +31,8 @@ REST_TIMEOUT = 5.0
 READ_SIZE = 16_384
 """Bytes that are read from a connection at a time, before the others have their turn."""
 
+_HELD = 65_536  # bytes of an answer that are held back until the next turn of the event loop
+
 _FREE_CHUNKS, _CHUNK_BYTES = 1000, 100  # so many chunks may be of any size; beyond them, the mean size must be this
 
 _WATCH_EVERY = 1.0  # seconds
@@ -127,6 +129,69 @@ def _room_for_connections() -> int:
     return max(8, soft - open_now - min(_SPARE_FILES, soft // 2))
 
 
+class JoinedWrites(asyncio.Transport):
+    """A transport that sends together what is written in one turn of the event loop: an answer's head with its body.
+
+    Sent alone, the head wakes the client, which can only wait for the body.
+
+    Args:
+        transport: what is written to.
+        loop: the event loop.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport, self._loop = transport, loop
+        self._held = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See asyncio.WriteTransport."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held += data
+        if len(self._held) > _HELD:
+            self._send()
+
+    def _send(self) -> None:
+        held, self._held = self._held, bytearray()
+        if held:
+            self._transport.write(held)
+
+    def get_write_buffer_size(self) -> int:
+        """See asyncio.WriteTransport."""
+        return len(self._held) + self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        """See asyncio.BaseTransport."""
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """See asyncio.WriteTransport."""
+        self._held.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """See asyncio.BaseTransport."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """See asyncio.BaseTransport."""
+        return self._transport.get_extra_info(name, default)
+
+    def is_reading(self) -> bool:
+        """See asyncio.ReadTransport."""
+        return self._transport.is_reading()
+
+    def pause_reading(self) -> None:
+        """See asyncio.ReadTransport."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See asyncio.ReadTransport."""
+        self._transport.resume_reading()
+
+
 class Connection(H11Protocol):
     """One connection, as Uvicorn's h11 protocol serves it, within the limits of `connections_of_server`."""
 
@@ -135,19 +200,19 @@ class Connection(H11Protocol):
     address = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.transport = transport
+        self.transport = JoinedWrites(transport, self.loop)
         self.conn = _CountingConnection(h11.SERVER, READ_SIZE)
         self.address = _network(transport.get_extra_info("peername"))
         self._seen: tuple[Phase, RequestResponseCycle | None] = (Phase.WAITING, None)
         self._since = self.loop.time()
         if not self.connections_of_server.admit(self):
             log.warning("a connection is refused: %d from its address, or %d in all", *self._counts())
-            transport.write(_raw_answer(503, "too many connections are open: try again later"))
-            transport.close()
+            self.transport.write(_raw_answer(503, "too many connections are open: try again later"))
+            self.transport.close()
             return
         self.admitted = True
         transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # asyncio's own would let one client keep the loop
-        super().connection_made(transport)
+        super().connection_made(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections_of_server.remove(self)

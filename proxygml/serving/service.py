@@ -17,8 +17,9 @@ from proxygml.data.orientation import Pixels
 from proxygml.data.transforms import test_transform
 from proxygml.errors import GalleryError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
-from proxygml.gallery.classify import Prediction, is_labelled, predict
+from proxygml.gallery.classify import Prediction, predict
 from proxygml.gallery.filters.grammar import Where, split
+from proxygml.gallery.folder.manifest import Threshold
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import prefix
 from proxygml.serving.batcher import Batcher
@@ -31,6 +32,7 @@ from proxygml.serving.limits import Limits, RequestError, too_many
 from proxygml.serving.pictures import Pictures
 
 _MODEL_BATCH = 16
+_PLAIN = (str, int, bool)  # cells that JSON has as they are
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,11 @@ class Service:
             raise RequestError(422, f"k is {k}, but must be 1 to {self.limits.max_k}")
         try:
             conditions = _conditions(where or (), ["id", *(n for n in self.gallery.columns if n not in self.hidden)])
-            return await asyncio.to_thread(self._search, vector, k, conditions, leave_out)
+            found, threshold = await asyncio.to_thread(self._search, vector, k, conditions, leave_out)
         except GalleryError as error:
             raise refusal_of(error, 422) from None
+        # Not in the thread: the pass over the vectors has emptied its core's cache, and this would take twice as long.
+        return Answer([], None) if found is None else self._answer(found, threshold)
 
     async def neighbors(self, item: int, k: int, where: Sequence[str] | None = None) -> Answer:
         """The k nearest items to one of the gallery's own, which is not among them and has no vote.
@@ -215,7 +219,10 @@ class Service:
         except GalleryError as error:
             raise refusal_of(error, 404, f"there is no item {item}") from None
 
-    def _search(self, vector: Tensor, k: int, where: Where, leave_out: int | None) -> Answer:
+    def _search(
+        self, vector: Tensor, k: int, where: Where, leave_out: int | None
+    ) -> tuple[SearchResult | None, Threshold | None]:
+        """What is found, None where the item to leave out is the only one that may be; and the gallery's threshold."""
         gallery = self.current.latest()
         try:
             found = gallery.search(
@@ -224,12 +231,16 @@ class Service:
         except GalleryError:
             if leave_out is None or gallery.matching(where).tolist() != [leave_out]:
                 raise
-            return Answer([], None)  # it is the only item that may be found
-        threshold = gallery.manifest.threshold
+            return None, None
+        return found, gallery.manifest.threshold
+
+    def _answer(self, found: SearchResult, threshold: Threshold | None) -> Answer:
+        """What is shown of the items that were found, and what they vote for, where any has a label."""
         prediction = None
-        if is_labelled(found):
+        if "label" in found.table:
             prediction = predict(found, None if threshold is None else threshold.score)[0]
-        return Answer(_shown(found, self.hidden), prediction)
+        voted = prediction is not None and prediction.share > 0
+        return Answer(_shown(found, self.hidden), prediction if voted else None)
 
     def _cut(self, vector: Tensor) -> Tensor:
         """The first numbers of a vector (D,), where the gallery holds such alone."""
@@ -265,4 +276,4 @@ def _conditions(where: Iterable[str], known: Sequence[str]) -> list[tuple[str, s
 def _shown(found: SearchResult, hidden: Container[str]) -> list[dict[str, Any]]:
     """A search's rows as JSON has them, without where the server keeps its images."""
     rows = found.records(without=hidden)
-    return [{name: json_cell(value) for name, value in row.items()} for row in rows]
+    return [{name: value if type(value) in _PLAIN else json_cell(value) for name, value in row.items()} for row in rows]

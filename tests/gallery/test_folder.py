@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -590,3 +591,13 @@ def test_the_records_of_an_answer_are_its_rows() -> None:
         assert [list(row) for row in found.records(query, without={"path", "when"})] == [
             ["rank", "score", "id", "label", "size", "flag"]
         ] * 5
+
+
+def test_many_records_are_as_few_are_and_the_table_need_not_be_sorted() -> None:
+    table = items(300).assign(flag=pd.array([True, None] * 150, dtype="boolean"), size=np.arange(300) / 7)
+    found = Gallery.create(clustered(300), table).search(clustered(2, seed=1), 250)
+    shuffled = replace(found, table=found.table.sample(frac=1, random_state=0))
+    for query in range(2):
+        for result in (found, shuffled):
+            pd.testing.assert_frame_equal(pd.DataFrame(result.records(query)), found.rows(query), check_dtype=False)
+    assert found.cells("label") == [row["label"] for query in range(2) for row in found.records(query)]

@@ -1,5 +1,6 @@
 """Limits on connections, and the end of the process, as a client sees them through real sockets."""
 
+import asyncio
 import json
 import logging
 import os
@@ -74,6 +75,46 @@ def is_healthy(running: Running, source: str = "127.0.0.1") -> bool:
     with connect(running, source) as connection:
         connection.sendall(HEAD + b"Connection: close\r\n\r\n")
         return read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_an_answer_is_sent_in_one_piece_unless_it_is_large() -> None:
+    """Counted in the pieces that reach the socket."""
+
+    class Counting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            self.pieces: list[int] = []
+            self.transport, self.write = transport, transport.write
+            transport.write = self.counted  # type: ignore[method-assign]
+            self.joined = connections.JoinedWrites(transport, asyncio.get_running_loop())
+            made.append(self)
+
+        def counted(self, data: bytes) -> None:
+            self.pieces.append(len(data))
+            self.write(data)
+
+    made: list[Counting] = []
+
+    async def work() -> tuple[list[int], bytes]:
+        server = await asyncio.get_running_loop().create_server(Counting, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        while not made:
+            await asyncio.sleep(0)
+        joined = made[0].joined
+        joined.write(b"head ")
+        joined.write(b"body ")
+        assert joined.get_write_buffer_size() == 10 and made[0].pieces == []
+        await asyncio.sleep(0)
+        joined.write(bytes(200_000))
+        joined.write(b" end")
+        joined.close()  # what was written is sent first
+        received = await reader.read()
+        writer.close()
+        server.close()
+        return made[0].pieces, received
+
+    pieces, received = asyncio.run(work())
+    assert pieces == [10, 200_000, 4] and received == b"head body " + bytes(200_000) + b" end"
 
 
 def test_half_sent_heads_of_one_address_make_room_for_others(running: Running) -> None:
