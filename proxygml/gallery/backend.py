@@ -179,6 +179,13 @@ class Backend(ABC):
             GalleryError: it is not there any more, or damaged, or its server does not answer.
         """
 
+    def prepare_searches(self, before: "Self | None" = None) -> None:  # noqa: B027  # most have nothing to prepare
+        """Get ready for many searches of one query each, as a server has them: with more memory they are faster.
+
+        Args:
+            before: the gallery as it was before others, or this process, changed it; it was prepared.
+        """
+
     @abstractmethod
     def check_writable(self) -> None:
         """Check, before there is anything to write, that the gallery can be changed.

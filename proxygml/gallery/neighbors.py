@@ -13,6 +13,7 @@ import numpy.typing as npt
 from proxygml.arrays import Rows, Vectors
 from proxygml.gallery.approximate import ApproximateIndex, FoundRows
 from proxygml.gallery.index_kinds import REFINED
+from proxygml.gallery.rounded import RoundedVectors
 from proxygml.gallery.vectors import VectorRows
 
 _BLOCK_BYTES = 64 * 2**20
@@ -21,7 +22,12 @@ _GROUP, _GROUPS_FOR_EACH = 64, 4  # similarities in a group; groups for each nei
 
 
 def exact_candidates(
-    vectors: VectorRows, queries: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None, first: int = 0
+    vectors: VectorRows,
+    queries: Vectors,
+    k: int,
+    allowed: npt.NDArray[np.bool_] | None,
+    first: int = 0,
+    rounded: RoundedVectors | None = None,
 ) -> list[Rows]:
     """For each query rows that are sure to hold its k nearest.
 
@@ -31,10 +37,15 @@ def exact_candidates(
         k: at most the number of allowed rows.
         allowed: (n,), the rows that may be found; None for all.
         first: the row from which on to look.
+        rounded: a copy of the first vectors, for one query.
     """
     rows: Rows | None = None
     if allowed is not None and 4 * np.count_nonzero(allowed[first:]) < len(allowed) - first:
         rows = first + np.flatnonzero(allowed[first:])  # few rows: fetching them costs less than comparing all
+    elif rounded is not None and len(queries) == 1 and not first:
+        some = _near_by_rounded(vectors, rounded, queries, k, allowed)
+        if len(some) <= max(2 * k, _COMPARED_AT_A_TIME):
+            return [some[_nearest(vectors.take(some) @ queries[0], k, 2.0**-22 * vectors.size)]]
     count = len(vectors) - first if rows is None else len(rows)
     height = max(1, _BLOCK_BYTES // (4 * max(count, 1)))
     found: list[Rows] = []
@@ -47,6 +58,19 @@ def exact_candidates(
         near = [_nearest(row, k, slack) for row in similarity]
         found += [first + places if rows is None else rows[places] for places in near]
     return found
+
+
+def _near_by_rounded(
+    vectors: VectorRows, rounded: RoundedVectors, query: Vectors, k: int, allowed: npt.NDArray[np.bool_] | None
+) -> Rows:
+    """Rows that are sure to hold the k nearest of one query (1, D): what is rounded away may have hidden them."""
+    similarity = np.empty(len(vectors), np.float32)
+    similarity[: len(rounded)] = rounded.products(query[0])
+    if len(rounded) < len(vectors):
+        similarity[len(rounded) :] = _products(vectors, query, None, len(rounded))[0]
+    if allowed is not None:
+        similarity[~allowed] = -np.inf
+    return _nearest(similarity, k, 2 * rounded.error)
 
 
 def _nearest(similarity: Vectors, k: int, slack: float) -> Rows:
@@ -118,6 +142,7 @@ def candidates_among(
     k: int,
     allowed: npt.NDArray[np.bool_] | None,
     refine: int = REFINED,
+    rounded: RoundedVectors | None = None,
 ) -> list[FoundRows]:
     """For each query rows among which its k nearest are, or all where fewer may be found.
 
@@ -128,6 +153,7 @@ def candidates_among(
         k: 1 or more.
         allowed: bool (n,), the rows that may be found; None for all.
         refine: see ApproximateIndex.candidates.
+        rounded: see exact_candidates.
     """
     count = len(vectors) if allowed is None else int(np.count_nonzero(allowed))
     k = min(k, count)
@@ -135,7 +161,7 @@ def candidates_among(
         return [FoundRows(np.empty(0, np.int64))] * len(queries)
     # Where few items may be found, an approximate index would spend its search on those that may not.
     if index is None or 20 * count < len(vectors):
-        return [FoundRows(rows) for rows in exact_candidates(vectors, queries, k, allowed)]
+        return [FoundRows(rows) for rows in exact_candidates(vectors, queries, k, allowed, rounded=rounded)]
     found, first = index.candidates(queries, k, allowed, refine), len(index)
     tail = len(vectors) - first if allowed is None else int(np.count_nonzero(allowed[first:]))
     if tail:

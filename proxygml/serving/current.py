@@ -34,6 +34,7 @@ class CurrentGallery:
     """
 
     def __init__(self, gallery: Gallery) -> None:
+        gallery.prepare_searches()
         self._gallery = gallery
         self._lock = threading.Lock()
         self._counting = threading.Lock()  # a look amid a change would count what the change then counts once more
@@ -67,6 +68,8 @@ class CurrentGallery:
         old = self._gallery.manifest
         if (newer.manifest.model, newer.manifest.dimension) != (old.model, old.dimension):
             raise RequestError(503, "the gallery was built anew with another model: start the server again")
+        if newer is not self._gallery:
+            newer.prepare_searches(self._gallery)
         hidden = self.hidden if newer.columns == self._gallery.columns else hidden_columns(newer)
         with self._lock:
             if newer.manifest.generation >= self._gallery.manifest.generation:

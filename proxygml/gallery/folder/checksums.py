@@ -37,6 +37,18 @@ def stored_file(path: Path, size: int, before: StoredFile | None = None) -> Stor
     return StoredFile(size, kept)
 
 
+def whole_parts(stored: StoredFile) -> int:
+    """The bytes of a file that do not change any more while it grows."""
+    return stored.size // _PART * _PART
+
+
+def same_start(one: StoredFile, other: StoredFile, size: int) -> bool:
+    """Whether the first bytes of both files, all in parts that are whole, are the same."""
+    parts = -(-size // _PART)
+    whole = min(whole_parts(one), whole_parts(other)) >= size
+    return whole and list(one.sha256[:parts]) == list(other.sha256[:parts])
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -23,6 +23,7 @@ from proxygml.gallery.backend import Candidates, Change, Embeddings, Finish
 from proxygml.gallery.backends import backend_of
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.filters.grammar import Condition
+from proxygml.gallery.folder.checksums import same_start, whole_parts
 from proxygml.gallery.folder.files import (
     FolderManifest,
     append_vectors,
@@ -46,6 +47,7 @@ from proxygml.gallery.items.ids import Ids
 from proxygml.gallery.items.table import ItemTable
 from proxygml.gallery.kinds import CODED, SMALLEST, Kind
 from proxygml.gallery.neighbors import candidates_among, recall_against_exact
+from proxygml.gallery.rounded import RoundedVectors, rounded_vectors
 from proxygml.gallery.vectors import VectorRows
 
 _TAIL = 1000
@@ -76,6 +78,7 @@ class FolderGallery(Gallery):
         self._vectors = VectorRows(vectors)
         self._index = index
         self._table = table
+        self._rounded: RoundedVectors | None = None
 
     @classmethod
     def in_memory(cls, vectors: Vectors, items: pd.DataFrame, manifest: Manifest) -> Self:
@@ -228,6 +231,23 @@ class FolderGallery(Gallery):
         folder = self._own_folder()
         return self if read_manifest(folder).generation == self.manifest.generation else self._load(folder)
 
+    def prepare_searches(self, before: Gallery | None = None) -> None:
+        """See Backend.prepare_searches: an exact gallery holds a rounded copy of its vectors.
+
+        It is of the parts of the file that have checksums and will not grow, and is kept while these stay the same.
+        """
+        if self.manifest.kind != "exact" or self.folder is None:
+            return
+        stored, row = self.manifest.files[self.manifest.vectors], 4 * self.manifest.dimension
+        rows = whole_parts(stored) // row
+        if isinstance(before, FolderGallery):
+            old, held = before.manifest.files[before.manifest.vectors], len(before._rounded or ())
+            few = 10 * (rows - held) <= rows if held else whole_parts(old) == whole_parts(stored)
+            if few and same_start(old, stored, held * row):
+                self._rounded = before._rounded
+                return
+        self._rounded = rounded_vectors(self._vectors, rows)
+
     def check_writable(self) -> None:
         """See Backend.check_writable."""
         if self.folder is not None and not os.access(self.folder, os.W_OK):
@@ -247,6 +267,7 @@ class FolderGallery(Gallery):
         """Write the items that can be found to new files, and keep only those."""
         kept = np.flatnonzero(self._table.alive)
         self.manifest = rewrite_vectors(folder, self.manifest, self._vectors, kept)
+        self._rounded = None
         self._vectors = VectorRows(mapped_vectors(folder, self.manifest))
         if len(kept) < len(self._table):
             self._table = self._table.only_alive()
@@ -270,7 +291,7 @@ class FolderGallery(Gallery):
     def _candidates(self, queries: Vectors, wanted: int, conditions: Sequence[Condition]) -> list[Candidates]:
         allowed = self._table.allowed(conditions)
         refine = REFINED if self.manifest.refine is None else self.manifest.refine
-        found = candidates_among(self._vectors, self._index, queries, wanted, allowed, refine)
+        found = candidates_among(self._vectors, self._index, queries, wanted, allowed, refine, self._rounded)
         return [Candidates(self._table.ids[rows], self._vectors, rows, scores) for rows, scores in found]
 
     def _build_index(self, checkpoint: Path | None = None) -> None:
