@@ -8,6 +8,7 @@ Points = npt.NDArray[np.float64]  # (n, 2), each coordinate in 0..1
 LANDMARKS = 10_000  # most points that t-SNE itself lays out: about 36 seconds of one core
 ONE_THREAD = 2_000  # with fewer points, threads that wait for each other on a busy machine take ten times as long
 ANCHORS = 4  # landmarks that place another point
+ALIKE = 1e-5  # standard deviation of the numbers: below it, embeddings differ by rounding alone
 NEAR = 0.03  # of the map's width: anchors that far from the nearest one lie on another island
 
 
@@ -27,8 +28,9 @@ def project(embeddings: npt.NDArray[np.float32], seed: int) -> Points:
 
 
 def _tsne(embeddings: npt.NDArray[np.float32], seed: int) -> Points:
-    centred = embeddings - embeddings.mean(axis=0)
-    if len(embeddings) < 5 or embeddings.shape[1] < 2 or not centred.std() > 1e-6:
+    # In float64: the mean of thousands of equal vectors in float32 is another vector, and t-SNE of equals is a crash.
+    centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
+    if len(embeddings) < 5 or embeddings.shape[1] < 2 or not centred.std() > ALIKE:
         points = np.zeros((len(embeddings), 2))  # too little for t-SNE: as they are
         points[:, : min(2, centred.shape[1])] = centred[:, :2]
         return points

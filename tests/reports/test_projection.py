@@ -31,6 +31,15 @@ def test_collapsed_embeddings_have_a_map_too():
     assert np.isfinite(projection.project(np.ones((50, 4), dtype=np.float32), seed=0)).all()
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-6])
+def test_thousands_of_embeddings_that_differ_by_rounding_have_a_map_too(noise):
+    """Their mean in float32 is another vector; scikit-learn's t-SNE of equals ends the process."""
+    generator = np.random.default_rng(0)
+    one = generator.standard_normal(32)
+    many = one / np.linalg.norm(one) + noise * generator.standard_normal((2000, 32))
+    assert np.isfinite(projection.project(many.astype(np.float32), seed=0)).all()
+
+
 def test_points_beyond_the_landmarks_lie_beside_their_own_group(monkeypatch):
     monkeypatch.setattr(projection, "LANDMARKS", 60)
     generator = np.random.default_rng(0)
