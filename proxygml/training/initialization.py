@@ -133,6 +133,12 @@ def start_head(head: Head, blocks: Callable[[], Iterator[Tensor]], labels: Tenso
             f"{counted(len(labels), 'training image')} are 0: take other weights of the backbone, or "
             "embedding_start random"
         )
+    noun = "training vector" if recipe.takes_vectors else "training image"
+    if moments.is_one_point:
+        raise RecipeError(
+            f"embedding_start is {recipe.embedding_start}, but all features of "
+            f"{counted(len(labels), noun)} are the same: nothing can tell their classes apart"
+        )
     size = recipe.embedder.embedding_size
     if by_class:
         weight, bias = discriminants(moments, size, recipe.whitening)

@@ -79,6 +79,12 @@ def test_features_of_nothing_but_zeros_are_named() -> None:
         start_embedding(nn.Linear(20, 6), torch.zeros(50, 20))
 
 
+def test_features_that_are_all_the_same_are_named() -> None:
+    """Training would amplify what rounding leaves of their differences."""
+    with pytest.raises(RecipeError, match="all features of 50 training images are the same"):
+        start_embedding(nn.Linear(20, 6), torch.rand(20).expand(50, 20))
+
+
 def test_proxies_start_at_means_of_parts_of_their_class() -> None:
     torch.manual_seed(0)
     labels = torch.tensor([1, 0, 1, 0, 1, 0, 1, 2])
