@@ -22,7 +22,8 @@ from proxygml.comparison.cell import Cell, train_and_judge
 from proxygml.errors import RunError, UserError
 from proxygml.training.recipe import Recipe
 
-LOADED_LATE = ("faiss", "jsonargparse", "pyarrow.parquet", "sklearn.metrics")  # by functions that a cell calls
+LOADED_LATE = ("faiss", "jsonargparse", "pyarrow.parquet", "sklearn.metrics", "torch._dynamo")
+"""What functions that a cell calls would load; the last one takes an optimiser a second."""
 PARENT_GONE, UNGUARDED, STOPPED = 3, 4, 128 + signal.SIGTERM  # exit codes
 
 
