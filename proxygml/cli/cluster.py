@@ -37,6 +37,6 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     found = cluster(
         options.run, options.out, settings, **chosen(options, *SOURCE, "vectors", "layout", *EMBEDDING, "engine")
     )
-    say(describe(found), f"clusters: {options.out / 'clusters.csv'}")
+    say(describe(found, "image" if options.vectors is None else "vector"), f"clusters: {options.out / 'clusters.csv'}")
     if (options.out / "sheets").is_dir():  # of vectors without images there are none
         say(f"sheets:   {options.out / 'sheets'}")

@@ -336,7 +336,8 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
         )
     has_positive = rules.num_matches > 0
     if not has_positive[is_query].any():
-        raise CatalogError(f"no query of the {name} split has another image of its class: nothing can be retrieved")
+        other = "image" if part.has_images else "vector"
+        raise CatalogError(f"no query of the {name} split has another {other} of its class: nothing can be retrieved")
     findable = set(table.loc[is_query & has_positive, "label"].unique())
     lost = sorted(set(table.loc[is_query, "label"].unique()) - findable)
     if not lost:

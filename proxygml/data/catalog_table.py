@@ -140,7 +140,7 @@ def _check_marks(marks: pd.Series, splits: pd.Series) -> None:
 
 
 def _check_columns(table: pd.DataFrame) -> None:
-    columns = [str(column) for column in table.columns]
+    columns = [str(column) for column in table.columns if column != EMBEDDING_ROW]
     for group in (BOX_COLUMNS, ROLE_COLUMNS):
         there = [column for column in group if column in columns]
         if there and len(there) < len(group):
@@ -150,8 +150,9 @@ def _check_columns(table: pd.DataFrame) -> None:
             )
     for column in _text_columns(table):
         if column not in columns:
+            also = " of images, and no 'embedding' of vectors" if column == "path" else ""
             raise CatalogError(
-                f"has no column {column!r}; rename the one that holds it: {did_you_mean(column, columns)}"
+                f"has no column {column!r}{also}; rename the one that holds it: {did_you_mean(column, columns)}"
             )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from proxygml.console import progress_bar
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.data.class_names import check_class_names
-from proxygml.data.datasets.layout import Dataset
+from proxygml.data.datasets.layout import Dataset, check_root
 from proxygml.data.datasets.vectors import VectorTable
 from proxygml.data.prepare import Finding, OnBad, check_free, print_counts, publish, warn
 from proxygml.data.vector_source import VectorSource
@@ -39,7 +39,7 @@ def prepare_vectors(
     check_free(out, dropped_list, force)
     if root is None:
         raise DatasetError(f"{dataset.name} needs --root: the file with your vectors and labels")
-    root = root.expanduser() if isinstance(root, Path) else root
+    root = check_root(root, dataset.name)
     found: VectorTable = dataset.read(root)
     if absolute(out) in (absolute(found.vectors.path), absolute(root)):
         raise DatasetError(f"{out} is the file that is read: choose another name for the catalog")

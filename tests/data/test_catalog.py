@@ -260,7 +260,7 @@ BOXES = "path,label,split,x_1,y_1,x_2,y_2\na.jpg,a,train,"
     [
         ("", "cannot be read as csv"),
         ("image_path,label,split\na,b,train\n", "no column 'path'.*rename.*image_path"),
-        ("path:label:split\na:b:train\n", "no column 'path'"),
+        ("path:label:split\na:b:train\n", "no column 'path' of images, and no 'embedding' of vectors"),
         ("path, path ,label,split\na.jpg,b.jpg,b,train\n", "two columns 'path', with and without blanks"),
         ("path,label,split\na.jpg,b,trian\n", "'trian' in row 0.*did you mean 'train'"),
         (

@@ -121,6 +121,10 @@ def _one_class(folder: Path) -> Path:
     return write_file(folder / "f.parquet", labelled_vectors(8)[0], ["a"] * 8)
 
 
+def _each_of_its_own_class(folder: Path) -> Path:
+    return write_file(folder / "f.parquet", labelled_vectors(8)[0], list("abcdefgh"))
+
+
 def _unlabelled(folder: Path) -> Path:
     return write_file(folder / "f.parquet", labelled_vectors(4)[0], [None] * 4)  # type: ignore[list-item]
 
@@ -150,7 +154,8 @@ def _no_rows(folder: Path) -> Path:
         (_alike, {"column": "embeddings"}, "did you mean 'embedding'"),
         (_alike, {"column": "product"}, "expected lists of floats"),
         (_alike, {"test_classes": None}, "4 classes: say which are for testing"),
-        (lambda folder: folder / "none.parquet", {}, "there is no"),
+        (lambda folder: folder / "none.parquet", {}, "there is no .*none.parquet: give --root the file of vectors"),
+        (_each_of_its_own_class, {}, "no query of the test split has another vector of its class"),
     ],
 )
 def test_what_cannot_be_prepared_is_named(
@@ -159,6 +164,12 @@ def test_what_cannot_be_prepared_is_named(
     with pytest.raises(UserError, match=message):
         prepared(make(tmp_path), tmp_path / "c.parquet", **options)  # type: ignore[operator]
     assert not (tmp_path / "c.parquet").exists()
+
+
+def test_a_table_as_it_came_is_no_catalog_and_its_own_columns_are_named(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "f.parquet", *labelled_vectors(8))
+    with pytest.raises(CatalogError, match=r"has no column 'label'; .* choose one of product, id$"):
+        Catalog.read(file)
 
 
 def test_a_table_of_another_length_and_a_csv_catalog_are_refused(tmp_path: Path) -> None:

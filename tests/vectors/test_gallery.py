@@ -105,6 +105,13 @@ def test_vectors_are_clustered_into_a_table_alone(run: RunFolder, features: Path
     assert table.groupby("cluster")["product"].nunique().median() <= 2
 
 
+def test_clusters_of_vectors_are_said_to_be_of_vectors(
+    run: RunFolder, features: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command("cluster", run.path, "--vectors", features, "--out", tmp_path / "c", "--num-clusters", "24")
+    assert "480 vectors in 24 clusters" in capsys.readouterr().out
+
+
 def test_a_null_among_the_vectors_is_named_and_nothing_is_written(run: RunFolder, tmp_path: Path) -> None:
     cells: list[object] = [[1.0] * SIZE] * 30_000
     cells[20_001] = None

@@ -176,5 +176,6 @@ def check_root(root: Place, dataset: str) -> Place:
     """Where a data set is, the user's home written out; DatasetError where there is nothing."""
     root = root.expanduser() if isinstance(root, Path) else root
     if not exists(root, DatasetError):
-        raise DatasetError(f"there is no {root}: give --root the archive or folder of {dataset}")
+        kind = "file" if dataset == "vectors" else "archive or folder"
+        raise DatasetError(f"there is no {root}: give --root the {kind} of {dataset}")
     return root

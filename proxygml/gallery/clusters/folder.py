@@ -139,12 +139,12 @@ def _sort_images(folder: Path, files: Sequence[Place], layout: Layout) -> None:
             shutil.copy2(file, target)
 
 
-def describe(found: Clusters) -> str:
-    """One sentence for the console."""
+def describe(found: Clusters, noun: str = "image") -> str:
+    """One sentence for the console; `noun` says what an item is."""
     codes, duplicates = found
     clusters = int(codes.max()) + 1
     alone = f", {int((codes < 0).sum()):,} in none" if (codes < 0).any() else ""
     return (
-        f"{counted(len(codes), 'image')} in {counted(clusters, 'cluster')}{alone}; "
-        f"{counted(sum(map(len, duplicates)), 'image')} in {counted(len(duplicates), 'group')} of near-duplicates"
+        f"{counted(len(codes), noun)} in {counted(clusters, 'cluster')}{alone}; "
+        f"{counted(sum(map(len, duplicates)), noun)} in {counted(len(duplicates), 'group')} of near-duplicates"
     )
