@@ -38,8 +38,8 @@ from proxygml.gallery.backends import work_place
 from proxygml.gallery.embed import work_folder
 from proxygml.gallery.source import Model, Source
 from proxygml.models.embed_images import images_key
-from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
@@ -88,7 +88,7 @@ def write_run(folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     settings = EmbedderSettings(backbone="conv4_small", weights="none", embedding_size=DIMENSION)
-    Embedder(settings, ImageSettings(size=16, resize=16)).save(run)
+    ImageEmbedder(settings, ImageSettings(size=16, resize=16)).save(run)
     return run
 
 

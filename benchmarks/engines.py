@@ -22,6 +22,7 @@ from proxygml import Embedder
 from proxygml.data.image_settings import ImageSettings
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.engines import openvino_compute
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.models.onnx_export import Precision, write_in_precision
 from proxygml.models.onnx_graph import expected_embeddings, onnxruntime_compute
 
@@ -60,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     settings = EmbedderSettings("mobilenetv2_100", options.weights, embedding_size=512)
-    embedder = Embedder(settings, ImageSettings(size=options.size, resize=options.size)).eval()
+    embedder = ImageEmbedder(settings, ImageSettings(size=options.size, resize=options.size)).eval()
     images = torch.randint(256, (max(BATCHES), 3, options.size, options.size), dtype=torch.uint8)
     table = Table("engine", "MiB", *(f"batch {size}: images a second, times torch" for size in BATCHES))
     with tempfile.TemporaryDirectory() as folder:

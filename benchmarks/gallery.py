@@ -29,8 +29,8 @@ from proxygml.data.vector_file import write_vectors
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.kinds import Kind
 from proxygml.gallery.neighbors import recall_against_exact
-from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 
 PER_CLASS, CLASSES_PER_GROUP, SPREAD, QUERIES, K = 10, 30, 0.7, 200, 10
 KINDS: tuple[Kind, ...] = ("hnsw", "ivfpq", "int8", "binary", "ivfbinary")
@@ -113,7 +113,8 @@ def build(count: int, size: int, kinds: list[Kind], place: Path | None) -> None:
     )
     with TemporaryDirectory(dir=place) as folder:
         root = Path(folder)
-        Embedder(EmbedderSettings("conv4", "none", "avg", size), ImageSettings(size=32, resize=32)).save(root / "run")
+        settings = EmbedderSettings("conv4", "none", "avg", size)
+        ImageEmbedder(settings, ImageSettings(size=32, resize=32)).save(root / "run")
         for name, number in (("small", 2000), ("large", count)):
             write_vectors(root / f"{name}.parquet", blocks(number, size), model="", run="")
 

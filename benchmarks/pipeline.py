@@ -29,8 +29,8 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, collate, decode_image, decode_part
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.data.transforms import random_crop, train_transform
-from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.optimization import make_optimizers, set_learning_rates
 from proxygml.training.recipe import Recipe
 from proxygml.training.sampler import Batches
@@ -201,7 +201,7 @@ def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 # An epoch -------------------------------------------------------------------------------------------------------------
 
 
-class PlanarEmbedder(Embedder):
+class PlanarEmbedder(ImageEmbedder):
     """As the embedder was before: the network computes channel by channel."""
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Epoch:
 
     dataset: ImageDataset
     labels: Tensor
-    embedder: Embedder
+    embedder: ImageEmbedder
     criterion: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
@@ -222,7 +222,7 @@ class Epoch:
 
 def make_epoch(paths: Sequence[Path], weights: str, planar: bool = False, fused: bool = True) -> Epoch:
     settings, device = ImageSettings(size=128, resize=146), default_device()
-    kind = PlanarEmbedder if planar else Embedder
+    kind = PlanarEmbedder if planar else ImageEmbedder
     embedder = kind(EmbedderSettings("mobilenetv2_100", weights), settings).to(device).train()
     for layer in embedder.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):

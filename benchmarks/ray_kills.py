@@ -26,8 +26,8 @@ from benchmarks.measure import console
 from proxygml.cli.main import main as proxygml
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.vector_file import VectorFile
-from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.ray_session import OBJECT_STORE_BYTES, ray_session
 
 WORKERS = 2
@@ -126,7 +126,7 @@ def make_inputs(images: int) -> None:
         coarse.resize((320, 240)).save(folder / f"{number:06d}.jpg")
     Path("run").mkdir()
     embedder = EmbedderSettings(backbone="conv4_small", weights="none", embedding_size=64)
-    Embedder(embedder, ImageSettings(size=64, resize=72)).save(Path("run"))
+    ImageEmbedder(embedder, ImageSettings(size=64, resize=72)).save(Path("run"))
 
 
 def kill_workers(kills: int, images: int) -> int:

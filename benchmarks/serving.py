@@ -30,12 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from proxygml import Embedder, Gallery
+from proxygml import Gallery
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import decode_image
 from proxygml.data.transforms import test_transform as square_transform
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.engines import Engine, load_embedder
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.models.model_files import fingerprint
 from proxygml.serving.server import limit_network_threads
 
@@ -57,7 +58,7 @@ def prepare(folder: Path, count: int = ITEMS) -> Path:
     run.mkdir()
     torch.manual_seed(0)
     settings = EmbedderSettings("mobilenetv2_100", "none", embedding_size=SIZE)
-    Embedder(settings, ImageSettings(size=128, resize=146)).save(run)
+    ImageEmbedder(settings, ImageSettings(size=128, resize=146)).save(run)
     items = pd.DataFrame(
         {"path": [f"{n}.jpg" for n in range(count)], "label": [f"class {n % 500}" for n in range(count)]}
     )

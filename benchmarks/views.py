@@ -37,6 +37,7 @@ from proxygml import evaluate
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
 from proxygml.models.embedder import Embedder
+from proxygml.models.image_embedder import ImageEmbedder
 
 BATCH = 32
 BATCHES = 12  # that are timed, the first apart
@@ -113,9 +114,10 @@ def cells(run: Path) -> Iterator[tuple[str, int, Path]]:
 def embedder_of(folder: Path, way: Way, device: torch.device) -> Embedder:
     """The model of a cell, to embed in another way."""
     trained = Embedder.load(folder)
+    assert isinstance(trained, ImageEmbedder)
     settings = replace(trained.settings, **way.settings, weights="none")  # type: ignore[arg-type]
     size, resize = (round(way.enlarged * side) for side in (trained.images.size, trained.images.resize))
-    embedder = Embedder(settings, replace(trained.images, size=size, resize=resize), trained.classes)
+    embedder = ImageEmbedder(settings, replace(trained.images, size=size, resize=resize), trained.classes)
     embedder.load_state_dict(trained.state_dict())
     embedder.space, embedder.mean, embedder.std = trained.space, trained.mean, trained.std
     return embedder.to(device).eval()

@@ -1,13 +1,14 @@
-"""The embedder: backbone, pooling, linear layer, L2 norm; from RGB images to unit vectors.
+"""What all embedders have in common: they turn items into unit vectors, and are loaded from and saved in run folders.
 
-Its settings are in embedder_settings.py, backbones and their weights in backbones.py, the files of a saved model in
-model_files.py; training/ trains it.
+image_embedder.py has the embedder of images, vector_embedder.py that of vectors which another model made, engines.py
+embedders of images that another runtime computes. The files of a saved model are in model_files.py.
 """
 
-from collections.abc import Sequence, Sized
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,150 +21,91 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import (
     LARGEST_BATCH,
     MOST_WORKERS,
-    ImageError,
-    RecipeError,
     RunError,
     UserError,
     WeightsError,
     check_whole,
     counted,
 )
-from proxygml.models.backbones import Backbone, build_backbone
-from proxygml.models.dilation import FinerMap
+from proxygml.models.backbones import Backbone, InputSpace, build_backbone
 from proxygml.models.embedder_settings import EmbedderSettings
-from proxygml.models.head import Head, Pool
-from proxygml.models.image_batches import ImageLike, image_batches
+from proxygml.models.head import Head
+from proxygml.models.image_batches import ImageLike
 from proxygml.models.model_description import VectorModelDescription, read_model
 from proxygml.models.model_files import TENSORS, read_tensors, write_model
 from proxygml.models.prefix import check_dimensions, prefix
 from proxygml.models.run_files import local_run
-from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
+from proxygml.models.views import View
 from proxygml.urls import as_place
 
-LARGEST_LAYER = 2**30
-"""Weights of the embedding layer."""
 
-
-class Embedder(nn.Module):
-    """Images to L2-normalised embeddings.
-
-    In training mode an image is embedded by one view and the backbone's own feature map; in evaluation mode by the
-    views and the finer map of the settings.
+class Embedder(nn.Module, ABC):
+    """Items to L2-normalised embeddings. `Embedder.load` gives that of a run folder.
 
     Args:
-        settings: backbone, weights, pooling and size.
-        images: how images are cut and scaled before they come here.
+        settings: of the embedder.
         classes: the training classes in the order of their numbers; kept with the model.
-        backbone: used in place of the backbone that the settings name, which is then not built.
-
-    Raises:
-        RecipeError, WeightsError: see build_backbone; or images.size does not suit the backbone.
     """
 
-    takes_images = True
-    """Whether the input is images; that of a VectorEmbedder is vectors."""
+    takes_images: ClassVar[bool]
+    """Whether items are images, and not vectors."""
 
-    mean: Tensor
-    std: Tensor
+    usual_batch: ClassVar[int] = 64
+    """Items that `embed` takes at a time by default."""
 
-    def __init__(
-        self,
-        settings: EmbedderSettings,
-        images: ImageSettings,
-        classes: Sequence[str] = (),
-        *,
-        backbone: Backbone | None = None,
-    ) -> None:
+    images: ImageSettings
+    """How images are cut and scaled; of embedders that take images."""
+
+    space: InputSpace
+    """The values that the backbone takes; of embedders that take images."""
+
+    num_features: int
+    """Numbers that the head takes."""
+
+    embedding_size: int
+    backbone: nn.Module
+    pool: nn.Module
+    head: Head
+    place: Tensor
+
+    def __init__(self, settings: EmbedderSettings, classes: Sequence[str] = ()) -> None:
         super().__init__()
-        network, space = backbone or build_backbone(settings.backbone, settings.weights, images.size)
         self.settings = settings
-        self.images = images
         self.classes = tuple(classes)
-        self.space = space
-        self.backbone = network
-        stride = settings.output_stride
-        self.finer_map = FinerMap(network, settings.backbone, stride) if stride else None
-        self.channels: int = network.num_features  # type: ignore[assignment]
-        self.num_features = self.channels * (self._positions() if settings.pooling == "flatten" else 1)
-        self.embedding_size = settings.embedding_size or self.num_features
-        check_layer(self.num_features, settings)
-        self.pool = Pool(settings.pooling)
-        self.head = head_of(settings, self.num_features)
-        self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(space.std).view(3, 1, 1), persistent=False)
-        if self.finer_map is not None:
-            self._positions(finer=True)  # raised now where the size does not suit it, and not after an epoch
+        self.register_buffer("place", torch.zeros(()), persistent=False)  # moves as the tensors do
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.mean.device
+        return self.place.device
 
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB images (M, 3, H, W), uint8 in 0..255 or float in 0..1 -> (M, embedding_size), L2-normalised."""
-        embeddings: Tensor = self.head(self.features(images))
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that it computes in."""
+        return self.place.dtype
+
+    def forward(self, items: Tensor) -> Tensor:
+        """A batch of items, as `features` takes them -> (M, embedding_size), L2-normalised."""
+        embeddings: Tensor = self.head(self.features(items))
         return embeddings
 
-    def features(self, images: Tensor, *, views: Sequence[View] | None = None, finer: bool | None = None) -> Tensor:
-        """Pooled features (M, num_features), the mean over the views.
+    @abstractmethod
+    def features(self, items: Tensor, *, views: Sequence[View] | None = None, finer: bool | None = None) -> Tensor:
+        """What the head takes, (M, num_features), of a batch of items; views and finer maps are those of images."""
 
-        Args:
-            images: RGB (M, 3, H, W), uint8 in 0..255 or float in 0..1.
-            views: what is looked at; by default those of the settings, in training mode the image itself.
-            finer: take the finer feature map; by default where the settings have one, but not in training mode.
-        """
-        if views is None:
-            views = ONE_VIEW if self.training else views_of(self.settings)
-        if finer is None:
-            finer = self.finer_map is not None and not self.training
-        images = self._normalise(images)
-        pooled: list[Tensor] = [self.pool(self._feature_map(apply_view(images, view), finer)) for view in views]
-        return pooled[0] if len(pooled) == 1 else sum(pooled[1:], start=pooled[0]) / len(pooled)
+    @abstractmethod
+    def _batches(
+        self, items: Any, boxes: npt.NDArray[np.int64] | None, batch_size: int, workers: int
+    ) -> Iterator[Tensor]:
+        """The items, checked, as batches that `forward` takes."""
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        if not images.is_floating_point():
-            images = images / 255
-        images = (images - self.mean) / self.std
-        images = images.flip(1) if self.space.bgr else images
-        images = images.to(self.mean.dtype)  # that of the network, after half() or bfloat16()
-        # Convolutions are fastest so, and every layer passes the layout on; the weights may stay as they are.
-        return images.contiguous(memory_format=torch.channels_last)
+    @abstractmethod
+    def _description(self) -> dict[str, Any]:
+        """What model.json says beside settings and classes."""
 
-    def _feature_map(self, images: Tensor, finer: bool) -> Tensor:
-        """Normalised images to (M, F, positions)."""
-        if not finer:
-            features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
-        elif self.finer_map is not None:
-            features = self.finer_map(self.backbone, images)
-        else:
-            raise RecipeError("embedder.output_stride is 0, so this embedder has no finer feature map")
-        return self._positions_last(features)
-
-    def _positions_last(self, features: Tensor) -> Tensor:
-        """(M, F, h, w), (M, h, w, F), (M, tokens, F) or (M, F), by the family of timm, to (M, F, positions)."""
-        if features.dim() == 4 and features.shape[1] == self.channels:
-            return features.flatten(2)
-        if features.dim() == 4:
-            return features.flatten(1, 2).transpose(1, 2)
-        if features.dim() == 3:
-            # Class and register tokens come first; pooling is over the patches.
-            return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
-        return features[:, :, None]
-
-    @torch.no_grad()
-    def _positions(self, finer: bool = False) -> int:
-        """How many positions the feature map of an image has."""
-        size, was_training = self.images.size, self.backbone.training
-        self.backbone.eval()
-        try:
-            return self._feature_map(torch.zeros(1, 3, size, size), finer).shape[-1]
-        except (RuntimeError, AssertionError) as error:
-            stride = f" and embedder.output_stride {self.settings.output_stride}" if finer else ""
-            raise RecipeError(
-                f"images.size is {size}{stride}, which {self.settings.backbone} cannot take: {error}"
-            ) from error
-        finally:
-            self.backbone.train(was_training)
+    @abstractmethod
+    def _checked(self, items: object) -> Any:
+        """The items, which have a length; UserError where they are none that this embedder takes."""
 
     @torch.no_grad()  # tensors of inference_mode could not be trained on
     def embed(
@@ -171,51 +113,47 @@ class Embedder(nn.Module):
         images: Tensor | npt.NDArray[np.floating] | Sequence[ImageLike],
         *,
         boxes: npt.NDArray[np.int64] | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         workers: int = 0,
         progress: bool = False,
         dimensions: int | None = None,
     ) -> Tensor:
-        """Embed any number of images, in batches, on the device where the embedder is.
+        """Embed any number of images or vectors, in batches, on the device where the embedder is.
 
         Args:
             images: paths; or RGB images of any size as uint8 tensors (3, H, W), uint8 arrays (H, W, 3) or Pillow
                 images, which are turned upright as files are; or one uint8 tensor (n, 3, H, W). A model of vectors
-                takes those, floats (n, F).
+                takes those: floats (n, F), of the model that made the vectors which it was trained on.
             boxes: integer (n, 4), the part of each file to embed, x_1 y_1 x_2 y_2 in pixels; paths only.
-            batch_size: images at a time.
-            workers: processes that decode files; 0 decodes in this one.
+            batch_size: items at a time; by default 64 images, or 65,536 vectors.
+            workers: processes that decode files; 0 decodes in this one. For images only.
             progress: show a progress bar.
             dimensions: give the first so many numbers of each embedding, scaled to length 1 again; see the setting
                 `prefixes`. None gives all.
 
         Returns:
-            float32 (n, dimensions) on the CPU, L2-normalised, in the order of the images.
+            float32 (n, dimensions) on the CPU, L2-normalised, in the order of the items.
 
         Raises:
             ImageError: an image that cannot be decoded, or something that is no image.
             WeightsError: an embedding is NaN.
-            UserError: a batch or a number of workers that no machine can have.
+            UserError: no vectors of the right size, or one that holds a NaN or an infinite number, or zeros alone; or a
+                batch or a number of workers that no machine can have.
         """
-        if isinstance(images, np.ndarray):
-            raise ImageError("embed takes a list of images, but got one array: put arrays (H, W, 3) in a list")
-        if isinstance(images, (str, Path)):
-            raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
-        if not isinstance(images, Sized):
-            raise ImageError(f"images is {images!r}, but embed takes a list of them")
+        items = self._checked(images)
         check_dimensions(dimensions, self.embedding_size)
-        if len(images) == 0:
+        if len(items) == 0:
             return torch.empty(0, dimensions or self.embedding_size)
-        check_whole("batch_size", batch_size, 1, LARGEST_BATCH)
+        size = self.usual_batch if batch_size is None else batch_size
+        check_whole("batch_size", size, 1, LARGEST_BATCH)
         check_whole("workers", workers, 0, MOST_WORKERS)
         was_training = self.training
         self.eval()
         try:
-            batches = image_batches(images, boxes, self.images, batch_size, workers)
-            total = -(-len(images) // batch_size)
+            batches = self._batches(items, boxes, size, workers)
             embedded = [
                 self(batch.to(self.device, non_blocking=True)).float().cpu()
-                for batch in track(batches, "embedding", total, disable=not progress)
+                for batch in track(batches, "embedding", -(-len(items) // size), disable=not progress)
             ]
         finally:
             self.train(was_training)
@@ -223,18 +161,13 @@ class Embedder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors and model.json, each whole or not at all."""
-        description = {
-            "embedder": asdict(self.settings),
-            "images": asdict(self.images),
-            "input": asdict(self.space),
-            "classes": list(self.classes),
-        }
+        description = {"embedder": asdict(self.settings), **self._description(), "classes": list(self.classes)}
         write_model(folder, description, self.state_dict())
 
-    @classmethod
+    @staticmethod
     @check_arguments
-    def load(cls, run_folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
-        """The embedder of a run folder, ready to embed; a VectorEmbedder where it was trained on vectors.
+    def load(run_folder: str | Path, device: str | torch.device = "cpu") -> "Embedder":
+        """The embedder of a run folder, ready to embed: of vectors where it was trained on some, else of images.
 
         Args:
             run_folder: the folder that holds model.safetensors and model.json, or its URL.
@@ -246,15 +179,18 @@ class Embedder(nn.Module):
             WeightsError: the tensors do not fit the description, or hold NaN.
         """
         folder, device = local_run(as_place(run_folder, "the run folder", RunError)), checked_device(device)
-        model = read_model(folder)
-        if isinstance(model, VectorModelDescription):
-            from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415  (it is a kind of this class)
+        # Imported here, because they are kinds of this class.
+        from proxygml.models.image_embedder import ImageEmbedder  # noqa: PLC0415
+        from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415
 
-            return (
-                VectorEmbedder(model.embedder, model.num_features, model.classes).with_tensors(folder).to(device).eval()
-            )
-        network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
-        embedder = cls(model.embedder, model.images, model.classes, backbone=Backbone(network, model.input))
+        model = read_model(folder)
+        embedder: Embedder
+        if isinstance(model, VectorModelDescription):
+            embedder = VectorEmbedder(model.embedder, model.num_features, model.classes)
+        else:
+            network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
+            backbone = Backbone(network, model.input)
+            embedder = ImageEmbedder(model.embedder, model.images, model.classes, backbone=backbone)
         return embedder.with_tensors(folder).to(device).eval()
 
     def with_tensors(self, folder: Path) -> Self:
@@ -288,20 +224,3 @@ def checked_embeddings(embeddings: Tensor) -> Tensor:
             "are damaged, or overflow in this precision; take the model of a training that ended well, or float32"
         )
     return embeddings
-
-
-def head_of(settings: EmbedderSettings, num_features: int) -> Head:
-    """The head that the settings describe."""
-    return Head(num_features, settings.embedding_size, settings.feature_norm, settings.head, settings.hidden_size)
-
-
-def check_layer(num_features: int, settings: EmbedderSettings) -> None:
-    """Raise RecipeError where the embedding layer would fill the memory of any device."""
-    units = settings.hidden_size if settings.head == "mlp" else 0
-    numbers = num_features * max(settings.embedding_size, units)
-    if numbers > LARGEST_LAYER:
-        raise RecipeError(
-            f"embedder.embedding_size is {settings.embedding_size:,} ({counted(units, 'hidden unit')}) for "
-            f"{counted(num_features, 'feature')}, which makes a layer of {counted(numbers, 'number')}, but at most "
-            f"{LARGEST_LAYER:,} are possible: take a smaller one, or another pooling than flatten"
-        )

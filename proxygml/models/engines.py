@@ -6,19 +6,20 @@ may be built with one engine and searched with another.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxygml.arrays import Vectors
 from proxygml.errors import UserError, check_extra
 from proxygml.files import atomic_folder, cache_folder
 from proxygml.models.embedder import Embedder
+from proxygml.models.image_batches import checked_images, image_batches
 from proxygml.models.model_description import ModelDescription, read_model
 from proxygml.models.model_files import fingerprint
 from proxygml.models.onnx_graph import (
@@ -49,17 +50,25 @@ class EngineEmbedder(Embedder):
         embedding_size: D.
     """
 
+    takes_images = True
+
     def __init__(self, model: ModelDescription, compute: Compute, embedding_size: int) -> None:
-        nn.Module.__init__(self)  # and not Embedder's, which builds a backbone
-        self.settings, self.images, self.classes = model.embedder, model.images, model.classes
-        self.space = model.input
+        super().__init__(model.embedder, model.classes)
+        self.images, self.space = model.images, model.input
         self.embedding_size = embedding_size
         self._compute = compute
-        self.register_buffer("mean", torch.zeros(1), persistent=False)  # where it computes
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, items: Tensor) -> Tensor:
         """RGB images (M, 3, S, S), uint8 in 0..255 -> (M, embedding_size), float32, L2-normalised."""
-        return torch.from_numpy(self._compute(images.numpy()))
+        return torch.from_numpy(self._compute(items.numpy()))
+
+    def _checked(self, items: object) -> Any:
+        return checked_images(items)
+
+    def _batches(
+        self, items: Any, boxes: npt.NDArray[np.int64] | None, batch_size: int, workers: int
+    ) -> Iterator[Tensor]:
+        return image_batches(items, boxes, self.images, batch_size, workers)
 
     def features(self, *_: object, **__: object) -> NoReturn:
         """Is not to be had."""
@@ -68,6 +77,9 @@ class EngineEmbedder(Embedder):
     def save(self, folder: Path) -> NoReturn:
         """Is not to be had."""
         raise UserError(f"this embedder is run by another engine, and has no tensors to save in {folder}")
+
+    def _description(self) -> NoReturn:
+        raise NotImplementedError
 
 
 def load_embedder(run: Path, engine: Engine = "torch", device: str | torch.device = "cpu") -> Embedder:

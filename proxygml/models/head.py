@@ -4,7 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proxygml.models.embedder_settings import FeatureNorm, HeadKind, Pooling
+from proxygml.errors import RecipeError, counted
+from proxygml.models.embedder_settings import EmbedderSettings, FeatureNorm, HeadKind, Pooling
+
+LARGEST_LAYER = 2**30
+"""Weights of the embedding layer."""
 
 
 class Pool(nn.Module):
@@ -116,3 +120,20 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         vectors: Tensor = self.linear(self.norm(features))
         return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+
+
+def head_of(settings: EmbedderSettings, num_features: int) -> Head:
+    """The head that the settings describe."""
+    return Head(num_features, settings.embedding_size, settings.feature_norm, settings.head, settings.hidden_size)
+
+
+def check_layer(num_features: int, settings: EmbedderSettings) -> None:
+    """Raise RecipeError where the embedding layer would fill the memory of any device."""
+    units = settings.hidden_size if settings.head == "mlp" else 0
+    numbers = num_features * max(settings.embedding_size, units)
+    if numbers > LARGEST_LAYER:
+        raise RecipeError(
+            f"embedder.embedding_size is {settings.embedding_size:,} ({counted(units, 'hidden unit')}) for "
+            f"{counted(num_features, 'feature')}, which makes a layer of {counted(numbers, 'number')}, but at most "
+            f"{LARGEST_LAYER:,} are possible: take a smaller one, or another pooling than flatten"
+        )

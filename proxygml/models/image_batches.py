@@ -1,7 +1,8 @@
 """Images of any kind (paths, arrays, tensors, Pillow images) as the batches of squares that an embedder takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,17 @@ from proxygml.data.transforms import test_transform
 from proxygml.errors import ImageError
 
 ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image
+
+
+def checked_images(images: object) -> Any:
+    """What may be a list of images; ImageError for a single one, or what has no length."""
+    if isinstance(images, np.ndarray):
+        raise ImageError("embed takes a list of images, but got one array: put arrays (H, W, 3) in a list")
+    if isinstance(images, (str, Path)):
+        raise ImageError(f"embed takes a list of images, but got the single path {str(images)!r}: put it in a list")
+    if not isinstance(images, Sized):
+        raise ImageError(f"images is {images!r}, but embed takes a list of them")
+    return images
 
 
 def image_batches(

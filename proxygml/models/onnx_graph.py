@@ -38,7 +38,7 @@ def write_graph(embedder: Embedder, path: Path) -> None:
             opset_version=OPSET,
             input_names=[name],
             output_names=["embeddings"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"items": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:

@@ -21,6 +21,7 @@ from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.backbones import build_backbone
 from proxygml.models.embedder import Embedder
 from proxygml.models.head import Head, Standardized
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.models.vector_embedder import VectorEmbedder
 from proxygml.training.continuation import load_network
 from proxygml.training.features import cached_features, embed_features
@@ -87,7 +88,7 @@ def new_embedder(recipe: Recipe, classes: Sequence[str], images: Catalog | None,
         rows_of(images)  # raises where there are no vectors
         return VectorEmbedder(settings, images.vectors.size if images.vectors else 0, classes)
     backbone = build_backbone(settings.backbone, "none", recipe.images.size) if restored else None
-    return Embedder(settings, recipe.images, classes, backbone=backbone)
+    return ImageEmbedder(settings, recipe.images, classes, backbone=backbone)
 
 
 def start_blocks(embedder: Embedder, images: Catalog, accelerator: Accelerator, recipe: Recipe) -> Iterator[Tensor]:

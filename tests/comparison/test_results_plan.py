@@ -13,6 +13,7 @@ from proxygml.comparison.row import Row
 from proxygml.data.image_settings import ImageSettings
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 
 equal_cost = pytest.importorskip("benchmarks.equal_cost")
 results = pytest.importorskip("benchmarks.results")
@@ -88,14 +89,14 @@ def test_every_cell_is_judged_once_by_every_way_to_embed(small_catalog: Path, tm
     settings = EmbedderSettings("mobilenetv2_035", "none", "max", 8, mirror=True, output_stride=8)
     folder = tmp_path / "run" / "Ours" / "seed-0"
     folder.mkdir(parents=True)
-    Embedder(settings, ImageSettings(size=32, resize=36), ["a", "b"]).save(folder)
+    ImageEmbedder(settings, ImageSettings(size=32, resize=36), ["a", "b"]).save(folder)
     (folder / "evaluation.json").write_text("{}")
     (tmp_path / "run" / "Ours" / "seed-1").mkdir()  # not finished
     places = (tmp_path / "run", tmp_path / "photos.csv", tmp_path / "packshots.csv", tmp_path / "views.csv", 0)
     views.measure(*places)
     rows = views.read(tmp_path / "views.csv")
     assert [(row.seed, row.way) for row in rows] == [(0, way) for way in views.WAYS]
-    plain = Embedder(replace(settings, mirror=False, output_stride=0), ImageSettings(size=32, resize=36))
+    plain = ImageEmbedder(replace(settings, mirror=False, output_stride=0), ImageSettings(size=32, resize=36))
     plain.load_state_dict(Embedder.load(folder).state_dict())
     expected = evaluate(plain.embed(list(asked["path"])), list(asked["label"]), (1,), nmi=False)
     assert rows[0].recall_at_1 == pytest.approx(expected.recall[1].value)

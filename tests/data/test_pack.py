@@ -15,7 +15,7 @@ from proxygml.data.decode import read_file
 from proxygml.data.image_list import file_stamps
 from proxygml.data.pack import pack_images
 from proxygml.errors import ImageError
-from proxygml.models.embedder import Embedder
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import resume
@@ -95,7 +95,7 @@ def test_prepare_packs_and_what_follows_takes_the_shards(
     written = shard.stat().st_mtime_ns
     main([*words, "--out", str(tmp_path / "packed.csv"), "--pack", "--force"])
     assert shard.stat().st_mtime_ns == written, "a shard of the same images was written again"
-    embedder = Embedder(small_recipe.embedder, small_recipe.images).eval()
+    embedder = ImageEmbedder(small_recipe.embedder, small_recipe.images).eval()
     expected = embedder.embed(single.paths)
     photos.rename(tmp_path / "gone")
     assert embedder.embed(together.paths).equal(expected)

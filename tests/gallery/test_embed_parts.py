@@ -15,7 +15,7 @@ from proxygml.cli.main import main
 from proxygml.data.vector_file import VectorFile
 from proxygml.errors import GalleryError
 from proxygml.gallery import Gallery
-from proxygml.models.embedder import Embedder
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.remote import names_in
 from proxygml.training.recipe import Recipe
 from proxygml.urls import Url
@@ -31,7 +31,7 @@ PARTS = ("--ray", "--part_rows", "16", "--batch_size", "8", "--workers", "1")
 def run(small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embed") / "run"
     folder.mkdir()
-    Embedder(small_recipe.embedder, small_recipe.images).save(folder)
+    ImageEmbedder(small_recipe.embedder, small_recipe.images).save(folder)
     return folder
 
 

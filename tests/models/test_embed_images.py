@@ -18,6 +18,7 @@ from proxygml.files import reserve_space
 from proxygml.models.embed_images import embed_images
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.models.model_files import fingerprint
 from tests.helpers.pictures import write_picture
 
@@ -27,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small, untrained model."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    Embedder(EmbedderSettings("conv4", "none", "avg", 8), ImageSettings(size=16, resize=16)).save(folder)
+    ImageEmbedder(EmbedderSettings("conv4", "none", "avg", 8), ImageSettings(size=16, resize=16)).save(folder)
     return folder
 
 

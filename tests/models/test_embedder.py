@@ -22,6 +22,7 @@ from proxygml.errors import ImageError, RecipeError, RunError, UserError, Weight
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head, Pool
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.models.model_files import read_tensors, write_model
 from tests.helpers.kills import survives_kills
 from tests.helpers.shared import shared_file
@@ -31,7 +32,7 @@ SMALL = ImageSettings(size=32, resize=36)
 
 def build(backbone: str = "conv4", weights: str = "none", size: int = 8, pooling: str = "avg") -> Embedder:
     settings = EmbedderSettings(backbone, weights, pooling, size)  # type: ignore[arg-type]
-    return Embedder(settings, SMALL, ["a", "b"]).eval()
+    return ImageEmbedder(settings, SMALL, ["a", "b"]).eval()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def build(backbone: str = "conv4", weights: str = "none", size: int = 8, pooling
 )
 def test_every_kind_of_backbone_gives_unit_vectors(backbone: str) -> None:
     size = 64 if backbone.startswith("swin") else 32
-    embedder = Embedder(EmbedderSettings(backbone, "none", "avg", 8), ImageSettings(size=size, resize=size)).eval()
+    embedder = ImageEmbedder(EmbedderSettings(backbone, "none", "avg", 8), ImageSettings(size=size, resize=size)).eval()
     with torch.inference_mode():
         vectors = embedder(torch.randint(256, (2, 3, size, size), dtype=torch.uint8))
     assert vectors.shape == (2, 8)
@@ -48,7 +49,7 @@ def test_every_kind_of_backbone_gives_unit_vectors(backbone: str) -> None:
 
 
 def test_vision_transformers_pool_their_patches() -> None:
-    embedder = Embedder(EmbedderSettings("vit_tiny_patch16_224", "none", "avg", 0), SMALL).eval()
+    embedder = ImageEmbedder(EmbedderSettings("vit_tiny_patch16_224", "none", "avg", 0), SMALL).eval()
     with torch.inference_mode():
         images = torch.rand(1, 3, 32, 32)
         tokens = embedder.backbone.forward_features((images - embedder.mean) / embedder.std)
@@ -72,7 +73,7 @@ def test_pooling(pooling: str) -> None:
 def test_flattened_features_keep_every_position(tmp_path: Path) -> None:
     """A 2 x 2 map of 256 channels at 32 pixels; the saved embedder has the linear layer that fits it."""
     settings, images = EmbedderSettings("conv4", "none", "flatten", 8), ImageSettings(size=32, resize=32)
-    embedder = Embedder(settings, images).eval()
+    embedder = ImageEmbedder(settings, images).eval()
     assert (embedder.num_features, embedder.head.linear.weight.shape) == (1024, (8, 1024))
     rgb = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
@@ -86,7 +87,7 @@ def test_flattened_features_keep_every_position(tmp_path: Path) -> None:
 def test_features_are_normalised_before_the_linear_layer(norm: str, tmp_path: Path) -> None:
     """In training over the batch or over each image's features; what is saved embeds by what training has seen."""
     settings = EmbedderSettings("conv4", "none", embedding_size=8, feature_norm=norm)  # type: ignore[arg-type]
-    embedder = Embedder(settings, SMALL).train()
+    embedder = ImageEmbedder(settings, SMALL).train()
     embedder.backbone.eval()
     rgb = torch.rand(16, 3, 32, 32)
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_features_are_normalised_before_the_linear_layer(norm: str, tmp_path: Pa
 
 def test_images_too_small_to_flatten_are_named() -> None:
     with pytest.raises(RecipeError, match="images.size is 8, which conv4 cannot take"):
-        Embedder(EmbedderSettings("conv4", "none", "flatten", 8), ImageSettings(size=8, resize=8))
+        ImageEmbedder(EmbedderSettings("conv4", "none", "flatten", 8), ImageSettings(size=8, resize=8))
 
 
 def test_uint8_and_float_images_are_the_same_input() -> None:
@@ -234,7 +235,7 @@ def test_saved_and_loaded_embedder_is_the_same(tmp_path: Path) -> None:
 def test_a_kill_while_a_model_is_replaced_never_mixes_it_with_another(tmp_path: Path) -> None:
     """The two have tensors of the same shapes, but scale images differently."""
     settings = EmbedderSettings("conv4", "none", "avg", 8)
-    old, new = (Embedder(settings, ImageSettings(size=16, resize=resize)) for resize in (16, 20))
+    old, new = (ImageEmbedder(settings, ImageSettings(size=16, resize=resize)) for resize in (16, 20))
     image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
     expected = {embedder.images.resize: embedder.eval()(image) for embedder in (old, new)}
     for step in range(20):
@@ -373,7 +374,7 @@ def test_an_embedder_of_another_precision_embeds(dtype: torch.dtype, backbone: s
 
 def test_real_weights_load_strictly() -> None:
     weights = shared_file("mobilenetv2_100.imagenet.safetensors")
-    embedder = Embedder(EmbedderSettings("mobilenetv2_100", str(weights), "avg", 0), SMALL)
+    embedder = ImageEmbedder(EmbedderSettings("mobilenetv2_100", str(weights), "avg", 0), SMALL)
     assert embedder.num_features == 1280
 
 
@@ -384,11 +385,11 @@ def test_errors_are_value_errors() -> None:
 def test_mirrored_embedding_does_not_tell_an_image_from_its_mirror_image() -> None:
     torch.manual_seed(0)
     settings = EmbedderSettings(backbone="conv4", weights="none", embedding_size=8, mirror=True)
-    embedder = Embedder(settings, ImageSettings(size=32, resize=32))
+    embedder = ImageEmbedder(settings, ImageSettings(size=32, resize=32))
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     both = embedder.embed(images)
     assert torch.allclose(both, embedder.embed(images.flip(3)), atol=1e-6)
-    plain = Embedder(replace(settings, mirror=False), embedder.images)
+    plain = ImageEmbedder(replace(settings, mirror=False), embedder.images)
     plain.load_state_dict(embedder.state_dict())
     features = (plain.eval().features(images) + plain.features(images.flip(3))) / 2
     assert torch.allclose(both, plain.head(features), atol=1e-6)
@@ -398,8 +399,8 @@ def test_mirrored_embedding_does_not_tell_an_image_from_its_mirror_image() -> No
 def test_an_image_is_embedded_by_the_mean_of_its_views() -> None:
     """Upright, turned to either side, and each enlarged, around the centre; SciPy does the same by other means."""
     settings = EmbedderSettings(backbone="conv4", weights="none", embedding_size=8, tilt=10, zoom=1.2)
-    embedder, images = Embedder(settings, SMALL).eval(), torch.rand(2, 3, 32, 32)
-    plain = Embedder(replace(settings, tilt=0, zoom=1), SMALL).eval()
+    embedder, images = ImageEmbedder(settings, SMALL).eval(), torch.rand(2, 3, 32, 32)
+    plain = ImageEmbedder(replace(settings, tilt=0, zoom=1), SMALL).eval()
     plain.load_state_dict(embedder.state_dict())
     views = []
     for angle, zoom in itertools.product(np.radians([0, -10, 10]), (1, 1.2)):
@@ -425,8 +426,8 @@ def test_impossible_views_are_named(wrong: dict[str, float]) -> None:
 @pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet18", "resnetblur18"])
 def test_an_image_is_embedded_by_a_finer_map_and_trained_on_by_the_usual_one(backbone: str) -> None:
     settings = EmbedderSettings(backbone=backbone, weights="none", embedding_size=8, output_stride=8)
-    embedder, images = Embedder(settings, SMALL), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    plain = Embedder(replace(settings, output_stride=0), SMALL).eval()
+    embedder, images = ImageEmbedder(settings, SMALL), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    plain = ImageEmbedder(replace(settings, output_stride=0), SMALL).eval()
     plain.load_state_dict(embedder.state_dict())
     finer = timm.create_model(backbone, num_classes=0, global_pool="", output_stride=8).eval()
     finer.load_state_dict(embedder.backbone.state_dict())
@@ -439,7 +440,7 @@ def test_an_image_is_embedded_by_a_finer_map_and_trained_on_by_the_usual_one(bac
 
 
 def test_a_finer_map_is_kept_with_the_model(tmp_path: Path) -> None:
-    embedder = Embedder(EmbedderSettings("mobilenetv2_035", "none", embedding_size=8, output_stride=16), SMALL)
+    embedder = ImageEmbedder(EmbedderSettings("mobilenetv2_035", "none", embedding_size=8, output_stride=16), SMALL)
     embedder.save(tmp_path)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(Embedder.load(tmp_path).embed(images), embedder.embed(images))
@@ -459,4 +460,4 @@ def test_a_finer_map_is_kept_with_the_model(tmp_path: Path) -> None:
 )
 def test_a_backbone_that_has_no_finer_map_is_named(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=f"embedder.output_stride is .*{reason}"):
-        Embedder(EmbedderSettings(**{"weights": "none", "output_stride": 8} | settings), SMALL)
+        ImageEmbedder(EmbedderSettings(**{"weights": "none", "output_stride": 8} | settings), SMALL)

@@ -15,6 +15,7 @@ from proxygml import Embedder
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import RecipeError, RunError, UserError, WeightsError
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from tests.helpers.commands import refused
 from tests.helpers.models import untrained
 
@@ -120,7 +121,7 @@ def test_finite_weights_that_overflow_give_no_vectors(model: Path) -> None:
 
 def test_an_embedding_layer_of_impossible_size_is_named() -> None:
     with pytest.raises(RecipeError, match="makes a layer of .* numbers"):
-        Embedder(EmbedderSettings("conv4", "none", "flatten", 2**16), ImageSettings(size=512, resize=512))
+        ImageEmbedder(EmbedderSettings("conv4", "none", "flatten", 2**16), ImageSettings(size=512, resize=512))
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])

@@ -16,6 +16,7 @@ from proxygml import Embedder
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.export import export
 from tests.helpers.commands import refused
 from tests.helpers.commands import run as command
@@ -27,7 +28,7 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
 def untrained(folder: Path, settings: EmbedderSettings, size: int = 32) -> Embedder:
     torch.manual_seed(0)
-    Embedder(settings, ImageSettings(size=size, resize=size + 6)).save(folder)
+    ImageEmbedder(settings, ImageSettings(size=size, resize=size + 6)).save(folder)
     return Embedder.load(folder)
 
 
@@ -96,7 +97,7 @@ def described(path: Path, how: list[dict]) -> np.ndarray:
 
 def test_a_photo_from_its_file_by_the_description_alone(tmp_path: Path) -> None:
     weights = shared_file("mobilenetv2_100.imagenet.safetensors")
-    embedder = Embedder(EmbedderSettings("mobilenetv2_100", str(weights)), ImageSettings(size=96, resize=110))
+    embedder = ImageEmbedder(EmbedderSettings("mobilenetv2_100", str(weights)), ImageSettings(size=96, resize=110))
     embedder.save(tmp_path / "run")
     y, x = np.mgrid[:150, :210]
     pixels = np.stack([x, y, 120 + 60 * np.sin(x / 9) * np.cos(y / 7)], axis=2)

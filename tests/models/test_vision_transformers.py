@@ -12,6 +12,7 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import WeightsError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 
 SIZES = {"vit_tiny_patch16_224": 32, "vit_small_patch14_reg4_dinov2": 28, "vit_tiny_patch16_dinov3_qkvb": 32}
 
@@ -19,7 +20,7 @@ SIZES = {"vit_tiny_patch16_224": 32, "vit_small_patch14_reg4_dinov2": 28, "vit_t
 def build(backbone: str, weights: str = "none", embedding_size: int = 8) -> Embedder:
     size = SIZES[backbone]
     settings = EmbedderSettings(backbone, weights, "avg", embedding_size)
-    return Embedder(settings, ImageSettings(size=size, resize=size)).eval()
+    return ImageEmbedder(settings, ImageSettings(size=size, resize=size)).eval()
 
 
 @pytest.mark.parametrize("backbone", SIZES)

@@ -12,6 +12,7 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import WeightsError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.recipe import Recipe
 from tests.helpers.runs import train
 
@@ -19,7 +20,7 @@ IMAGES = ImageSettings(size=32, resize=32)
 
 
 def build(weights: Path | str, backbone: str = "conv4", size: int = 8) -> Embedder:
-    return Embedder(EmbedderSettings(backbone, str(weights), embedding_size=size), IMAGES)
+    return ImageEmbedder(EmbedderSettings(backbone, str(weights), embedding_size=size), IMAGES)
 
 
 def own_names(backbone: str = "conv4") -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from proxygml import Embedder
 from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.export import export, exported_recall
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
@@ -27,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, small_catalog: Path) -> Path:
     folder.mkdir()
     settings, images = EmbedderSettings("conv4", "none", "avg", 16), ImageSettings(size=24, resize=24)
     torch.manual_seed(0)
-    Embedder(settings, images).save(folder)
+    ImageEmbedder(settings, images).save(folder)
     Recipe(catalog=str(small_catalog), embedder=settings, images=images).write(RunFolder(folder).recipe)
     return folder
 

@@ -15,6 +15,7 @@ from proxygml.data.catalog import Catalog
 from proxygml.data.image_settings import ImageSettings
 from proxygml.evaluation.metrics import score_queries
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.features import cached_features, embed_catalog
 from proxygml.training.processes import make_accelerator, own_slice
@@ -49,8 +50,8 @@ def test_features_are_kept_apart_by_how_they_are_computed(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = Catalog.read(small_recipe.catalog).split("test")
-    embedder = Embedder(EmbedderSettings("mobilenetv2_035", "none"), ImageSettings(size=64, resize=64))
-    other = Embedder(replace(embedder.settings, **changes), embedder.images)
+    embedder = ImageEmbedder(EmbedderSettings("mobilenetv2_035", "none"), ImageSettings(size=64, resize=64))
+    other = ImageEmbedder(replace(embedder.settings, **changes), embedder.images)
     other.load_state_dict(embedder.state_dict())
     accelerator = make_accelerator(small_recipe)
     usual, changed = (cached_features(each, images, accelerator, workers=0) for each in (embedder, other))
@@ -68,7 +69,7 @@ def parts(recipe: dict[str, Any], cache: str) -> dict[str, Any]:
     images = Catalog.read(settings.catalog).split("test")
     images = images.with_table(images.table[:5])
     torch.manual_seed(0)
-    embedder = Embedder(EmbedderSettings("mobilenetv2_035", "none"), ImageSettings(size=64, resize=64))
+    embedder = ImageEmbedder(EmbedderSettings("mobilenetv2_035", "none"), ImageSettings(size=64, resize=64))
     accelerator = make_accelerator(settings)
     assert accelerator.num_processes == size
     rows = own_slice(5, accelerator)

@@ -12,8 +12,8 @@ from proxygml import ProxyGMLLoss
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset
-from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.models.image_embedder import ImageEmbedder
 from tests.helpers.catalogs import catalog_of
 from tests.helpers.pictures import write_picture
 
@@ -65,7 +65,7 @@ def test_the_loss_written_out_is_that_of_the_package() -> None:
 def test_two_passes_in_parts_give_the_gradients_of_one_large_batch() -> None:
     torch.manual_seed(0)
     settings = EmbedderSettings(backbone="conv4_small", weights="none", pooling="max", embedding_size=16)
-    embedder = Embedder(settings, ImageSettings(size=32, resize=32)).double()
+    embedder = ImageEmbedder(settings, ImageSettings(size=32, resize=32)).double()
     embedder.backbone.eval()  # frozen batch norm
     images, labels = torch.randint(256, (10, 3, 32, 32)).byte(), torch.arange(10) % 4
     found = []
