@@ -112,27 +112,36 @@ def _get(files: Any, path: str, target: Path) -> None:
     files.get_file(path, str(target))
 
 
-def local_folder(url: Url, names: Sequence[str], kind: type[UserError] = UserError) -> Path:
+def local_folder(url: Url, names: Mapping[str, int], kind: type[UserError] = UserError) -> Path:
     """A folder on this machine with copies of those of these files that a folder at a URL has now.
 
+    Args:
+        url: of the folder.
+        names: of the files, and the bytes that each may have.
+        kind: the error to raise.
+
     Raises:
-        UserError: of that kind; one cannot be read, or they were changed while they were.
+        UserError: of that kind; one cannot be read or is larger, or they were changed while they were read.
     """
     with _translating(url, kind):
-        versions = _versions(url, names)
+        versions = _versions(url, names, kind)
         copies = _copies("files")
         key = "\0".join([url, *(f"{name} {version or uuid.uuid4().hex}" for name, version in versions.items())])
         files, path = _filesystem(url)
         for name in versions:
             copies.fetch(copies.path(key, name), partial(_get, files, f"{path}/{name}"))
-        if _versions(url, names) != versions:
+        if _versions(url, names, kind) != versions:
             raise kind(f"{url} was changed while it was read: repeat the command")
         return copies.path(key, "any").parent
 
 
-def _versions(url: Url, names: Sequence[str]) -> dict[str, str]:
-    """The version of each of the files that are there."""
+def _versions(url: Url, names: Mapping[str, int], kind: type[UserError]) -> dict[str, str]:
+    """The version of each of the files that are there, none larger than it may be."""
     facts = {name: _facts(Url(f"{url}/{name}"), UserError) for name in names}
+    for name, most in names.items():
+        found = facts[name]
+        if found is not None and (found.get("size") or 0) > most:
+            raise kind(f"{url}/{name} has {counted(found['size'], 'byte')}, but such a file has at most {most:,}")
     return {name: _version(found) for name, found in facts.items() if found is not None}
 
 

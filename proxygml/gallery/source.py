@@ -16,7 +16,7 @@ from proxygml.gallery.vector_input import VectorInput, items_of, of_catalog_file
 from proxygml.models.embedder import Embedder
 from proxygml.models.engines import Engine, load_embedder
 from proxygml.models.model_files import fingerprint, read_description
-from proxygml.models.run_files import local_run
+from proxygml.models.run_files import local_run, naming_run
 from proxygml.urls import Place, as_place, as_places
 
 
@@ -103,7 +103,9 @@ class Model:
             RunError: there is none.
         """
         folder = local_run(run)
-        return cls(run.resolve() if isinstance(run, Path) else run, fingerprint(folder), folder.resolve(), engine)
+        with naming_run(run, folder):
+            model = fingerprint(folder)
+        return cls(run.resolve() if isinstance(run, Path) else run, model, folder.resolve(), engine)
 
     @classmethod
     def of_gallery(cls, gallery: Gallery, run: Place | None, engine: Engine = "torch") -> "Model":
@@ -133,7 +135,8 @@ class Model:
 
     def embedder(self) -> Embedder:
         """The embedder; of the engine torch, on the GPU where there is one."""
-        return load_embedder(self.folder, self.engine, default_device())
+        with naming_run(self.run, self.folder):
+            return load_embedder(self.folder, self.engine, default_device())
 
 
 def checked_vectors(path: Place, model: Model) -> VectorFile:

@@ -93,7 +93,11 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> Backbone:
     if not timm.is_model(name):
         hint = did_you_mean(name, [*OWN, *timm.list_models()], 3)
         raise RecipeError(f"embedder.backbone is {name!r}, which neither proxygml nor timm knows: {hint}")
-    config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    try:
+        config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    except RuntimeError as error:  # of a tag after the model's name that it does not have
+        tags = did_you_mean(name, timm.list_pretrained(f"{name.partition('.')[0]}.*"), 3)
+        raise RecipeError(f"embedder.backbone is {name!r}, which timm does not know: {tags}") from error
     if pretrained:
         _check_reachable(name, config)
     # Only models built for one input size take the argument, and they need it.

@@ -32,9 +32,9 @@ from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head
 from proxygml.models.image_batches import ImageLike
 from proxygml.models.model_description import VectorModelDescription, read_model
-from proxygml.models.model_files import TENSORS, read_tensors, write_model
+from proxygml.models.model_files import TENSORS, numbers_at_most, read_tensors, write_model
 from proxygml.models.prefix import check_dimensions, prefix
-from proxygml.models.run_files import local_run
+from proxygml.models.run_files import local_run, naming_run
 from proxygml.models.views import View
 from proxygml.urls import as_place
 
@@ -178,20 +178,12 @@ class Embedder(nn.Module, ABC):
                 another type or impossible.
             WeightsError: the tensors do not fit the description, or hold NaN.
         """
-        folder, device = local_run(as_place(run_folder, "the run folder", RunError)), checked_device(device)
-        # Imported here, because they are kinds of this class.
-        from proxygml.models.image_embedder import ImageEmbedder  # noqa: PLC0415
-        from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415
-
-        model = read_model(folder)
-        embedder: Embedder
-        if isinstance(model, VectorModelDescription):
-            embedder = VectorEmbedder(model.embedder, model.num_features, model.classes)
-        else:
-            network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
-            backbone = Backbone(network, model.input)
-            embedder = ImageEmbedder(model.embedder, model.images, model.classes, backbone=backbone)
-        return embedder.with_tensors(folder).to(device).eval()
+        run, device = as_place(run_folder, "the run folder", RunError), checked_device(device)
+        folder = local_run(run)
+        with naming_run(run, folder):
+            with numbers_at_most(folder):
+                embedder = _described(folder)
+            return embedder.with_tensors(folder).to(device).eval()
 
     def with_tensors(self, folder: Path) -> Self:
         """This embedder with the tensors of a run folder; see `load`."""
@@ -200,6 +192,19 @@ class Embedder(nn.Module, ABC):
         except RuntimeError as error:
             raise WeightsError(f"{folder / TENSORS} does not fit its model.json: {error}") from error
         return self
+
+
+def _described(folder: Path) -> Embedder:
+    """The embedder that a run folder describes, without its tensors."""
+    # Imported here, because they are kinds of the class above.
+    from proxygml.models.image_embedder import ImageEmbedder  # noqa: PLC0415
+    from proxygml.models.vector_embedder import VectorEmbedder  # noqa: PLC0415
+
+    model = read_model(folder)
+    if isinstance(model, VectorModelDescription):
+        return VectorEmbedder(model.embedder, model.num_features, model.classes)
+    network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
+    return ImageEmbedder(model.embedder, model.images, model.classes, backbone=Backbone(network, model.input))
 
 
 def checked_device(device: str | torch.device) -> torch.device:

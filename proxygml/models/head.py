@@ -130,7 +130,7 @@ def head_of(settings: EmbedderSettings, num_features: int) -> Head:
 def check_layer(num_features: int, settings: EmbedderSettings) -> None:
     """Raise RecipeError where the embedding layer would fill the memory of any device."""
     units = settings.hidden_size if settings.head == "mlp" else 0
-    numbers = num_features * max(settings.embedding_size, units)
+    numbers = max(num_features * settings.embedding_size, num_features * units, units * settings.embedding_size)
     if numbers > LARGEST_LAYER:
         raise RecipeError(
             f"embedder.embedding_size is {settings.embedding_size:,} ({counted(units, 'hidden unit')}) for "

@@ -6,16 +6,20 @@ They need nothing else: neither the recipe nor the weights that training started
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from proxygml.errors import RunError, WeightsError
+from proxygml.errors import RunError, WeightsError, counted
 from proxygml.files import atomic_write, check_local, check_size
 
 FORMAT = 1
@@ -23,6 +27,9 @@ DESCRIPTION, TENSORS = "model.json", "model.safetensors"
 
 LARGEST_DESCRIPTION = 2**30
 """Bytes of model.json: the names of ten million classes."""
+
+BYTES_IN_MEMORY = 24
+"""For each byte of model.json: as many as empty lists take when they are read."""
 
 ROOM = 64 * 2**20
 """Bytes that a file of tensors may have beside the tensors that are expected."""
@@ -63,14 +70,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.exists():
         raise RunError(f"{folder} holds no model.json: give a run folder in which training has finished")
-    check_size(path, LARGEST_DESCRIPTION, RunError)
+    check_size(path, min(LARGEST_DESCRIPTION, psutil.virtual_memory().available // BYTES_IN_MEMORY), RunError)
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise RunError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
     found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise RunError(f"{path} has format {found!r}, but this version of proxygml reads format {FORMAT}")
+    if type(found) is not int or found != FORMAT:
+        raise RunError(f"{path} has format {found!r:.40}, but this version of proxygml reads format {FORMAT}")
     return dict(description)
 
 
@@ -83,16 +90,65 @@ def read_tensors(folder: Path, expected: Mapping[str, Tensor]) -> dict[str, Tens
 
     Raises:
         RunError: the file is missing, unreadable or far too large.
-        WeightsError: it holds NaN or infinite values.
+        WeightsError: it holds NaN or infinite values, or whole numbers where others are expected.
     """
     path = folder / TENSORS
+    if not path.exists():
+        raise RunError(f"{folder} holds no {TENSORS}: no other file of weights is read in its place")
     check_size(path, sum(8 * tensor.numel() for tensor in expected.values()) + ROOM, RunError)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+    for name in tensors.keys() & expected.keys():
+        if tensors[name].is_floating_point() != expected[name].is_floating_point():
+            raise WeightsError(
+                f"{path}: {name} is {tensors[name].dtype}, but {expected[name].dtype} is expected: take the file that "
+                "`proxygml train` has written"
+            )
     check_finite_tensors(tensors, path)
     return tensors
+
+
+@contextmanager
+def numbers_at_most(folder: Path) -> Iterator[None]:
+    """While a network is built, let it have no more numbers than the file of its tensors has bytes.
+
+    A description takes a few bytes, and can name a network that fills the memory before its tensors are looked at.
+
+    Raises:
+        RunError: the file cannot be read.
+        WeightsError: it would have more.
+    """
+    path, thread, count = folder / TENSORS, threading.get_ident(), 0
+    most = path.stat().st_size if path.is_file() else sys.maxsize  # a missing file is named later
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if parameter is None or threading.get_ident() != thread:
+            return
+        count += parameter.numel()
+        if count > most:
+            _check_readable(path)
+            raise WeightsError(
+                f"{path} does not fit its model.json: it has {counted(most, 'byte')}, but the network that is "
+                "described there has more numbers than that"
+            )
+
+    handle = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_readable(path: Path) -> None:
+    """Raise RunError where the head of a file of tensors cannot be read: the file is something else."""
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def check_finite_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
