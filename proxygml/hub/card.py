@@ -21,6 +21,12 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 NAMES_SHOWN = 10
 """Of the training classes."""
 
+MEANING = (
+    "Recall@K: the share of queries with an item of their class among the K nearest. R-precision: the share of the "
+    "query's class among as many neighbours as the class has; MAP@R counts the nearest of them more. NMI: how well "
+    "clusters agree with the classes."
+)
+
 LIMITS = (
     "For search, clustering and the recognition of classes that training did not see, among images like those that it "
     "was trained on. A similarity says how alike two {items} are to this model, not how likely they are of one class: "
@@ -163,7 +169,8 @@ def _figures(run: EvaluatedRun) -> str:
         cells = [name, _in_words(estimate), *([_in_words(before[name]) if name in before else ""] if before else [])]
         lines.append(f"| {' | '.join(cells)} |")
     how = [str(run.protocol[key]) for key in ("queries", "selection") if key in run.protocol]
-    return "\n".join([*lines, "", f"How: {'; '.join(how)}. Intervals are bootstrapped over the test classes."])
+    how_text = f"How: {'; '.join(how)}. Intervals are bootstrapped over the test classes."
+    return "\n".join([*lines, "", MEANING, "", how_text])
 
 
 def _named(evaluation: Evaluation) -> dict[str, Estimate]:
@@ -180,7 +187,7 @@ def _settings(run: EvaluatedRun) -> list[tuple[str, object]]:
     recipe = run.recipe
     settings: list[tuple[str, object]] = [
         ("backbone", recipe.embedder.backbone),
-        ("weights that training started from", "none" if recipe.embedder.weights == "none" else "pretrained"),
+        ("weights that training started from", _start(recipe)),
         ("numbers of an embedding", recipe.embedder.embedding_size),
         ("loss", recipe.loss.name),
     ]
@@ -190,7 +197,13 @@ def _settings(run: EvaluatedRun) -> list[tuple[str, object]]:
     settings += [("epochs", recipe.epochs), ("batch size", recipe.batch_size), ("seed", recipe.seed)]
     if not recipe.takes_vectors:
         settings.append(("pixels of an image's side", recipe.images.size))
-    return [*settings, ("proxygml", __version__)]
+    return [*settings, ("version of proxygml", __version__)]
+
+
+def _start(recipe: Recipe) -> str:
+    if recipe.start_from:
+        return "those of an earlier run of proxygml"
+    return "none (random)" if recipe.embedder.weights == "none" else "pretrained"
 
 
 def _cell(value: object) -> str:

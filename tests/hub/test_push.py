@@ -8,6 +8,7 @@ import yaml
 
 from proxygml import evaluate_run, push
 from proxygml.errors import UserError
+from proxygml.hub.card import model_card, read_run
 from proxygml.training.recipe import Recipe
 from tests.helpers.commands import refused, run
 from tests.helpers.hub_server import TOKEN, Hub
@@ -52,9 +53,23 @@ def test_the_card_says_what_is_known(finished: Path, hub: Hub) -> None:
     assert f"| Recall@1 | {100 * recall.value:.1f} ({100 * recall.low:.1f} to {100 * recall.high:.1f})" in text
     for words in (
         'Embedder.load("hf://owner/gratings")', "12 classes", "6 test classes", "before training", "0 of these classes",
-        "ProxyGMLLoss", "## Intended use and limits",
+        "ProxyGMLLoss", "## Intended use and limits", "Recall@K: the share",
     ):  # fmt: skip
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("start", "weights", "words"),
+    [("", "none", "none (random)"), ("", "pretrained", "pretrained"), ("/runs/old", "none", "earlier run")],
+)
+def test_the_card_says_what_training_started_from(
+    small_recipe: Recipe, tmp_path: Path, start: str, weights: str, words: str
+) -> None:
+    recipe = replace(small_recipe, start_from=start, embedder=replace(small_recipe.embedder, weights=weights))
+    recipe.write(untrained(tmp_path / "run") / "recipe.yaml")
+    text = model_card(read_run(tmp_path / "run"), "owner/new")
+    assert words in next(line for line in text.splitlines() if "weights that training started from" in line)
+    assert str(start or "/runs") not in text  # nobody's paths
 
 
 def test_a_run_without_figures_claims_none(hub: Hub, small_recipe: Recipe, tmp_path: Path) -> None:
