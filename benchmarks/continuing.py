@@ -100,7 +100,7 @@ class Trial:
         """Recall@1 and MAP@R of a run, which is trained where it is not there yet."""
         place = self.run(start, epochs)
         if not (place / "model.json").exists():
-            fall = max(1, round(0.8 * epochs))  # of the learning rates: late, as in the recipe
+            fall = max(1, min(round(0.8 * epochs), epochs - 1))  # of the learning rates: late, as in the recipe
             recipe = replace(self.recipe, seed=self.seed, epochs=epochs, milestones=(fall,))
             stopped = place.exists()
             train(None if stopped else recipe, place, catalog=None if stopped else catalog, start_from=old)

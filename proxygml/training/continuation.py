@@ -27,6 +27,9 @@ SHAPE = ("backbone", "pooling", "embedding_size", "feature_norm", "head", "hidde
 def continuing(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with the network of a finished run to start from; without the rows that it dropped from its catalog.
 
+    It has no warm-up where all parts start from what is known already, as with our loss: a warm-up would leave the
+    network unchanged for one of few epochs. Give `warmup_epochs` to `train --from` to have one.
+
     Raises:
         RunError: there is no finished run.
     """
@@ -34,7 +37,8 @@ def continuing(recipe: Recipe, run: Path) -> Recipe:
     network = replace(recipe.embedder, **{key: getattr(old, key) for key in SHAPE}, weights="none")
     dropped = RunFolder(run).read_recipe().drop if recipe.drop else ""
     drop = "" if recipe.drop == dropped else recipe.drop
-    return replace(recipe, embedder=network, drop=drop, start_from=str(run.resolve()))
+    warmup = 0 if recipe.loss.is_ours else recipe.warmup_epochs  # proxies of other losses start at random
+    return replace(recipe, embedder=network, drop=drop, start_from=str(run.resolve()), warmup_epochs=warmup)
 
 
 def load_network(embedder: Embedder, run: Path) -> None:

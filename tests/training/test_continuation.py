@@ -14,6 +14,8 @@ from proxygml import train as train_run
 from proxygml.data.catalog import Catalog
 from proxygml.errors import RecipeError, RunError
 from proxygml.training.checkpoint import export_proxies
+from proxygml.training.continuation import continuing
+from proxygml.training.loss_settings import LossSettings
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from tests.helpers.commands import refused, run
@@ -58,6 +60,20 @@ def test_network_and_proxies_of_the_classes_that_stay_are_taken_over(
         centre = embedder.embed(paths).mean(dim=0)
         similarity = torch.nn.functional.normalize(new.flatten(0, 1), dim=1) @ centre
         assert set(similarity.topk(2).indices.tolist()) == {2 * number, 2 * number + 1}
+
+
+def test_a_continued_run_has_a_warm_up_only_if_it_is_given_one(
+    fewer: RunFolder, small_recipe: Recipe, small_catalog: Path, tmp_path: Path
+) -> None:
+    recipe = replace(small_recipe, warmup_epochs=1, epochs=1, catalog=str(small_catalog))
+    assert train_run(recipe, tmp_path / "a", start_from=fewer.path).read_recipe().warmup_epochs == 0
+    recipe.write(tmp_path / "recipe.yaml")
+    still = ["--recipe", str(tmp_path / "recipe.yaml"), "--epochs=1", "--catalog", str(small_catalog)]
+    run("train", "--from", str(fewer.path), *still, "--warmup_epochs=1", "--run", str(tmp_path / "b"))
+    assert RunFolder(tmp_path / "b").read_recipe().warmup_epochs == 1
+    # The proxies of other losses start at random: the network is kept from them at first.
+    others = replace(recipe, loss=LossSettings(name="ProxyAnchorLoss"))
+    assert continuing(others, fewer.path).warmup_epochs == 1
 
 
 def test_a_continued_run_that_was_stopped_goes_on_as_if_it_had_not(
