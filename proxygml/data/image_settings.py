@@ -43,6 +43,10 @@ class ImageSettings:
     rotation: float = 0.0
     """Training images are turned by a random angle of at most so many degrees to either side, before the crop."""
 
+    quarter_turns: bool = False
+    """Whether each training class, turned by 90, 180 and 270 degrees, makes three further ones: an epoch then has four
+    times the images. For characters and the like, of which a turned one is another."""
+
     fill: int = 255
     """Grey level, 0 (black) to 255 (white), of the corners that a turned image leaves empty."""
 

@@ -327,6 +327,11 @@ def _check_combinations(recipe: Recipe) -> None:
             "embedder.backbone is vectors, so there is no backbone to train: set backbone_lr to 0 and cache_features "
             "to true, as the recipe `vectors` has them"
         )
+    if recipe.images.quarter_turns and (recipe.cache_features or recipe.proxy_start != "random" or recipe.start_from):
+        raise RecipeError(
+            "images.quarter_turns makes classes of turned images, which cache_features, proxy_start and start_from do "
+            "not know: leave it out"
+        )
     if recipe.cache_features and recipe.backbone_lr > 0:
         raise RecipeError(
             f"cache_features needs a frozen backbone, but backbone_lr is {recipe.backbone_lr}: set it to 0"

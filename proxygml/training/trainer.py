@@ -50,6 +50,7 @@ from proxygml.training.processes import (
     share_overflow,
     start_tracking,
 )
+from proxygml.training.quarter_turns import TurnedImages, turned_labels, turned_names
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import Batches
@@ -57,6 +58,7 @@ from proxygml.training.splits import class_numbers, mislabelled, split_for_train
 from proxygml.training.vectors import VectorDataset, as_given
 
 Loader = DataLoader[Any]
+TrainingData = ImageDataset | TurnedImages | FeatureDataset | VectorDataset
 
 
 def fit(recipe: Recipe, run: RunFolder) -> None:
@@ -113,21 +115,26 @@ class Training:
         self.accelerator = accelerator
         self.train_images, self.validation_images = split_for_training(recipe, own=False)
         classes = self.train_images.classes
-        labels = mislabelled(class_numbers(self.train_images), len(classes), recipe.label_noise, recipe.seed)
-        self.labels = torch.from_numpy(labels)
+        numbers = mislabelled(class_numbers(self.train_images), len(classes), recipe.label_noise, recipe.seed)
+        labels = torch.from_numpy(numbers)
+        turned = recipe.images.quarter_turns
+        self.labels = turned_labels(labels, len(classes)) if turned else labels
+        self.classes = turned_names(tuple(classes)) if turned else tuple(classes)
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = Batches(labels, recipe.batch_size, recipe.images_per_class, recipe.seed, rank, world_size)
+        self.batches = Batches(
+            self.labels.numpy(), recipe.batch_size, recipe.images_per_class, recipe.seed, rank, world_size
+        )
 
         restored = of_main_process(run.checkpoint)
         is_new = restored is None
         self.embedder = initial_embedder(
-            recipe, classes, self.accelerator, (self.train_images, self.labels), restored=not is_new
+            recipe, classes, self.accelerator, (self.train_images, labels), restored=not is_new
         )
         share_batch_statistics(self.embedder, recipe, self.accelerator)
         group = process_group(self.accelerator)
-        self.criterion = make_criterion(recipe.loss, len(classes), self.embedder.embedding_size, group)
+        self.criterion = make_criterion(recipe.loss, len(self.classes), self.embedder.embedding_size, group)
         self.criterion.to(self.accelerator.device)
-        self.prefixes = PrefixLosses(recipe, self.criterion, len(classes), self.embedder.embedding_size, group)
+        self.prefixes = PrefixLosses(recipe, self.criterion, len(self.classes), self.embedder.embedding_size, group)
         self.shard_group = self.criterion.process_group if isinstance(self.criterion, ProxyGMLLoss) else None
         if is_new and isinstance(self.criterion, ProxyGMLLoss):
             self._start_proxies(self.criterion)
@@ -215,7 +222,7 @@ class Training:
         self.monitor.check_finite_loss(meter.last_loss, epoch, step)
         self.monitor.check_finite_network(trained, inputs, epoch, step)
         if counter is not None:
-            counter.write(self.run.proxies, self.embedder.classes, self.accelerator.is_main_process)
+            counter.write(self.run.proxies, self.classes, self.accelerator.is_main_process)
         return {"epoch": epoch, **meter.means(), **rates}
 
     def _take_step(self) -> None:
@@ -268,16 +275,17 @@ class Training:
 
     # Data -------------------------------------------------------------------------------------------------------------
 
-    def _data(self) -> ImageDataset | FeatureDataset | VectorDataset:
+    def _data(self) -> TrainingData:
         images, workers = self.train_images, self.recipe.workers
         if self.recipe.takes_vectors:
             return VectorDataset(images)
         if self.recipe.cache_features:
             return FeatureDataset(cached_features(self.embedder, images, self.accelerator, workers=workers))
         settings, seed = self.recipe.images, self.recipe.seed
-        return ImageDataset(images.paths, images.boxes, settings, training=True, seed=seed, kept=True)
+        data = ImageDataset(images.paths, images.boxes, settings, training=True, seed=seed, kept=True)
+        return TurnedImages(data) if settings.quarter_turns else data
 
-    def _loader(self, data: ImageDataset | FeatureDataset | VectorDataset) -> Loader:
+    def _loader(self, data: TrainingData) -> Loader:
         """One loader for all epochs, so that its workers outlive them."""
         workers = 0 if self.recipe.cache_features else self.recipe.workers
         return DataLoader(
