@@ -1,7 +1,7 @@
-"""A process of its own for each cell.
+"""Processes that train cells.
 
-So the peak memory is that of the cell alone, and not of cells before it. On Linux these processes are forked from one
-that has only loaded the modules, which is faster than loading them for each cell.
+On a CPU, each cell has one of its own, so that the peak memory is that of the cell alone, and not of cells before it.
+On Linux these processes are forked from one that has only loaded the modules, which is faster than loading them anew.
 """
 
 import inspect
@@ -48,49 +48,60 @@ class Share:
 
 
 class CellProcess:
-    """A process that trains and judges a cell. It ends with this one, however this one ends.
+    """A process that trains and judges cells, one at a time. It ends with this one, however this one ends.
 
     Args:
-        cell: what to train.
-        recipe: how.
         share: of the machine; None for all of it.
     """
 
-    def __init__(self, cell: Cell, recipe: Recipe, share: Share | None = None) -> None:
-        self.cell = cell
+    cell: Cell
+    """What it trains, or trained last."""
+
+    def __init__(self, share: Share | None = None) -> None:
         context = _context()
-        self._receiver, sender = context.Pipe(duplex=False)
-        self._process = context.Process(target=_work, args=(sender, cell, recipe, share), name=str(cell.key))
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, share))
         self._process.start()
-        sender.close()
+        theirs.close()
+
+    def start(self, cell: Cell, recipe: Recipe) -> None:
+        """Train and judge a cell; none is being trained."""
+        self.cell = cell
+        with suppress(OSError):  # where the process has died, which `result` says
+            self._connection.send((cell, recipe))
 
     @property
-    def sentinel(self) -> int:
-        """For multiprocessing.connection.wait: ready when the process has ended."""
-        return self._process.sentinel
+    def signs(self) -> tuple[Connection, int]:
+        """For multiprocessing.connection.wait: one of them is ready when the cell is done, or the process has died."""
+        return self._connection, self._process.sentinel
 
     def result(self) -> None:
-        """Wait for its end.
+        """Wait for the end of the cell.
 
         Raises:
             UserError: as training raises it; or the process was stopped; or a script calls this without
                 `if __name__ == "__main__":` (see end_where_imported).
             RuntimeError: a bug, whose traceback the process has printed.
         """
-        error = _received(self._receiver, self.sentinel)
-        self._process.join()
-        self._receiver.close()
+        wait(self.signs)
+        try:
+            error: Exception | None = self._connection.recv()
+        except (EOFError, ConnectionError):  # it died
+            self._process.join()
+            raise _failure(self.cell, self._process.exitcode or 0) from None
         if error is not None:
             raise error
-        if self._process.exitcode:
-            raise _failure(self.cell, self._process.exitcode)
+
+    def end(self) -> None:
+        """Let it end, after its cell."""
+        self._connection.close()
+        self._process.join()
 
     def stop(self) -> None:
-        """End it where it still runs, as after Ctrl-C in this one."""
+        """End it at once, as after Ctrl-C in this process."""
         if self._process.is_alive():
             self._process.terminate()
-            self._process.join()
-        self._receiver.close()
+        self.end()
 
 
 def train_in_process(cell: Cell, recipe: Recipe) -> None:
@@ -100,9 +111,11 @@ def train_in_process(cell: Cell, recipe: Recipe) -> None:
         UserError: as CellProcess.result.
         RuntimeError: likewise.
     """
-    process = CellProcess(cell, recipe)
+    process = CellProcess()
     try:
+        process.start(cell, recipe)
         process.result()
+        process.end()
     finally:
         process.stop()
 
@@ -128,16 +141,6 @@ def _context() -> ForkServerContext | SpawnContext:
     return context
 
 
-def _received(receiver: Connection, ended: int) -> Exception | None:
-    """The error that the process sends, or None where it ends without one."""
-    wait([receiver, ended])
-    try:
-        error: Exception | None = receiver.recv() if receiver.poll() else None
-    except EOFError:
-        return None
-    return error
-
-
 def _failure(cell: Cell, code: int) -> Exception:
     if code == UNGUARDED:
         return UserError(UNGUARDED_MESSAGE)
@@ -149,17 +152,24 @@ def _failure(cell: Cell, code: int) -> Exception:
     return RunError(f"the process that trained {cell.key} was stopped by {name}{hint}: the same command continues it")
 
 
-def _work(sender: Connection, cell: Cell, recipe: Recipe, share: Share | None) -> None:
-    """What the process does: train, and send back an error that is the user's to fix."""
+def _work(connection: Connection, share: Share | None) -> None:
+    """What the process does: train each cell that comes, and send back None, or an error that is the user's to fix."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if share is not None:
         share.take()
+    with suppress(EOFError):  # when there are no more
+        while True:
+            connection.send(_trained(*connection.recv()))
+
+
+def _trained(cell: Cell, recipe: Recipe) -> UserError | OSError | None:
     try:
         train_and_judge(cell, recipe)
     except (UserError, OSError) as error:
-        sender.send(sendable(error))
+        return sendable(error)
+    return None
 
 
 def sendable(error: UserError | OSError) -> UserError | OSError:

@@ -31,38 +31,55 @@ def run_side_by_side(runner: Runner, parallel: int) -> None:
 
 
 class _Processes:
-    """Processes of this machine; see tasks.Workers."""
+    """Processes of this machine; see tasks.Workers.
+
+    On a GPU a process trains cell after cell: it takes most of a minute to load its kernels, many times a short epoch.
+    """
 
     def __init__(self, parallel: int) -> None:
         gpus = visible_gpus()
         threads = max(1, (os.cpu_count() or 1) // parallel)
         self._free = [Share(threads, gpus[place % len(gpus)] if len(gpus) > 1 else None) for place in range(parallel)]
+        self._reuse = bool(gpus)
         self._waiting: deque[tuple[Cell, Recipe]] = deque()
-        self._running: list[tuple[CellProcess, Share]] = []
+        self._running: list[CellProcess] = []
+        self._idle: list[CellProcess] = []
+        self._shares: dict[CellProcess, Share] = {}
 
     def start(self, cell: Cell, recipe: Recipe) -> None:
         self._waiting.append((cell, recipe))
         self._fill()
 
     def ended(self) -> Key:
-        places = {process.sentinel: place for place, (process, _) in enumerate(self._running)}
-        first = min(places[sentinel] for sentinel in wait(list(places)) if isinstance(sentinel, int))
-        process, share = self._running.pop(first)
-        self._free.append(share)
+        ready = wait([sign for process in self._running for sign in process.signs])
+        process = next(process for process in self._running if any(sign in ready for sign in process.signs))
         process.result()
+        key = process.cell.key  # before it starts with another
+        self._running.remove(process)
+        if self._reuse:
+            self._idle.append(process)
+        else:
+            process.end()
+            self._free.append(self._shares.pop(process))
         self._fill()
-        return process.cell.key
+        return key
 
     def stop(self) -> None:
         self._waiting.clear()
-        for process, _ in self._running:
+        for process in self._shares:
             process.stop()
 
     def _fill(self) -> None:
-        while self._waiting and self._free:
-            cell, recipe = self._waiting.popleft()
-            share = self._free.pop()
-            self._running.append((CellProcess(cell, recipe, share), share))
+        while self._waiting and (self._idle or self._free):
+            process = self._idle.pop() if self._idle else self._new()
+            process.start(*self._waiting.popleft())
+            self._running.append(process)
+
+    def _new(self) -> CellProcess:
+        share = self._free.pop()
+        process = CellProcess(share)
+        self._shares[process] = share
+        return process
 
 
 def visible_gpus() -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from proxygml.comparison import side_by_side
 from proxygml.comparison.side_by_side import visible_gpus
 from tests.helpers.comparisons import assert_same_cells, compare, table_of
 
@@ -24,6 +25,16 @@ def test_the_rows_are_those_of_one_after_the_other(
     assert_same_cells(rows, table_of(finished / "cells.csv"))
     assert "9/9" in capsys.readouterr().err, "the progress is over all"
     assert not list((tmp_path / "run").rglob("checkpoints")), "what a finished cell does without is left"
+
+
+def test_processes_that_train_several_cells_leave_the_same_rows(
+    small_comparison: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do on a GPU. The peak of memory is then that of all cells so far."""
+    monkeypatch.setattr(side_by_side, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2 * torch.get_num_threads())
+    rows = compare(small_comparison, tmp_path / "run", "--parallel", 2)
+    assert_same_cells(rows, table_of(finished / "cells.csv"))
 
 
 @pytest.mark.parametrize(
