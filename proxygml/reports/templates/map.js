@@ -170,10 +170,14 @@
     plot.on_event("tap", point);
     plot.on_event("rangesupdate", hideCard);
     const wheel = plot.toolbar.tools.find((tool) => tool.type === "WheelZoomTool");
-    part("plot").addEventListener("pointerdown", () => { wheel.active = true; });
+    part("plot").addEventListener("pointerdown", () => { wheel.active = true; part("notice").hidden = true; });
+    part("plot").addEventListener("wheel", () => {  // which scrolls the page now, to the surprise of who wants to zoom
+      part("notice").hidden = wheel.active;
+    }, { passive: true });
     part("plot").addEventListener("pointerleave", (event) => {
       if (event.pointerType !== "mouse") return;  // a finger leaves at once after each tap
       wheel.active = false;
+      part("notice").hidden = true;
       hideCard();
     });
     let waiting;
