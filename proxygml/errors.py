@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from operator import index
 from pathlib import Path
 
-MOST_NAMED = 30
+MOST_NAMED = 40
 """Known names that a message still lists."""
 
 MOST_WORKERS = 256
