@@ -25,6 +25,7 @@ from scipy import stats
 from benchmarks.measure import console
 from proxygml import evaluate_run, train
 from proxygml.files import atomic_write
+from proxygml.training.continuation import continuing
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe, read_yaml
 from proxygml.training.run_folder import RunFolder
@@ -64,6 +65,7 @@ class Trial:
     recipe: Recipe
     folder: Path
     seed: int
+    warmup_epochs: int = 0  # of continued runs
 
     def rows(self, kept: pd.DataFrame, epochs: Sequence[int]) -> Iterator[Row]:
         """Train and evaluate what is not among the kept rows.
@@ -102,8 +104,10 @@ class Trial:
         if not (place / "model.json").exists():
             fall = max(1, min(round(0.8 * epochs), epochs - 1))  # of the learning rates: late, as in the recipe
             recipe = replace(self.recipe, seed=self.seed, epochs=epochs, milestones=(fall,))
+            if old is not None:
+                recipe = replace(continuing(recipe, old), warmup_epochs=self.warmup_epochs)
             stopped = place.exists()
-            train(None if stopped else recipe, place, catalog=None if stopped else catalog, start_from=old)
+            train(None if stopped else recipe, place, catalog=None if stopped else catalog)
         found = evaluate_run(RunFolder(place), report=False)
         assert found is not None  # this is the main process
         return found.recall[1].value, found.map_at_r.value
@@ -158,6 +162,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="glyphs")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other values of the recipe")
     parser.add_argument("--epochs", type=int, nargs="+", default=[2, 5], help="how long to go on")
+    parser.add_argument("--warmup_epochs", type=int, default=0, help="of the continued runs")
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=Path, default=ROWS)
@@ -170,7 +175,7 @@ def main() -> None:
             (content.setdefault(section, {}) if section else content)[inner] = yaml.safe_load(value)
         options.folder.mkdir(parents=True, exist_ok=True)
         recipe = Recipe.of(content, options.recipe)
-        trial = Trial(options.data, options.catalog, recipe, options.folder, options.seed)
+        trial = Trial(options.data, options.catalog, recipe, options.folder, options.seed, options.warmup_epochs)
         measure(trial, options.epochs, options.rows)
         return
     print_table(read_rows(options.rows))
