@@ -70,7 +70,8 @@ def rounded_vectors(vectors: VectorRows, rows: int) -> RoundedVectors | None:
 
 def is_supported() -> bool:
     """Whether oneDNN computes products of bfloat16 here, which it sums in float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # PyTorch may be built without oneDNN
+    return supported is not None and bool(supported())
 
 
 def memory_limit() -> int:
