@@ -21,6 +21,7 @@ from proxygml.training.criterion import make_criterion
 from proxygml.training.initialization import check_directions, new_embedder
 from proxygml.training.optimization import check_learning_rates
 from proxygml.training.processes import check_batch_division, check_precision
+from proxygml.training.quarter_turns import num_trained
 from proxygml.training.recipe import Recipe
 from proxygml.training.sampler import check_batch_classes
 from proxygml.training.splits import split_for_training
@@ -62,7 +63,7 @@ def _check_trainable(recipe: Recipe, accelerator: Accelerator) -> None:
 
 def _check_enough_images(recipe: Recipe, images: Catalog, embedding_size: int, num_features: int) -> None:
     """Raise RecipeError where a recipe needs more training classes or images than there are."""
-    check_batch_classes(len(images.classes), recipe.batch_size, recipe.images_per_class)
+    check_batch_classes(num_trained(len(images.classes), recipe.images), recipe.batch_size, recipe.images_per_class)
     if recipe.embedding_start != "random":
         check_directions(embedding_size, len(images), num_features)
 

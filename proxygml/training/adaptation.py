@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from proxygml.errors import counted
 from proxygml.models.embedder_settings import EmbedderSettings
+from proxygml.training.quarter_turns import num_trained
 from proxygml.training.recipe import Recipe
 from proxygml.training.splits import split_for_training
 
@@ -34,15 +35,16 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
         held_out = 0.0
     images, _ = split_for_training(replace(recipe, validation_classes=held_out), own=False)
     number, classes = len(images), len(images.classes)
+    trained = num_trained(classes, recipe.images)
     directions = number
     if recipe.takes_vectors and images.vectors is not None:
         directions = min(number, images.vectors.size)
     fitting = replace(
         recipe,
         validation_classes=held_out,
-        batch_size=_batch_size(recipe, classes),
+        batch_size=_batch_size(recipe, trained),
         embedder=_embedder(recipe, directions),
-        loss=replace(recipe.loss, neighbor_ratio=_neighbor_ratio(recipe, classes)),
+        loss=replace(recipe.loss, neighbor_ratio=_neighbor_ratio(recipe, trained)),
     )
     changes = _changes(recipe, fitting)
     item = "vector" if recipe.takes_vectors else "image"

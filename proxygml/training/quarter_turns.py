@@ -7,10 +7,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset
 
 TURNS = 4
 """Upright, and turned by 90, 180 and 270 degrees against the clock."""
+
+
+def num_trained(num_classes: int, images: ImageSettings) -> int:
+    """How many classes there are to train on, those of turned images included."""
+    return TURNS * num_classes if images.quarter_turns else num_classes
 
 
 class TurnedImages(Dataset[tuple[Tensor, int]]):

@@ -277,6 +277,7 @@ def test_wrong_methods_are_named_before_anything_runs(
         ({"tune": {"proxy_lr": [*([0.1, 0.2, 0.3] * 2), -1.0]}}, (), "mine.yaml: N-pair: proxy_lr is -1.0"),
         ({"backbone_lr": 0.0, "embedding_lr": 0.0}, (), "nothing of the network would learn"),
         ({"images_per_class": 1}, (), "needs 16 classes, but 12 can be trained on"),
+        ({"images": {"quarter_turns": True}, "images_per_class": 1, "batch_size": 64}, (), "but 48 can be trained on"),
         (
             {"tune": {"images_per_class": [2, 1]}},
             (),

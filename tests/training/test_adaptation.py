@@ -109,3 +109,10 @@ def test_what_changes_is_named_with_both_values(tmp_path: Path) -> None:
     )
     random = replace(recipe, embedding_start="random", whitening=0.0)
     assert adapted_recipe(random)[0].embedder.embedding_size == 512  # a layer of its own needs no image per direction
+
+
+def test_classes_of_turned_images_count(tmp_path: Path) -> None:
+    recipe = Recipe(catalog=_catalog(tmp_path, 60, 6), validation_classes=0.0, images_per_class=2)
+    turned = replace(recipe, images=replace(recipe.images, quarter_turns=True))
+    assert adapted_recipe(recipe)[0].batch_size == 12
+    assert adapted_recipe(turned) == (turned, "")
