@@ -9,8 +9,9 @@
 3. Finish: the other seeds of the methods that stay.
 4. Views: every model judged by the ways to embed of benchmarks/views.py.
 
-What is done is not done again: repeat the command to continue. Setups come in the order of what they decide, each
-whole before the next, so that a run that is stopped leaves whole tables.
+What is done is not done again: repeat the command to continue. Setups train in the order of what they decide, each
+whole before the next, so that a run that is stopped leaves whole comparisons. Times of images, tables.md and pareto.png
+come last, when all are judged.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from benchmarks import views
 from proxygml.comparison.compare import compare, tabulate
@@ -130,11 +132,11 @@ def train(setup: Setup, data: Path, out: Path, workers: int, parallel: int, quic
     tabulate([part / "cells.csv" for part in (choosing, finishing)], choosing.parent)
 
 
-def judge(setup: Setup, data: Path, out: Path, workers: int) -> None:
-    """Every model by every way to embed."""
+def judge(setup: Setup, data: Path, out: Path, workers: int, stopped: Event) -> None:
+    """Every model by every way to embed, until `stopped` is set."""
     packshots = data / f"{setup.packshots}.csv" if setup.packshots else None
     for part in parts_of(setup, out):
-        views.measure(part, data / f"{setup.data}.csv", packshots, part.parent / "views.csv", workers)
+        views.measure(part, data / f"{setup.data}.csv", packshots, part.parent / "views.csv", workers, stopped)
 
 
 def show(out: Path) -> None:
@@ -161,16 +163,22 @@ def main() -> None:
     options = parser.parse_args()
     data = smaller(options.data, options.out) if options.quick else options.data
     setups = QUICK if options.quick else [setup for setup in SETUPS if setup.name in options.setups]
-    # One setup is judged while the next trains; times are taken when nothing else runs.
-    with ThreadPoolExecutor(1) as beside:
+    stopped = Event()
+    beside = ThreadPoolExecutor(1)  # one setup is judged while the next trains
+    try:
         judged = []
         for setup in setups:
             train(setup, data, options.out, options.workers, options.parallel, options.quick)
-            judged.append(beside.submit(judge, setup, data, options.out, options.workers))
-        for setup, ended in zip(setups, judged, strict=True):
+            judged.append(beside.submit(judge, setup, data, options.out, options.workers, stopped))
+        for ended in judged:
             ended.result()
-            views.add_times(parts_of(setup, options.out)[0], parts_of(setup, options.out)[0].parent / "views.csv")
-            show(options.out)
+    finally:  # after Ctrl-C, all but the model that is being judged
+        stopped.set()
+        beside.shutdown(cancel_futures=True)
+    for setup in setups:  # when nothing else runs
+        choosing, _ = parts_of(setup, options.out)
+        views.add_times(choosing, choosing.parent / "views.csv")
+    show(options.out)
 
 
 if __name__ == "__main__":

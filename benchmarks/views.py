@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -136,8 +137,13 @@ def embedded(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor
     return torch.cat([embedder(part.to(device)).float().cpu() for part in torch.split(images, BATCH)])
 
 
-def measure(run: Path, table: Path, packshots: Path | None, out: Path, workers: int) -> None:
-    """Judge every finished cell by every way, and add the rows, still without times, to the file."""
+def measure(
+    run: Path, table: Path, packshots: Path | None, out: Path, workers: int, stopped: Event | None = None
+) -> None:
+    """Judge every finished cell by every way, and add the rows, still without times, to the file.
+
+    It ends after the model that it is at when `stopped` is set, by another thread.
+    """
     device = default_device()
     photos = Catalog.read(table).split("test")
     shots = Catalog.read(packshots).split("test") if packshots else None
@@ -146,6 +152,8 @@ def measure(run: Path, table: Path, packshots: Path | None, out: Path, workers: 
     rows, images = read(out), {}
     for method, seed, folder in cells(run):
         for name, way in WAYS.items():
+            if stopped is not None and stopped.is_set():
+                return
             embedder = embedder_of(folder, way, device)
             row = _row(table.stem, method, seed, name, Embedder.load(folder).images.size, embedder, device)
             if row.key in {known.key for known in rows}:
@@ -249,12 +257,18 @@ def _table(group: tuple[object, ...], lines: dict[tuple[str, str], list[Row]]) -
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Recall@1 against milliseconds an image: a panel for each data set and backbone, with its Pareto front."""
+    """Recall@1 against milliseconds an image: a panel for each data set and backbone, with its Pareto front.
+
+    Rows without a time are left out; where none has one, there is no picture.
+    """
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
+    rows = [row for row in rows if row.milliseconds is not None]
+    if not rows:
+        return
     panels = sorted({(row.data, row.backbone) for row in rows})
     methods = sorted({row.method for row in rows})
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), squeeze=False)
@@ -262,7 +276,8 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         places, title = _places([row for row in rows if (row.data, row.backbone) == panel])
         for number, method in enumerate(methods):
             own = sorted(place for (name, *_), place in places.items() if name == method)
-            axis.plot(*zip(*own, strict=True), "o-", color=f"C{number}", label=method, linewidth=0.8)
+            if own:
+                axis.plot(*zip(*own, strict=True), "o-", color=f"C{number}", label=method, linewidth=0.8)
         front = pareto_front([*places.values()])
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", label="Pareto front")
         axis.set(xscale="log", xlabel="milliseconds an image", ylabel=title, title=", ".join(panel))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pandas as pd
 import pytest
@@ -70,6 +71,16 @@ def test_rows_are_read_as_they_were_written_and_shown(tmp_path: Path) -> None:
     assert (tmp_path / "pareto.png").stat().st_size > 1000
 
 
+def test_the_picture_is_of_the_rows_that_have_a_time(tmp_path: Path) -> None:
+    one = views.Row("birds", "net", "Ours", 0, views.USUAL, 96, 512, 2.5, "CPU", 0.5, 0.25)
+    later = replace(one, data="groceries", method="Theirs", milliseconds=None)
+    views.picture([one], tmp_path / "one.png")
+    views.picture([one, later], tmp_path / "two.png")
+    assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    views.picture([later], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_the_notebook_has_the_table_at_equal_cost_that_the_kept_rows_give() -> None:
     notebook = Path(__file__).parents[2] / "docs" / "notebook.md"
     assert equal_cost.table() in notebook.read_text(encoding="utf-8")
@@ -93,6 +104,10 @@ def test_every_cell_is_judged_once_by_every_way_to_embed(small_catalog: Path, tm
     (folder / "evaluation.json").write_text("{}")
     (tmp_path / "run" / "Ours" / "seed-1").mkdir()  # not finished
     places = (tmp_path / "run", tmp_path / "photos.csv", tmp_path / "packshots.csv", tmp_path / "views.csv", 0)
+    stopped = Event()
+    stopped.set()
+    views.measure(*places, stopped)
+    assert not (tmp_path / "views.csv").exists()
     views.measure(*places)
     rows = views.read(tmp_path / "views.csv")
     assert [(row.seed, row.way) for row in rows] == [(0, way) for way in views.WAYS]
