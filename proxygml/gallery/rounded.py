@@ -42,7 +42,8 @@ class RoundedVectors:
         for start in range(0, rows, _BLOCK):
             end = min(start + _BLOCK, rows)
             self._rounded[start:end] = torch.from_numpy(vectors.part(start, end))
-        # Two vectors of length 1 and the result are rounded to 8 binary digits; D numbers are summed in float32.
+        # Two vectors of length 1 and the result are rounded to 8 binary digits, each by at most 2^-8 of a number; D
+        # numbers are summed in float32. 2^-12 covers products of these errors, and lengths that are off by 1e-5.
         self.error = 3 * 2.0**-8 + 2.0**-12 + vectors.size * 2.0**-24
 
     def __len__(self) -> int:
@@ -62,7 +63,7 @@ class RoundedVectors:
 def rounded_vectors(vectors: VectorRows, rows: int) -> RoundedVectors | None:
     """A copy of a gallery's first vectors, where there is memory for it and it is faster than they are; else None."""
     size = 4 * rows * vectors.size
-    if not is_supported() or size < _LEAST or SHARE * size // 2 > memory_limit():
+    if not is_supported() or size < _LEAST or not has_room(size // 2):
         return None
     made = RoundedVectors(vectors, rows)
     return made if _is_right_and_faster(made, vectors) else None
@@ -72,6 +73,11 @@ def is_supported() -> bool:
     """Whether oneDNN computes products of bfloat16 here, which it sums in float32."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # PyTorch may be built without oneDNN
     return supported is not None and bool(supported())
+
+
+def has_room(size: int) -> bool:
+    """Whether so many bytes are a small part of the memory, and leave half of what is free now to others."""
+    return SHARE * size <= memory_limit() and 2 * size <= psutil.virtual_memory().available
 
 
 def memory_limit() -> int:

@@ -38,7 +38,7 @@ def train(
             folder of this machine, where it is continued.
         catalog: the table of images, labels and splits, or its URL, in place of the recipe's own.
         start_from: the folder of a finished run whose network, and whose proxies of the classes that both have, this
-            one starts from, such as last week's with fewer classes.
+            one starts from, such as last week's with fewer classes. With our loss, there is then no warm-up.
 
     Returns:
         The run folder; `Embedder.load(run)` loads the model, `evaluate_run(run)` evaluates it.

@@ -1,6 +1,7 @@
 """The candidates of an exact search, held against sorting all similarities."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from proxygml.arrays import Rows, Vectors
 from proxygml.gallery.backend import Addition
 from proxygml.gallery.folder.gallery import FolderGallery
 from proxygml.gallery.neighbors import exact_candidates, ranked
-from proxygml.gallery.rounded import RoundedVectors, is_supported
+from proxygml.gallery.rounded import RoundedVectors, has_room, is_supported
 from proxygml.gallery.vectors import VectorRows, unit_vectors
 from tests.helpers.vectors import items
 
@@ -80,6 +81,16 @@ def ranked_all(vectors: Vectors, query: Vectors, k: int, allowed: npt.NDArray[np
     rows = np.arange(len(vectors)) if allowed is None else np.flatnonzero(allowed)
     scores, places = ranked(VectorRows(vectors), query, rows, k)
     return scores, rows[places]
+
+
+@pytest.mark.parametrize(
+    ("total", "available", "expected"), [(8000, 2000, True), (7999, 2000, False), (8000, 1999, False)]
+)
+def test_a_rounded_copy_leaves_most_of_the_memory_to_others(
+    total: int, available: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=total, available=available))
+    assert has_room(1000) == expected
 
 
 def test_a_gallery_that_is_prepared_answers_the_same_while_it_changes(tmp_path: Path) -> None:
