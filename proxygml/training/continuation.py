@@ -13,9 +13,10 @@ from torch import Tensor
 from proxygml.errors import RecipeError, RunError
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
-from proxygml.models.model_description import read_model
+from proxygml.models.model_description import ModelDescription, read_model
 from proxygml.training.checkpoint import PROXIES
 from proxygml.training.checkpoint_storage import read_index, read_rows
+from proxygml.training.quarter_turns import turned_names
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.tensor_file import row_blocks
@@ -27,8 +28,9 @@ SHAPE = ("backbone", "pooling", "embedding_size", "feature_norm", "head", "hidde
 def continuing(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with the network of a finished run to start from; without the rows that it dropped from its catalog.
 
-    It has no warm-up where all parts start from what is known already, as with our loss: a warm-up would leave the
-    network unchanged for one of few epochs. Give `warmup_epochs` to `train --from` to have one.
+    Images turned by quarters are no classes of it: those of new classes would have no proxies to start from. It has no
+    warm-up where all parts start from what is known already, as with our loss: a warm-up would leave the network
+    unchanged for one of few epochs. Give `--warmup_epochs` to `train --from` to have one.
 
     Raises:
         RunError: there is no finished run.
@@ -38,7 +40,9 @@ def continuing(recipe: Recipe, run: Path) -> Recipe:
     dropped = RunFolder(run).read_recipe().drop if recipe.drop else ""
     drop = "" if recipe.drop == dropped else recipe.drop
     warmup = 0 if recipe.loss.is_ours else recipe.warmup_epochs  # proxies of other losses start at random
-    return replace(recipe, embedder=network, drop=drop, start_from=str(run.resolve()), warmup_epochs=warmup)
+    images = replace(recipe.images, quarter_turns=False)
+    start = str(run.resolve())
+    return replace(recipe, embedder=network, images=images, drop=drop, start_from=start, warmup_epochs=warmup)
 
 
 def load_network(embedder: Embedder, run: Path) -> None:
@@ -77,7 +81,10 @@ def take_proxies(criterion: ProxyGMLLoss, classes: Sequence[str], run: Path) -> 
     folder = RunFolder(run).checkpoint
     index = None if folder is None else read_index(folder)
     stored = None if index is None else index.tensors.get(PROXIES)
-    known = read_model(run).classes
+    model = read_model(run)
+    known = model.classes
+    if isinstance(model, ModelDescription) and model.images.quarter_turns:
+        known = turned_names(known)
     per_class, size = criterion.proxies_per_class, criterion.proxies.shape[1]
     if folder is None or stored is None or tuple(stored.shape) != (len(known) * per_class, size):
         return 0

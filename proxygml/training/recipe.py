@@ -330,7 +330,7 @@ def _check_combinations(recipe: Recipe) -> None:
     if recipe.images.quarter_turns and (recipe.cache_features or recipe.proxy_start != "random" or recipe.start_from):
         raise RecipeError(
             "images.quarter_turns makes classes of turned images, which cache_features, proxy_start and start_from do "
-            "not know: leave it out"
+            "not know: set it to false"
         )
     if recipe.cache_features and recipe.backbone_lr > 0:
         raise RecipeError(

@@ -62,6 +62,17 @@ def test_network_and_proxies_of_the_classes_that_stay_are_taken_over(
         assert set(similarity.topk(2).indices.tolist()) == {2 * number, 2 * number + 1}
 
 
+def test_of_a_run_with_quarter_turns_the_upright_classes_are_taken_over(
+    small_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = replace(small_recipe.images, quarter_turns=True)
+    turned = train(replace(small_recipe, images=images, epochs=1, warmup_epochs=0), tmp_path / "turned")
+    still = ["--backbone_lr=0", "--embedding_lr=1e-30", "--proxy_lr=1e-30", "--batch_norm=frozen"]
+    run("train", "--from", str(turned.path), "--run", str(tmp_path / "new"), *still)
+    old, new = proxies_of(turned, tmp_path / "a"), proxies_of(RunFolder(tmp_path / "new"), tmp_path / "b")
+    assert len(old) == 4 * len(new) and torch.equal(new, old[: len(new)])
+
+
 def test_a_continued_run_has_a_warm_up_only_if_it_is_given_one(
     fewer: RunFolder, small_recipe: Recipe, small_catalog: Path, tmp_path: Path
 ) -> None:
