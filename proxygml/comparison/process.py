@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from proxygml.training.recipe import Recipe
 
 LOADED_LATE = ("faiss", "jsonargparse", "pyarrow.parquet", "sklearn.metrics", "torch._dynamo")
 """What functions that a cell calls would load; the last one takes an optimiser a second."""
-PARENT_GONE, UNGUARDED, STOPPED = 3, 4, 128 + signal.SIGTERM  # exit codes
 
+PARENT_GONE, UNGUARDED, STOPPED = 3, 4, 128 + signal.SIGTERM  # exit codes
 
 UNGUARDED_MESSAGE = (
     "the script calls proxygml.compare when it is imported, and each of the processes that train imports it: put the "
@@ -97,11 +98,10 @@ class CellProcess:
         self._connection.close()
         self._process.join()
 
-    def stop(self) -> None:
-        """End it at once, as after Ctrl-C in this process."""
+    def terminate(self) -> None:
+        """Let it end at once, as after Ctrl-C in this process; `end` waits for that."""
         if self._process.is_alive():
             self._process.terminate()
-        self.end()
 
 
 def train_in_process(cell: Cell, recipe: Recipe) -> None:
@@ -115,9 +115,10 @@ def train_in_process(cell: Cell, recipe: Recipe) -> None:
     try:
         process.start(cell, recipe)
         process.result()
-        process.end()
+        process.end()  # by itself, and not by the signal below
     finally:
-        process.stop()
+        process.terminate()
+        process.end()
 
 
 def end_where_imported() -> None:
@@ -159,9 +160,15 @@ def _work(connection: Connection, share: Share | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if share is not None:
         share.take()
-    with suppress(EOFError):  # when there are no more
+    for cell, recipe in _received(connection):
+        connection.send(_trained(cell, recipe))
+
+
+def _received(connection: Connection) -> Iterator[tuple[Cell, Recipe]]:
+    """The cells that come, until there are no more."""
+    with suppress(EOFError):
         while True:
-            connection.send(_trained(*connection.recv()))
+            yield connection.recv()
 
 
 def _trained(cell: Cell, recipe: Recipe) -> UserError | OSError | None:

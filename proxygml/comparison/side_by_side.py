@@ -38,7 +38,7 @@ class _Processes:
 
     def __init__(self, parallel: int) -> None:
         gpus = visible_gpus()
-        threads = max(1, (os.cpu_count() or 1) // parallel)
+        threads = max(1, torch.get_num_threads() // parallel)  # those that one cell alone would have
         self._free = [Share(threads, gpus[place % len(gpus)] if len(gpus) > 1 else None) for place in range(parallel)]
         self._reuse = bool(gpus)
         self._waiting: deque[tuple[Cell, Recipe]] = deque()
@@ -66,8 +66,10 @@ class _Processes:
 
     def stop(self) -> None:
         self._waiting.clear()
+        for process in self._shares:  # all, before waiting for one: a second Ctrl-C may end the waiting
+            process.terminate()
         for process in self._shares:
-            process.stop()
+            process.end()
 
     def _fill(self) -> None:
         while self._waiting and (self._idle or self._free):

@@ -47,6 +47,19 @@ def test_errors_come_back_as_they_are(small_recipe: Recipe, tmp_path: Path) -> N
     assert not cell.finished
 
 
+class CellOfATruncatedFile(Cell):
+    """Reading it fails as Python's readers of compressed and pickled files fail."""
+
+    @property
+    def cost_file(self) -> Path:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+
+def test_a_bug_is_told_apart_from_the_end_of_the_work(small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="failed with status 1: its traceback is above"):
+        train_in_process(CellOfATruncatedFile(Key("A", 0), RunFolder(tmp_path / "run")), small_recipe)
+
+
 @linux
 @pytest.mark.parametrize("parallel", [1, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])

@@ -1,6 +1,10 @@
 """A comparison whose trials and cells train side by side on this machine: the rows of one after the other."""
 
 import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
@@ -19,8 +23,8 @@ def test_the_rows_are_those_of_one_after_the_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With as many threads, since these decide how sums are rounded."""
-    parallel = 3
-    monkeypatch.setattr(os, "cpu_count", lambda: parallel * torch.get_num_threads())
+    parallel, threads = 3, torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: parallel * threads)
     rows = compare(small_comparison, tmp_path / "run", "--parallel", parallel)
     assert_same_cells(rows, table_of(finished / "cells.csv"))
     assert "9/9" in capsys.readouterr().err, "the progress is over all"
@@ -32,9 +36,37 @@ def test_processes_that_train_several_cells_leave_the_same_rows(
 ) -> None:
     """As they do on a GPU. The peak of memory is then that of all cells so far."""
     monkeypatch.setattr(side_by_side, "visible_gpus", lambda: ["0"])
-    monkeypatch.setattr(os, "cpu_count", lambda: 2 * torch.get_num_threads())
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2 * threads)
     rows = compare(small_comparison, tmp_path / "run", "--parallel", 2)
     assert_same_cells(rows, table_of(finished / "cells.csv"))
+
+
+@pytest.mark.parametrize(("parallel", "each"), [(2, 4), (3, 2), (99, 1)])
+def test_cells_divide_the_threads_that_one_would_have(
+    parallel: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of OMP_NUM_THREADS or of the processors that this process may use, and not all of the machine."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    shares = side_by_side._Processes(parallel)._free
+    assert [share.threads for share in shares] == [each] * parallel
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_all_processes_are_stopped_before_one_is_waited_for() -> None:
+    """A process may take a while to end; the others must not go on meanwhile."""
+    workers = side_by_side._Processes(2)
+    slow, other = workers._new(), workers._new()
+    assert slow._process.pid is not None
+    os.kill(slow._process.pid, signal.SIGSTOP)
+    stopping = threading.Thread(target=workers.stop)
+    stopping.start()
+    try:
+        assert wait([other._process.sentinel], timeout=30)
+        assert stopping.is_alive()
+    finally:
+        os.kill(slow._process.pid, signal.SIGCONT)
+        stopping.join()
 
 
 @pytest.mark.parametrize(
