@@ -81,8 +81,11 @@ def _nearest(similarity: Vectors, k: int, slack: float) -> Rows:
     """
     groups = len(similarity) // _GROUP
     near: Rows = np.arange(len(similarity))
-    if groups > _GROUPS_FOR_EACH * k:
-        maxima = similarity[: _GROUP * groups].reshape(_GROUP, groups).max(axis=0)
+    in_groups = groups > _GROUPS_FOR_EACH * k
+    maxima = similarity[: _GROUP * groups].reshape(_GROUP, groups).max(axis=0) if in_groups else similarity
+    if np.isnan(maxima).any():  # of a vector that is damaged, which must not hide the others
+        return _nearest(np.nan_to_num(similarity, nan=-np.inf, posinf=np.inf, neginf=-np.inf), k, slack)
+    if in_groups:
         near = np.flatnonzero(similarity >= np.partition(maxima, -k)[-k] - slack)
     values = similarity[near]
     nearest: Rows = near[values >= np.partition(values, -k)[-k] - slack]

@@ -51,6 +51,17 @@ def test_only_allowed_rows_are_candidates_also_where_they_lie_in_few_groups() ->
         assert {int(allowed[place]) for place in nearest((vectors @ query[0])[allowed], 7)} <= set(found.tolist())
 
 
+@pytest.mark.parametrize("count", [63, 5000])
+def test_a_damaged_vector_hides_no_other(count: int) -> None:
+    draw = np.random.default_rng(0)
+    vectors, query = (unit_vectors(draw.standard_normal((n, 8), dtype=np.float32)) for n in (count, 1))
+    damaged = vectors.copy()
+    damaged[[7, 11]] = np.nan
+    expected = [row for row in np.argsort(-(vectors @ query[0])).tolist() if row not in (7, 11)]
+    for k in (1, 10):
+        assert set(expected[:k]) <= set(candidates(damaged, query, k)[0].tolist())
+
+
 def test_equal_vectors_are_all_candidates() -> None:
     vectors = np.tile(unit_vectors(np.ones((1, 8), np.float32)), (5000, 1))
     assert len(candidates(vectors, vectors[:1], 3)[0]) == 5000
