@@ -108,8 +108,16 @@ def local_file(place: Place, kind: type[UserError] = UserError) -> Path:
         return copies.fetch(copies.path(f"{place}\0{version}", place.name or "file"), partial(_get, files, path))
 
 
-def _get(files: Any, path: str, target: Path) -> None:
-    files.get_file(path, str(target))
+def _get(files: Any, path: str, target: Path, most: int | None = None) -> None:
+    """Copy a file; OSError as soon as more bytes have come than it may have, where the store did not say how many."""
+    from fsspec.callbacks import NoOpCallback  # noqa: PLC0415
+
+    class Counter(NoOpCallback):  # type: ignore[misc]
+        def call(self, *_: object, **__: object) -> None:
+            if most is not None and self.value > most:
+                raise OSError(f"it has more than {counted(most, 'byte')}, the most that such a file has")
+
+    files.get_file(path, str(target), callback=Counter())
 
 
 def local_folder(url: Url, names: Mapping[str, int], kind: type[UserError] = UserError) -> Path:
@@ -129,7 +137,7 @@ def local_folder(url: Url, names: Mapping[str, int], kind: type[UserError] = Use
         key = "\0".join([url, *(f"{name} {version or uuid.uuid4().hex}" for name, version in versions.items())])
         files, path = _filesystem(url)
         for name in versions:
-            copies.fetch(copies.path(key, name), partial(_get, files, f"{path}/{name}"))
+            copies.fetch(copies.path(key, name), partial(_get, files, f"{path}/{name}", most=names[name]))
         if _versions(url, names, kind) != versions:
             raise kind(f"{url} was changed while it was read: repeat the command")
         return copies.path(key, "any").parent

@@ -4,6 +4,7 @@ On a CPU, each cell has one of its own, so that the peak memory is that of the c
 On Linux these processes are forked from one that has only loaded the modules, which is faster than loading them anew.
 """
 
+import gc
 import inspect
 import multiprocessing
 import os
@@ -176,6 +177,10 @@ def _trained(cell: Cell, recipe: Recipe) -> UserError | OSError | None:
         train_and_judge(cell, recipe)
     except (UserError, OSError) as error:
         return sendable(error)
+    finally:
+        if torch.cuda.is_available():  # others may share the GPU
+            gc.collect()
+            torch.cuda.empty_cache()
     return None
 
 

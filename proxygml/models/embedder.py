@@ -225,7 +225,7 @@ def checked_embeddings(embeddings: Tensor) -> Tensor:
     finite = embeddings.isfinite().all(dim=1)
     if not finite.all():
         raise WeightsError(
-            f"the model gives NaN for {int((~finite).sum()):,} of {counted(len(finite), 'image')}: its weights "
+            f"the model gives NaN for {int((~finite).sum()):,} of {counted(len(finite), 'item')}: its weights "
             "are damaged, or overflow in this precision; take the model of a training that ended well, or float32"
         )
     return embeddings

@@ -6,7 +6,7 @@ may be built with one engine and searched with another.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,7 +19,7 @@ from proxygml.arrays import Vectors
 from proxygml.errors import UserError, check_extra
 from proxygml.files import atomic_folder, cache_folder
 from proxygml.models.embedder import Embedder
-from proxygml.models.image_batches import checked_images, image_batches
+from proxygml.models.image_embedder import EmbedderOfImages
 from proxygml.models.model_description import ModelDescription, read_model
 from proxygml.models.model_files import fingerprint
 from proxygml.models.onnx_graph import (
@@ -41,7 +41,7 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvin
 GRAPH, EXAMPLES = "model.onnx", "examples.npz"
 
 
-class EngineEmbedder(Embedder):
+class EngineEmbedder(EmbedderOfImages):
     """A saved embedder of images, computed by another runtime. It gives embeddings alone: no features, no training.
 
     Args:
@@ -49,8 +49,6 @@ class EngineEmbedder(Embedder):
         compute: the runtime.
         embedding_size: D.
     """
-
-    takes_images = True
 
     def __init__(self, model: ModelDescription, compute: Compute, embedding_size: int) -> None:
         super().__init__(model.embedder, model.classes)
@@ -61,14 +59,6 @@ class EngineEmbedder(Embedder):
     def forward(self, items: Tensor) -> Tensor:
         """RGB images (M, 3, S, S), uint8 in 0..255 -> (M, embedding_size), float32, L2-normalised."""
         return torch.from_numpy(self._compute(items.numpy()))
-
-    def _checked(self, items: object) -> Any:
-        return checked_images(items)
-
-    def _batches(
-        self, items: Any, boxes: npt.NDArray[np.int64] | None, batch_size: int, workers: int
-    ) -> Iterator[Tensor]:
-        return image_batches(items, boxes, self.images, batch_size, workers)
 
     def features(self, *_: object, **__: object) -> NoReturn:
         """Is not to be had."""

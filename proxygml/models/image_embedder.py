@@ -23,7 +23,21 @@ from proxygml.models.image_batches import checked_images, image_batches
 from proxygml.models.views import ONE_VIEW, View, apply_view, views_of
 
 
-class ImageEmbedder(Embedder):
+class EmbedderOfImages(Embedder):
+    """What embedders of images share, whatever computes the network."""
+
+    takes_images = True
+
+    def _checked(self, items: object) -> Any:
+        return checked_images(items)
+
+    def _batches(
+        self, items: Any, boxes: npt.NDArray[np.int64] | None, batch_size: int, workers: int
+    ) -> Iterator[Tensor]:
+        return image_batches(items, boxes, self.images, batch_size, workers)
+
+
+class ImageEmbedder(EmbedderOfImages):
     """Images to L2-normalised embeddings.
 
     In training mode an image is embedded by one view and the backbone's own feature map; in evaluation mode by the
@@ -38,8 +52,6 @@ class ImageEmbedder(Embedder):
     Raises:
         RecipeError, WeightsError: see build_backbone; or images.size does not suit the backbone.
     """
-
-    takes_images = True
 
     mean: Tensor
     std: Tensor
@@ -130,14 +142,6 @@ class ImageEmbedder(Embedder):
             ) from error
         finally:
             self.backbone.train(was_training)
-
-    def _checked(self, items: object) -> Any:
-        return checked_images(items)
-
-    def _batches(
-        self, items: Any, boxes: npt.NDArray[np.int64] | None, batch_size: int, workers: int
-    ) -> Iterator[Tensor]:
-        return image_batches(items, boxes, self.images, batch_size, workers)
 
     def _description(self) -> dict[str, Any]:
         return {"images": asdict(self.images), "input": asdict(self.space)}

@@ -115,7 +115,7 @@ def test_finite_weights_that_overflow_give_no_vectors(model: Path) -> None:
     embedder = Embedder.load(model)
     with torch.no_grad():
         embedder.head.linear.weight.fill_(3e38)  # type: ignore[operator,union-attr]
-    with pytest.raises(WeightsError, match="gives NaN for 2 of 2 images"):
+    with pytest.raises(WeightsError, match="gives NaN for 2 of 2 items"):
         embedder.embed(torch.full((2, 3, 16, 16), 255, dtype=torch.uint8))
 
 

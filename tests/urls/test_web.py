@@ -1,7 +1,7 @@
 """Images and tables of a web server: single files are read, nothing is listed or written."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +14,9 @@ from proxygml import embed
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.prepare import prepare
-from proxygml.errors import ImageError, UserError
+from proxygml.errors import ImageError, RunError, UserError
+from proxygml.remote import local_folder
+from proxygml.urls import Url
 from tests.helpers.models import untrained
 
 pytest.importorskip("aiohttp", reason="the extra http is not installed")
@@ -26,9 +28,9 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, handler: type[_Quiet] = _Quiet) -> Iterator[str]:
     """The address of a server of the files in a folder."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -70,3 +72,27 @@ def test_what_a_web_server_cannot_do_is_named(web: str, tmp_path: Path) -> None:
         embed(run, f"{web}/v.parquet", images=f"{web}/0_0.png")
     with pytest.raises(UserError, match="a web server, where nothing can be written"):
         embed(run, f"{web}/vectors", images=f"{web}/0_0.png", ray="local")
+
+
+class _Endless(_Quiet):
+    """Says nothing of sizes, and does not end."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        with suppress(OSError):  # when the other side has had enough
+            while True:
+                self.wfile.write(bytes(2**16))
+
+
+def test_a_file_that_does_not_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model has few files, and each has a largest size, whatever the server says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(tmp_path, _Endless) as address, pytest.raises(RunError, match="it has more than 1,000,000 bytes"):
+        local_folder(Url(f"{address}/run"), {"model.json": 10**6}, RunError)
+    assert not any(path.is_file() and path.stat().st_size for path in (tmp_path / "cache").rglob("*"))
