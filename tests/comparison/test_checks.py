@@ -41,6 +41,7 @@ OF_BENCHMARKS = {
     "audit_findings",
     "continuing",
     "real_size_trials",
+    "groceries_views",
 }
 KEPT = sorted(path for path in RESULTS.glob("*.csv") if path.stem not in TABULATED | OF_BENCHMARKS)
 

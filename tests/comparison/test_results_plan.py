@@ -81,6 +81,17 @@ def test_the_picture_is_of_the_rows_that_have_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
+def test_methods_are_compared_at_equal_cost_seed_by_seed() -> None:
+    """Ours by its finer map beside another by larger images, of the seeds that both have."""
+    one = views.Row("birds", "net", views.OURS, 0, views.FINER, 96, 512, 2.5, "CPU", 0.5, 0.25)
+    other = replace(one, method="Other", way=views.LARGER, recall_at_1=0.4)
+    rows = [one, replace(one, seed=1, recall_at_1=0.6), replace(one, seed=2, recall_at_1=0.9), other]
+    text = views.ahead([*rows, replace(other, seed=1, recall_at_1=0.5, map_at_r=0.2)])
+    line = "| finer map and mirror image | larger images | Other | 2 | 10.0 (10.0 - 10.0) | 2.5 (-29.3 - 34.3) |"
+    assert line in text
+    assert "one view of the usual map | Other" not in text
+
+
 def test_the_notebook_has_the_table_at_equal_cost_that_the_kept_rows_give() -> None:
     notebook = Path(__file__).parents[2] / "docs" / "notebook.md"
     assert equal_cost.table() in notebook.read_text(encoding="utf-8")

@@ -52,8 +52,9 @@ def test_a_model_trained_with_prefixes_retrieves_with_them(recipe: Recipe, tmp_p
     assert np.allclose(answers.result.scores[:, 0], 1, atol=1e-5)
     assert add_items(gallery, Model.of(run.path), Source.of(vectors=file)) == (0, 480, 0)
     service = Service(gallery, Embedder.load(run.path), Limits())
-    found = service._search(whole[0], 3, [], None)
-    assert [item["id"] for item in found.items] == gallery.search(expected[:1], 3).ids[0].tolist()
+    found, _ = service._search(whole[0], 3, [], None)
+    assert found is not None
+    assert found.ids[0].tolist() == gallery.search(expected[:1], 3).ids[0].tolist()
     for dimensions in (0, 9, -1):
         with pytest.raises(UserError, match="must be 1 to 8"):
             embed(run.path, tmp_path / "no.parquet", vectors=file, dimensions=dimensions)
