@@ -303,6 +303,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415
 
     rows = [row for row in rows if row.milliseconds is not None]
     if not rows:
@@ -319,6 +320,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         front = pareto_front([*places.values()])
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", label="Pareto front")
         axis.set(xscale="log", xlabel="milliseconds an image", ylabel=title, title=", ".join(panel))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
