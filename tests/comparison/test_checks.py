@@ -42,6 +42,7 @@ OF_BENCHMARKS = {
     "continuing",
     "real_size_trials",
     "groceries_views",
+    "switches",
 }
 KEPT = sorted(path for path in RESULTS.glob("*.csv") if path.stem not in TABULATED | OF_BENCHMARKS)
 
