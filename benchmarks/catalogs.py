@@ -156,7 +156,7 @@ def train(folder: Path, rows: int) -> None:
     )
     training = Training(recipe, RunFolder(folder / "trained"), make_accelerator(recipe))
     training.batches.set_epoch(1)
-    len(training._loader(training._data()))
+    len(training.open_data()[1])
 
 
 def commands(folder: Path, rows: int) -> dict[str, list[str]]:

@@ -105,8 +105,7 @@ def epoch_of(case: Case, folder: Path) -> Work:
         pq.write_table(columns.append_column("split", pa.array(["train"] * case.rows)), catalog)
     recipe = recipe_of(case, catalog)
     training = Training(recipe, RunFolder(folder / "run"), make_accelerator(recipe))
-    data = training._data()
-    loader = training._loader(data)
+    _, loader = training.open_data()
     done = 0
 
     def work() -> None:

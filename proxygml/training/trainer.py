@@ -4,30 +4,28 @@ It reads a recipe and a catalog and fills a run folder with a model. It does not
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from proxygml.console import console, progress_bar
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageDataset, collate
 from proxygml.files import remove_leftovers
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
 from proxygml.training.checkpoint import Checkpoints, EpochMetrics, Progress, training_data_fingerprint
 from proxygml.training.continuation import take_proxies
 from proxygml.training.criterion import make_criterion
-from proxygml.training.features import FeatureDataset, cached_features, embed_catalog, embed_features
+from proxygml.training.features import cached_features, embed_catalog, embed_features
 from proxygml.training.history import write_history
 from proxygml.training.initialization import initial_embedder, start_embeddings, start_proxies
+from proxygml.training.loading import Loader, TrainingData, training_data, training_loader
 from proxygml.training.monitoring import (
     Meter,
     Monitor,
@@ -50,15 +48,11 @@ from proxygml.training.processes import (
     share_overflow,
     start_tracking,
 )
-from proxygml.training.quarter_turns import TurnedImages, turned_labels, turned_names
+from proxygml.training.quarter_turns import turned_labels, turned_names
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import Batches
 from proxygml.training.splits import class_numbers, mislabelled, split_for_training
-from proxygml.training.vectors import VectorDataset, as_given
-
-Loader = DataLoader[Any]
-TrainingData = ImageDataset | TurnedImages | FeatureDataset | VectorDataset
 
 
 def fit(recipe: Recipe, run: RunFolder) -> None:
@@ -172,8 +166,7 @@ class Training:
     # The method, from top to bottom -----------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        data = self._data()
-        loader = self._loader(data)
+        data, loader = self.open_data()
         if self.progress.epoch == 0 and self.validation_images is not None and self.recipe.start_is_judged:
             self._judge_start(self.validation_images)
         for epoch in range(self.progress.epoch + 1, self.recipe.epochs + 1):
@@ -275,34 +268,10 @@ class Training:
 
     # Data -------------------------------------------------------------------------------------------------------------
 
-    def _data(self) -> TrainingData:
-        images, workers = self.train_images, self.recipe.workers
-        if self.recipe.takes_vectors:
-            return VectorDataset(images)
-        if self.recipe.cache_features:
-            return FeatureDataset(cached_features(self.embedder, images, self.accelerator, workers=workers))
-        settings, seed = self.recipe.images, self.recipe.seed
-        data = ImageDataset(images.paths, images.boxes, settings, training=True, seed=seed, kept=True)
-        return TurnedImages(data) if settings.quarter_turns else data
-
-    def _loader(self, data: TrainingData) -> Loader:
-        """One loader for all epochs, so that its workers outlive them."""
-        workers = 0 if self.recipe.cache_features else self.recipe.workers
-        return DataLoader(
-            data,
-            batch_sampler=self.batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=self._collate(),
-            pin_memory=self.accelerator.device.type == "cuda",
-            # Of its own: where workers start, a loader draws a number, and dropout must not depend on where that is.
-            generator=torch.Generator(),
-        )
-
-    def _collate(self) -> Callable[[Any], Any] | None:
-        if self.recipe.takes_vectors:
-            return as_given
-        return None if self.recipe.cache_features else collate
+    def open_data(self) -> tuple[TrainingData, Loader]:
+        """The training data, and the loader that makes batches of it."""
+        data = training_data(self.recipe, self.embedder, self.train_images, self.accelerator)
+        return data, training_loader(self.recipe, data, self.batches, self.accelerator.device)
 
     def _steps(self, epoch: int, loader: Loader, meter: Meter) -> Iterator[tuple[Tensor, Tensor, int]]:
         """This process's inputs and labels and the size of the global batch, with a progress bar."""

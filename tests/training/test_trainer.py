@@ -72,7 +72,7 @@ def test_starting_workers_leaves_the_random_numbers_of_dropout_alone(small_recip
     recipe = replace(small_recipe, workers=2)
     training = Training(recipe, RunFolder(tmp_path / "unused"), make_accelerator(recipe))
     before = torch.get_rng_state()
-    images, indices = next(iter(training._loader(training._data())))
+    images, indices = next(iter(training.open_data()[1]))
     assert images.shape == (16, 3, 16, 16)
     assert len(indices) == 16
     assert torch.equal(torch.get_rng_state(), before)
