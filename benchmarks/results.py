@@ -7,7 +7,7 @@
    best published method gets no further seeds. Our recipe, the same with Proxy-Anchor's loss, ProxyGML and Proxy-Anchor
    stay whatever they reach. Test classes decide nothing.
 3. Finish: the other seeds of the methods that stay.
-4. Views: every model judged by the ways to embed of benchmarks/views.py.
+4. Views: every model judged by the ways to embed of benchmarks/views.py, beside the training of those after it.
 
 What is done is not done again: repeat the command to continue. Setups train in the order of what they decide, each
 whole before the next, so that a run that is stopped leaves whole comparisons. Times of images, tables.md and pareto.png
@@ -24,10 +24,12 @@ from pathlib import Path
 from threading import Event
 
 from benchmarks import views
-from proxygml.comparison.compare import compare, tabulate
+from proxygml.comparison.compare import tabulate
 from proxygml.comparison.plan import Comparison
-from proxygml.comparison.row import Row, read_rows
+from proxygml.comparison.row import Row, write_rows
+from proxygml.comparison.runner import Runner
 from proxygml.comparison.settings import merged_settings
+from proxygml.comparison.side_by_side import Processes, run_side_by_side
 from proxygml.data.catalog import Catalog
 from proxygml.training.recipe_files import find_recipe
 
@@ -120,23 +122,41 @@ def smaller(data: Path, out: Path) -> Path:
     return folder
 
 
-def train(setup: Setup, data: Path, out: Path, workers: int, parallel: int, quick: bool) -> None:
+def train(setup: Setup, data: Path, out: Path, workers: int, processes: Processes, quick: bool) -> None:
     """Choose, drop and finish, with a table of the methods as each embeds by itself."""
     plan = comparison_of(setup, data, workers, quick)
     choosing, finishing = parts_of(setup, out)
-    compare(replace(plan, seeds=plan.seeds[:1]), choosing, parallel=parallel)
-    rows = read_rows([choosing / "cells.csv"])
+    rows = compared(replace(plan, seeds=plan.seeds[:1]), choosing, processes)
     dropped = sorted({row.method for row in rows} - set(staying(rows)))
     print(f"out of the race: {', '.join(dropped) or 'none'}", flush=True)
-    compare(finish(plan, rows), finishing, parallel=parallel)
+    compared(finish(plan, rows), finishing, processes)
     tabulate([part / "cells.csv" for part in (choosing, finishing)], choosing.parent)
 
 
-def judge(setup: Setup, data: Path, out: Path, workers: int, stopped: Event) -> None:
-    """Every model by every way to embed, until `stopped` is set."""
-    packshots = data / f"{setup.packshots}.csv" if setup.packshots else None
-    for part in parts_of(setup, out):
-        views.measure(part, data / f"{setup.data}.csv", packshots, part.parent / "views.csv", workers, stopped)
+def compared(plan: Comparison, folder: Path, processes: Processes) -> list[Row]:
+    """The rows of a comparison, which `proxygml.compare` would train in other processes each time."""
+    runner = Runner(plan, folder)
+    run_side_by_side(runner, processes)
+    rows = runner.rows()
+    write_rows(runner.store.rows_file, rows)
+    return rows
+
+
+def judge(setups: Sequence[Setup], data: Path, out: Path, workers: int, trained: Event, stopped: Event) -> None:
+    """Every model by every way to embed as soon as it is there, until all are trained and judged, or `stopped`."""
+    judges: dict[Setup, views.Judge] = {}
+    whole = False
+    while not (whole or stopped.is_set()):
+        whole = trained.is_set()  # before the last look
+        for setup in setups:
+            for part in parts_of(setup, out):
+                if setup not in judges and part.exists():
+                    packshots = data / f"{setup.packshots}.csv" if setup.packshots else None
+                    rows = part.parent / "views.csv"
+                    judges[setup] = views.Judge(data / f"{setup.data}.csv", packshots, rows, workers)
+                if setup in judges:
+                    judges[setup].judge(part, stopped)
+        stopped.wait(1)
 
 
 def show(out: Path) -> None:
@@ -163,18 +183,16 @@ def main() -> None:
     options = parser.parse_args()
     data = smaller(options.data, options.out) if options.quick else options.data
     setups = QUICK if options.quick else [setup for setup in SETUPS if setup.name in options.setups]
-    stopped = Event()
-    beside = ThreadPoolExecutor(1)  # one setup is judged while the next trains
-    try:
-        judged = []
-        for setup in setups:
-            train(setup, data, options.out, options.workers, options.parallel, options.quick)
-            judged.append(beside.submit(judge, setup, data, options.out, options.workers, stopped))
-        for ended in judged:
-            ended.result()
-    finally:  # after Ctrl-C, all but the model that is being judged
-        stopped.set()
-        beside.shutdown(cancel_futures=True)
+    trained, stopped = Event(), Event()
+    with ThreadPoolExecutor(1) as beside, Processes(options.parallel) as processes:
+        judging = beside.submit(judge, setups, data, options.out, options.workers, trained, stopped)
+        try:
+            for setup in setups:
+                train(setup, data, options.out, options.workers, processes, options.quick)
+            trained.set()
+            judging.result()
+        finally:  # after Ctrl-C, all but the model that is being judged
+            stopped.set()
     for setup in setups:  # when nothing else runs
         choosing, _ = parts_of(setup, options.out)
         views.add_times(choosing, choosing.parent / "views.csv")

@@ -142,42 +142,62 @@ def decoded(catalog: Catalog, embedder: Embedder, workers: int) -> Tensor:
 @torch.no_grad()
 def embedded(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
     """The embeddings (n, D) of images, on the CPU."""
-    return torch.cat([embedder(part.to(device)).float().cpu() for part in torch.split(images, BATCH)])
+    batch = 8 * BATCH if device.type == "cuda" else BATCH  # a GPU would wait for the next small kernel
+    return torch.cat([embedder(part.to(device)).float().cpu() for part in torch.split(images, batch)])
 
 
-def measure(
-    run: Path, table: Path, packshots: Path | None, out: Path, workers: int, stopped: Event | None = None
-) -> None:
-    """Judge every finished cell by every way, and add the rows, still without times, to the file.
+class Judge:
+    """Judges the finished cells of comparisons of one catalog by every way, and adds the rows, still without times.
 
-    It ends after the model that it is at when `stopped` is set, by another thread.
+    Args:
+        table: the catalog.
+        packshots: a catalog of photos and packshots, where there is one.
+        out: the file of rows; what is in it is not measured again.
+        workers: processes that decode images.
     """
-    device = default_device()
-    photos = Catalog.read(table).split("test")
-    shots = Catalog.read(packshots).split("test") if packshots else None
-    if shots is not None:
-        shots = shots.with_table(shots.table[~shots.table["is_query"].astype(bool)])
-    rows, images = read(out), {}
-    for method, seed, folder in cells(run):
-        for name, way in WAYS.items():
-            if stopped is not None and stopped.is_set():
-                return
-            embedder = embedder_of(folder, way, device)
-            row = _row(table.stem, method, seed, name, Embedder.load(folder).images.size, embedder, device)
-            if row.key in {known.key for known in rows}:
+
+    def __init__(self, table: Path, packshots: Path | None, out: Path, workers: int) -> None:
+        self.data, self.out, self.workers = table.stem, out, workers
+        self.catalogs = [Catalog.read(table).split("test")]
+        if packshots is not None:
+            shots = Catalog.read(packshots).split("test")
+            self.catalogs.append(shots.with_table(shots.table[~shots.table["is_query"].astype(bool)]))
+        self.device = default_device()
+        self.rows = read(out)
+        self._judged: set[Path] = set()
+        self._images: dict[tuple[int, int], list[Tensor]] = {}  # of each catalog, as networks of a size see them
+
+    def judge(self, run: Path, stopped: Event | None = None) -> None:
+        """Judge what has been finished since; it ends after the model that it is at when `stopped` is set."""
+        for method, seed, folder in cells(run):
+            if folder in self._judged:
                 continue
-            size = (embedder.images.size, embedder.images.resize)
-            if size not in images:
-                images[size] = [decoded(part, embedder, workers) for part in (photos, shots) if part is not None]
-            found = embedded(embedder, images[size][0], device)
-            figures = evaluate(found, photos.labels, (1,), nmi=False)
-            row = replace(row, recall_at_1=figures.recall[1].value, map_at_r=figures.map_at_r.value)
-            if shots is not None:
-                recalls = _to_packshots(found, photos, embedded(embedder, images[size][1], device), shots)
-                row = replace(row, packshot_recall_at_1=recalls[0], packshot_recall_at_4=recalls[1])
-            rows.append(row)
-            write(out, rows)
-            print(f"{method}, seed {seed}, {name}: {json.dumps(asdict(row))}", flush=True)
+            size = Embedder.load(folder).images.size
+            for name, way in WAYS.items():
+                if stopped is not None and stopped.is_set():
+                    return
+                embedder = embedder_of(folder, way, self.device)
+                row = _row(self.data, method, seed, name, size, embedder, self.device)
+                if row.key not in {known.key for known in self.rows}:
+                    self._add(self._judge_one(row, embedder))
+            self._judged.add(folder)
+
+    def _judge_one(self, row: Row, embedder: Embedder) -> Row:
+        size = (embedder.images.size, embedder.images.resize)
+        if size not in self._images:
+            self._images[size] = [decoded(catalog, embedder, self.workers) for catalog in self.catalogs]
+        found = [embedded(embedder, images, self.device) for images in self._images[size]]
+        figures = evaluate(found[0], self.catalogs[0].labels, (1,), nmi=False)
+        row = replace(row, recall_at_1=figures.recall[1].value, map_at_r=figures.map_at_r.value)
+        if len(found) == 1:
+            return row
+        recalls = _to_packshots(found[0], self.catalogs[0], found[1], self.catalogs[1])
+        return replace(row, packshot_recall_at_1=recalls[0], packshot_recall_at_4=recalls[1])
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        write(self.out, self.rows)
+        print(f"{row.method}, seed {row.seed}, {row.way}: {json.dumps(asdict(row))}", flush=True)
 
 
 def add_times(run: Path, out: Path) -> None:
@@ -368,7 +388,7 @@ def main() -> None:
     drawing.add_argument("--picture", type=Path)
     options = parser.parse_args()
     if options.command == "measure":
-        measure(options.run, options.catalog, options.packshots, options.out, options.workers)
+        Judge(options.catalog, options.packshots, options.out, options.workers).judge(options.run)
         add_times(options.run, options.out)
         return
     rows = [row for path in options.rows for row in read(path)]

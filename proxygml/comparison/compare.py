@@ -13,7 +13,7 @@ from proxygml.comparison.process import end_where_imported
 from proxygml.comparison.report import write_comparison
 from proxygml.comparison.row import read_rows, write_rows
 from proxygml.comparison.runner import Runner
-from proxygml.comparison.side_by_side import run_side_by_side
+from proxygml.comparison.side_by_side import Processes, run_side_by_side
 from proxygml.comparison.tables import Summary
 from proxygml.errors import UserError
 from proxygml.files import PathLike, local_path, local_paths
@@ -75,7 +75,8 @@ def compare(
     if ray is not None:
         run_on_ray(runner, RayOptions(ray, ray_cpus, ray_gpus))
     elif several:
-        run_side_by_side(runner, parallel)
+        with Processes(parallel) as processes:
+            run_side_by_side(runner, processes)
     else:
         runner.run()
     if not PartialState().is_main_process:

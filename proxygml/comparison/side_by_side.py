@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from multiprocessing.connection import wait
+from typing import Self
 
 import torch
 
@@ -15,28 +16,33 @@ from proxygml.errors import UserError
 from proxygml.training.recipe import Recipe
 
 
-def run_side_by_side(runner: Runner, parallel: int) -> None:
-    """Train and judge all that is left of a comparison, so many cells at a time.
-
-    They divide the processors. Where there are several GPUs, each cell has one; they are taken in turn.
+def run_side_by_side(runner: Runner, processes: "Processes") -> None:
+    """Train and judge all that is left of a comparison in these processes.
 
     Raises:
-        UserError: `parallel` is below 1, or a method cannot be trained; the trials and cells that were finished by then
-            are kept.
+        UserError: a method cannot be trained; the trials and cells that were finished by then are kept.
     """
-    if parallel < 1:
-        raise UserError(f"--parallel is {parallel}, but must be 1 or more")
     runner.start()
-    run_tasks(runner, _Processes(parallel))
+    run_tasks(runner, processes)
 
 
-class _Processes:
-    """Processes of this machine; see tasks.Workers.
+class Processes:
+    """Processes of this machine, until the block that they are made for ends; see tasks.Workers.
 
-    On a GPU a process trains cell after cell: it takes most of a minute to load its kernels, many times a short epoch.
+    They divide the processors. Where there are several GPUs, each process has one; they are taken in turn. On a GPU a
+    process trains cell after cell, of one comparison after the other: it takes most of a minute to load its kernels,
+    many times a short epoch.
+
+    Args:
+        parallel: how many.
+
+    Raises:
+        UserError: it is below 1.
     """
 
     def __init__(self, parallel: int) -> None:
+        if parallel < 1:
+            raise UserError(f"--parallel is {parallel}, but must be 1 or more")
         gpus = visible_gpus()
         threads = max(1, torch.get_num_threads() // parallel)  # those that one cell alone would have
         self._free = [Share(threads, gpus[place % len(gpus)] if len(gpus) > 1 else None) for place in range(parallel)]
@@ -45,6 +51,12 @@ class _Processes:
         self._running: list[CellProcess] = []
         self._idle: list[CellProcess] = []
         self._shares: dict[CellProcess, Share] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self, cell: Cell, recipe: Recipe) -> None:
         self._waiting.append((cell, recipe))

@@ -96,8 +96,9 @@ class _Tasks:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """End the tasks that still run when the block ends, such as by an error or Ctrl-C."""
+        """End the tasks that still run where the block ends by an error or Ctrl-C."""
         try:
             yield
-        finally:
+        except BaseException:
             self.workers.stop()
+            raise

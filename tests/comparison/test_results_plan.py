@@ -114,12 +114,13 @@ def test_every_cell_is_judged_once_by_every_way_to_embed(small_catalog: Path, tm
     ImageEmbedder(settings, ImageSettings(size=32, resize=36), ["a", "b"]).save(folder)
     (folder / "evaluation.json").write_text("{}")
     (tmp_path / "run" / "Ours" / "seed-1").mkdir()  # not finished
-    places = (tmp_path / "run", tmp_path / "photos.csv", tmp_path / "packshots.csv", tmp_path / "views.csv", 0)
+    places = (tmp_path / "photos.csv", tmp_path / "packshots.csv", tmp_path / "views.csv", 0)
     stopped = Event()
     stopped.set()
-    views.measure(*places, stopped)
+    judge = views.Judge(*places)
+    judge.judge(tmp_path / "run", stopped)
     assert not (tmp_path / "views.csv").exists()
-    views.measure(*places)
+    judge.judge(tmp_path / "run")
     rows = views.read(tmp_path / "views.csv")
     assert [(row.seed, row.way) for row in rows] == [(0, way) for way in views.WAYS]
     plain = ImageEmbedder(replace(settings, mirror=False, output_stride=0), ImageSettings(size=32, resize=36))
@@ -128,5 +129,6 @@ def test_every_cell_is_judged_once_by_every_way_to_embed(small_catalog: Path, tm
     assert rows[0].recall_at_1 == pytest.approx(expected.recall[1].value)
     assert all(row.packshot_recall_at_1 <= row.packshot_recall_at_4 for row in rows)
     written = (tmp_path / "views.csv").read_bytes()
-    views.measure(*places)
+    judge.judge(tmp_path / "run")
+    views.Judge(*places).judge(tmp_path / "run")
     assert (tmp_path / "views.csv").read_bytes() == written

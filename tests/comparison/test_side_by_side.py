@@ -48,14 +48,14 @@ def test_cells_divide_the_threads_that_one_would_have(
 ) -> None:
     """Such as those of OMP_NUM_THREADS or of the processors that this process may use, and not all of the machine."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    shares = side_by_side._Processes(parallel)._free
+    shares = side_by_side.Processes(parallel)._free
     assert [share.threads for share in shares] == [each] * parallel
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_all_processes_are_stopped_before_one_is_waited_for() -> None:
     """A process may take a while to end; the others must not go on meanwhile."""
-    workers = side_by_side._Processes(2)
+    workers = side_by_side.Processes(2)
     slow, other = workers._new(), workers._new()
     assert slow._process.pid is not None
     os.kill(slow._process.pid, signal.SIGSTOP)
