@@ -17,11 +17,15 @@ come last, when all are judged.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import signal
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from threading import Event
+
+import torch
 
 from benchmarks import views
 from proxygml.comparison.compare import tabulate
@@ -60,6 +64,7 @@ SETUPS = (
     Setup("birds", "tf_efficientnet_lite2", 160),
     Setup("groceries", "mobilenetv2_100", 96, "packshots"),  # with the finer map as dear as 224 pixels without
 )
+JUDGING_THREADS = 2  # the others are for training, which is what takes long
 QUICK = (Setup("groceries", "mobilenetv2_100", 32, "packshots"),)
 QUICK_METHODS = ("Our recipe", "ProxyGML", "Proxy-NCA")
 QUICK_PHOTOS = 4  # of each product
@@ -144,6 +149,8 @@ def compared(plan: Comparison, folder: Path, processes: Processes) -> list[Row]:
 
 def judge(setups: Sequence[Setup], data: Path, out: Path, workers: int, trained: Event, stopped: Event) -> None:
     """Every model by every way to embed as soon as it is there, until all are trained and judged, or `stopped`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that trains too, which sets `stopped`
+    torch.set_num_threads(JUDGING_THREADS)
     judges: dict[Setup, views.Judge] = {}
     whole = False
     while not (whole or stopped.is_set()):
@@ -183,16 +190,22 @@ def main() -> None:
     options = parser.parse_args()
     data = smaller(options.data, options.out) if options.quick else options.data
     setups = QUICK if options.quick else [setup for setup in SETUPS if setup.name in options.setups]
-    trained, stopped = Event(), Event()
-    with ThreadPoolExecutor(1) as beside, Processes(options.parallel) as processes:
-        judging = beside.submit(judge, setups, data, options.out, options.workers, trained, stopped)
-        try:
+    context = multiprocessing.get_context("spawn")
+    trained, stopped = context.Event(), context.Event()
+    given = (setups, data, options.out, options.workers, trained, stopped)
+    judging = context.Process(target=judge, args=given)
+    judging.start()
+    try:
+        with Processes(options.parallel) as processes:
             for setup in setups:
                 train(setup, data, options.out, options.workers, processes, options.quick)
-            trained.set()
-            judging.result()
-        finally:  # after Ctrl-C, all but the model that is being judged
-            stopped.set()
+        trained.set()
+        judging.join()
+    finally:  # after Ctrl-C, when the model that is being judged is done
+        stopped.set()
+        judging.join()
+    if judging.exitcode:
+        sys.exit("judging failed: its traceback is above")
     for setup in setups:  # when nothing else runs
         choosing, _ = parts_of(setup, options.out)
         views.add_times(choosing, choosing.parent / "views.csv")

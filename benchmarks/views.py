@@ -22,9 +22,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import median
-from threading import Event
 
 import numpy as np
 import pandas as pd

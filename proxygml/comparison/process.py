@@ -159,6 +159,8 @@ def _work(connection: Connection, share: Share | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops this process
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Or it would start its loaders' workers as it was started, each of which would load PyTorch anew, every epoch.
+    multiprocessing.set_start_method(None, force=True)
     if share is not None:
         share.take()
     for cell, recipe in _received(connection):

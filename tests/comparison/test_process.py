@@ -1,6 +1,7 @@
 """The process of a cell: it measures the cell alone, brings errors back, and outlives nobody."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -53,6 +54,19 @@ class CellOfATruncatedFile(Cell):
     @property
     def cost_file(self) -> Path:
         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+
+class CellThatTellsHowProcessesStart(Cell):
+    @property
+    def cost_file(self) -> Path:
+        raise UserError(multiprocessing.get_start_method())
+
+
+def test_loaders_start_their_workers_as_in_training_by_itself(small_recipe: Recipe, tmp_path: Path) -> None:
+    """And not as the process of the cell was started, after which each would load PyTorch anew in every epoch."""
+    usual = multiprocessing.get_context().get_start_method()
+    with pytest.raises(UserError, match=f"^{usual}$"):
+        train_in_process(CellThatTellsHowProcessesStart(Key("A", 0), RunFolder(tmp_path / "a")), small_recipe)
 
 
 def test_a_bug_is_told_apart_from_the_end_of_the_work(small_recipe: Recipe, tmp_path: Path) -> None:

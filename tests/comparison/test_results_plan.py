@@ -1,8 +1,8 @@
 """The comparison at real size: which methods stay in it, with which settings, and what its tables and picture show."""
 
 from dataclasses import replace
+from multiprocessing import Event
 from pathlib import Path
-from threading import Event
 
 import pandas as pd
 import pytest
