@@ -125,8 +125,7 @@ def embedder_of(folder: Path, way: Way, device: torch.device) -> Embedder:
     trained = Embedder.load(folder)
     assert isinstance(trained, ImageEmbedder)
     settings = replace(trained.settings, **way.settings, weights="none")  # type: ignore[arg-type]
-    size, resize = (round(way.enlarged * side) for side in (trained.images.size, trained.images.resize))
-    embedder = ImageEmbedder(settings, replace(trained.images, size=size, resize=resize), trained.classes)
+    embedder = ImageEmbedder(settings, replace(trained.images, test_scale=way.enlarged), trained.classes)
     embedder.load_state_dict(trained.state_dict())
     embedder.space, embedder.mean, embedder.std = trained.space, trained.mean, trained.std
     return embedder.to(device).eval()
@@ -183,7 +182,7 @@ class Judge:
             self._judged.add(folder)
 
     def _judge_one(self, row: Row, embedder: Embedder) -> Row:
-        size = (embedder.images.size, embedder.images.resize)
+        size = (embedder.images.at_test.size, embedder.images.at_test.resize)
         if size not in self._images:
             self._images[size] = [decoded(catalog, embedder, self.workers) for catalog in self.catalogs]
         found = [embedded(embedder, images, self.device) for images in self._images[size]]
@@ -220,7 +219,7 @@ def add_times(run: Path, out: Path) -> None:
 def time_of(embedder: Embedder, device: torch.device) -> float:
     """Milliseconds of an image: the median over BATCHES of random pixels."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    side, taken = embedder.images.size, []
+    side, taken = embedder.images.at_test.size, []
     images = torch.randint(256, (BATCH, 3, side, side), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     for _ in range(BATCHES):

@@ -5,7 +5,8 @@ They stand apart from transforms.py, which does what they say, so that the comma
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 from proxygml.arguments import check_fields
@@ -30,6 +31,12 @@ class ImageSettings:
 
     resize: int = 256
     """Shorter side, in pixels, that a test image is scaled to before its centre is cut out; at least `size`."""
+
+    test_scale: float = 1.0
+    """How many times larger than in training (`size` and `resize`) the images are that a trained network embeds. Things
+    look larger in random crops than in whole images, so that larger images suit it better (Touvron et al., "Fixing the
+    train-test resolution discrepancy", NeurIPS 2019), and more of their pixels are seen. The time to embed an image
+    grows with the square; a training step takes as long as before."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Least and greatest area of a random training crop, as fractions of the image's area."""
@@ -77,6 +84,25 @@ class ImageSettings:
         )
         _check(0 <= self.rotation <= 180, "rotation", self.rotation, "between 0 and 180 degrees")
         _check(0 <= self.fill <= 255, "fill", self.fill, "between 0 and 255")
+        _check(
+            0 < self.test_scale < math.inf
+            and round(self.test_scale * self.size) >= 1
+            and round(self.test_scale * self.resize) <= LARGEST_SIDE,
+            "test_scale",
+            self.test_scale,
+            f"above 0, so that the {self.resize} pixels of images.resize become {LARGEST_SIDE:,} at most",
+        )
+
+    @cached_property
+    def at_test(self) -> "ImageSettings":
+        """With the sizes of the images that are embedded, and so a `test_scale` of 1."""
+        size, resize = (round(self.test_scale * side) for side in (self.size, self.resize))
+        return self if self.test_scale == 1 else replace(self, size=size, resize=resize, test_scale=1.0)
+
+    @property
+    def as_trained(self) -> "ImageSettings":
+        """With a `test_scale` of 1: whole images of the size that training sees."""
+        return replace(self, test_scale=1.0)
 
 
 def _check(holds: bool, key: str, found: object, expected: str) -> None:

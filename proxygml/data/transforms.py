@@ -30,8 +30,9 @@ def test_transform(settings: ImageSettings) -> Transform:
     """The transform of images that are evaluated, indexed or searched: scale the shorter side, cut out the centre.
 
     Returns:
-        A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, size, size).
+        A function from uint8 (3, H, W), of any H and W from 1, to uint8 (3, S, S), S = settings.at_test.size.
     """
+    size, resize = settings.at_test.size, settings.at_test.resize
 
     def transform(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -40,10 +41,8 @@ def test_transform(settings: ImageSettings) -> Transform:
         image = centre(image, min(height, longest), min(width, longest))
         height, width = image.shape[-2:]
         least = min(height, width)
-        image = scaled(
-            image, settings.resize * height // least, settings.resize * width // least, settings.interpolation
-        )
-        return centre(image, settings.size, settings.size)
+        image = scaled(image, resize * height // least, resize * width // least, settings.interpolation)
+        return centre(image, size, size)
 
     return transform
 

@@ -196,7 +196,8 @@ def _settings(run: EvaluatedRun) -> list[tuple[str, object]]:
         settings += [(f"loss: {key.replace('_', ' ')}", getattr(recipe.loss, key)) for key in keys]
     settings += [("epochs", recipe.epochs), ("batch size", recipe.batch_size), ("seed", recipe.seed)]
     if not recipe.takes_vectors:
-        settings.append(("pixels of an image's side", recipe.images.size))
+        settings.append(("pixels of an image's side in training", recipe.images.size))
+        settings.append(("pixels of the side of an image that is embedded", recipe.images.at_test.size))
     return [*settings, ("version of proxygml", __version__)]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import RecipeError, WeightsError, check_setting, did_you_mean
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.conv4 import SMALL_WIDTHS, Conv4
@@ -62,19 +63,19 @@ class Backbone(NamedTuple):
     space: InputSpace
 
 
-def build_backbone(name: str, weights: str, image_size: int) -> Backbone:
+def build_backbone(name: str, weights: str, images: ImageSettings) -> Backbone:
     """The network of that name with its weights.
 
     Args:
         name: `bn_inception`, `conv4`, `conv4_small` or a timm model.
         weights: `pretrained`, `none`, or the path of a .safetensors, .pth or .pt file.
-        image_size: side of the square images that it will see, pixels.
+        images: the sizes of images that it will see.
 
     Raises:
-        RecipeError: no backbone has that name.
+        RecipeError: no backbone has that name, or it takes images of one size only and there are two.
         WeightsError: the weights cannot be read or downloaded, or do not fit.
     """
-    backbone, space = _build_own(name) if name in OWN else _build_timm(name, weights == "pretrained", image_size)
+    backbone, space = _build_own(name) if name in OWN else _build_timm(name, weights == "pretrained", images)
     if weights == "pretrained" and name in OWN:
         load_state(backbone, _download(name), Path(PRETRAINED_OWN[name]).name)
     elif weights not in ("pretrained", "none"):
@@ -87,7 +88,7 @@ def _build_own(name: str) -> Backbone:
     return Backbone(kind(), space)
 
 
-def _build_timm(name: str, pretrained: bool, image_size: int) -> Backbone:
+def _build_timm(name: str, pretrained: bool, images: ImageSettings) -> Backbone:
     import timm  # noqa: PLC0415  (loads all of its models; our own need none of it)
 
     if not timm.is_model(name):
@@ -101,9 +102,17 @@ def _build_timm(name: str, pretrained: bool, image_size: int) -> Backbone:
     if pretrained:
         _check_reachable(name, config)
     # Only models built for one input size take the argument, and they need it.
-    size: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
+    size: dict[str, Any] = {"img_size": images.size} if config.fixed_input_size else {}
+    if size and images.test_scale != 1:  # the embeddings of positions are then interpolated
+        size["dynamic_img_size"] = True
     try:
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **size)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        raise RecipeError(
+            f"images.test_scale is {images.test_scale:g}, but {name} takes images of one size only: leave it out"
+        ) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise

@@ -120,7 +120,8 @@ class BNInception(nn.Module):
                 height, width = images.shape[-2:]
                 raise RecipeError(
                     f"images of {height} x {width} pixels do not fit BN-Inception, whose {block.name} halves a feature "
-                    f"map with sides {tuple(features.shape[-2:])}: make images.size a multiple of 32"
+                    f"map with sides {tuple(features.shape[-2:])}: make images.size (times "
+                    "images.test_scale) a multiple of 32"
                 )
             features = self._mix(block, features)
         return features

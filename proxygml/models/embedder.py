@@ -203,7 +203,7 @@ def _described(folder: Path) -> Embedder:
     model = read_model(folder)
     if isinstance(model, VectorModelDescription):
         return VectorEmbedder(model.embedder, model.num_features, model.classes)
-    network, _ = build_backbone(model.embedder.backbone, "none", model.images.size)
+    network, _ = build_backbone(model.embedder.backbone, "none", model.images)
     return ImageEmbedder(model.embedder, model.images, model.classes, backbone=Backbone(network, model.input))
 
 

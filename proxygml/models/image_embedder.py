@@ -50,7 +50,7 @@ class ImageEmbedder(EmbedderOfImages):
         backbone: used in place of the backbone that the settings name, which is then not built.
 
     Raises:
-        RecipeError, WeightsError: see build_backbone; or images.size does not suit the backbone.
+        RecipeError, WeightsError: see build_backbone; or images.size or images.test_scale does not suit the backbone.
     """
 
     mean: Tensor
@@ -65,22 +65,22 @@ class ImageEmbedder(EmbedderOfImages):
         backbone: Backbone | None = None,
     ) -> None:
         super().__init__(settings, classes)
-        network, space = backbone or build_backbone(settings.backbone, settings.weights, images.size)
+        network, space = backbone or build_backbone(settings.backbone, settings.weights, images)
         self.images = images
         self.space = space
         self.backbone = network
         stride = settings.output_stride
         self.finer_map = FinerMap(network, settings.backbone, stride) if stride else None
         self.channels: int = network.num_features  # type: ignore[assignment]
-        self.num_features = self.channels * (self._positions() if settings.pooling == "flatten" else 1)
+        self.num_features = self.channels * (self._positions(images.size) if settings.pooling == "flatten" else 1)
         self.embedding_size = settings.embedding_size or self.num_features
         check_layer(self.num_features, settings)
         self.pool = Pool(settings.pooling)
         self.head = head_of(settings, self.num_features)
         self.register_buffer("mean", torch.tensor(space.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(space.std).view(3, 1, 1), persistent=False)
-        if self.finer_map is not None:
-            self._positions(finer=True)  # raised now where the size does not suit it, and not after an epoch
+        if self.finer_map is not None or images.test_scale != 1:
+            self._check_test_size()
 
     def features(self, items: Tensor, *, views: Sequence[View] | None = None, finer: bool | None = None) -> Tensor:
         """Pooled features (M, num_features), the mean over the views.
@@ -128,17 +128,27 @@ class ImageEmbedder(EmbedderOfImages):
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
         return features[:, :, None]
 
+    def _check_test_size(self) -> None:
+        """Raised now where the network cannot embed images of that size, and not after an epoch."""
+        positions = self._positions(self.images.at_test.size, finer=self.finer_map is not None)
+        if self.settings.pooling == "flatten" and self.channels * positions != self.num_features:
+            raise RecipeError(
+                f"images.test_scale is {self.images.test_scale:g}, but embedder.pooling is flatten, which needs as "
+                "many positions as in training: take another pooling, or leave test_scale out"
+            )
+
     @torch.no_grad()
-    def _positions(self, finer: bool = False) -> int:
-        """How many positions the feature map of an image has."""
-        size, was_training = self.images.size, self.backbone.training
+    def _positions(self, size: int, finer: bool = False) -> int:
+        """How many positions the feature map of an image of that side has."""
+        was_training = self.backbone.training
         self.backbone.eval()
         try:
             return self._feature_map(torch.zeros(1, 3, size, size), finer).shape[-1]
         except (RuntimeError, AssertionError) as error:
             stride = f" and embedder.output_stride {self.settings.output_stride}" if finer else ""
+            times = f" times images.test_scale {self.images.test_scale:g}" if size != self.images.size else ""
             raise RecipeError(
-                f"images.size is {size}{stride}, which {self.settings.backbone} cannot take: {error}"
+                f"images.size is {self.images.size}{times}{stride}, which {self.settings.backbone} cannot take: {error}"
             ) from error
         finally:
             self.backbone.train(was_training)

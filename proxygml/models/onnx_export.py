@@ -151,7 +151,7 @@ def describe(embedder: Embedder, model: str, precision: Precision = "float32") -
         shape = ["batch", embedder.num_features]
         given = {"name": "vectors", "shape": shape, "type": "float32", "length": "any: the graph scales them to 1"}
         return {"format": 1, "model": model, "precision": precision, "input": given, "output": output}
-    images = embedder.images
+    images = embedder.images.at_test
     return {
         "format": 1,
         "model": model,

@@ -52,7 +52,7 @@ def graph_input(embedder: Embedder, count: int, generator: torch.Generator | Non
     """The name of the graph's input, and so many random ones."""
     if not embedder.takes_images:
         return "vectors", torch.randn(count, embedder.num_features, generator=generator)
-    side = embedder.images.size
+    side = embedder.images.at_test.size
     return "images", torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 

@@ -178,7 +178,7 @@ def _describe(
         "catalog": str(table),
         "backbone": recipe.embedder.backbone,
         "embedding_size": recipe.embedder.embedding_size,
-        **({"vector_size": num_features} if recipe.takes_vectors else {"image_size": recipe.images.size}),
+        **({"vector_size": num_features} if recipe.takes_vectors else {"image_size": recipe.images.at_test.size}),
         "seed": recipe.seed,
         "processes": num_processes,
     }

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import file_stamps
+from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.lazy_list import LazyList
 from proxygml.files import atomic_write, cache_folder
@@ -53,9 +54,8 @@ def embed_catalog(
             embedder, catalog, accelerator, workers=workers, batch_size=batch_size, own_part=True
         )
         return embed_features(embedder, features)
-    return checked_embeddings(
-        _compute(embedder, embedder, embedder.embedding_size, catalog, accelerator, workers, batch_size)
-    )
+    images, width = embedder.images, embedder.embedding_size
+    return checked_embeddings(_compute(embedder, embedder, width, catalog, images, accelerator, workers, batch_size))
 
 
 @torch.inference_mode()
@@ -82,12 +82,13 @@ def cached_features(
 
     Args:
         embedder, catalog, accelerator, workers, batch_size: see embed_catalog.
-        as_trained: features of one view and the backbone's own map, as training on images sees them.
+        as_trained: features of one view, the backbone's own map and the size of training, as training sees images.
         own_part: return those of this process's part of the images alone, (m, F).
     """
     views = ONE_VIEW if as_trained else views_of(embedder.settings)
     stride = 0 if as_trained else embedder.settings.output_stride
-    path = cache_folder("features") / f"{_key(embedder, catalog, views, stride)}.safetensors"
+    images = embedder.images.as_trained if as_trained else embedder.images
+    path = cache_folder("features") / f"{_key(embedder, catalog, images, views, stride)}.safetensors"
     rows = own_slice(len(catalog), accelerator)
     kept = _read_cache(path, rows if own_part else slice(None))
     # Decided together, since machines may not share the folder: all compute, or none.
@@ -95,7 +96,7 @@ def cached_features(
     if kept is not None and found == accelerator.num_processes:
         return kept
     compute = partial(embedder.features, views=views, finer=bool(stride))
-    features = _compute(embedder, compute, embedder.num_features, catalog, accelerator, workers, batch_size)
+    features = _compute(embedder, compute, embedder.num_features, catalog, images, accelerator, workers, batch_size)
     shape = (len(catalog), features.shape[1])
     pieces: Iterable[Tensor] = parts_on_all(features, len(catalog), accelerator)
     if not own_part:
@@ -118,12 +119,11 @@ def _read_cache(path: Path, rows: slice) -> Tensor | None:
         return None  # not there, or damaged: to be computed
 
 
-def _key(embedder: Embedder, catalog: Catalog, views: Sequence[View], output_stride: int) -> str:
+def _key(embedder: Embedder, catalog: Catalog, images: ImageSettings, views: Sequence[View], output_stride: int) -> str:
     digest = hashlib.sha256()
-    images = embedder.images
     form = (embedder.settings.backbone, embedder.settings.pooling, list(map(tuple, views)), output_stride)
     digest.update(repr((*form, embedder.space)).encode())
-    digest.update(repr((images.size, images.resize, images.interpolation)).encode())
+    digest.update(repr((images.at_test.size, images.at_test.resize, images.interpolation)).encode())
     for name, tensor in embedder.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -142,6 +142,7 @@ def _compute(
     function: Callable[[Tensor], Tensor],
     width: int,
     catalog: Catalog,
+    settings: ImageSettings,
     accelerator: Accelerator,
     workers: int,
     batch_size: int,
@@ -150,7 +151,7 @@ def _compute(
     rows = own_slice(len(catalog), accelerator)
     if rows.start == rows.stop:  # more processes than images
         return torch.empty(0, width)
-    dataset = ImageDataset(catalog.paths, catalog.boxes, embedder.images, training=False, kept=True)
+    dataset = ImageDataset(catalog.paths, catalog.boxes, settings, training=False, kept=True)
     loader = DataLoader(
         Subset(dataset, range(rows.start, rows.stop)),
         batch_size,

@@ -87,7 +87,7 @@ def new_embedder(recipe: Recipe, classes: Sequence[str], images: Catalog | None,
         assert images is not None
         rows_of(images)  # raises where there are no vectors
         return VectorEmbedder(settings, images.vectors.size if images.vectors else 0, classes)
-    backbone = build_backbone(settings.backbone, "none", recipe.images.size) if restored else None
+    backbone = build_backbone(settings.backbone, "none", recipe.images) if restored else None
     return ImageEmbedder(settings, recipe.images, classes, backbone=backbone)
 
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.layers.norm_act import convert_sync_batchnorm
 
+from proxygml.data.image_settings import ImageSettings
 from proxygml.errors import RecipeError
 from proxygml.models.backbones import build_backbone
 from proxygml.training.processes import share_overflow
@@ -77,7 +78,7 @@ def test_a_tracker_that_cannot_start_is_named(small_recipe: Recipe, tmp_path: Pa
 
 
 def test_synchronised_batch_norm_keeps_the_network() -> None:
-    backbone, _ = build_backbone("mobilenetv2_035", "none", 32)
+    backbone, _ = build_backbone("mobilenetv2_035", "none", ImageSettings(size=32))
     backbone.eval()
     images = torch.rand(2, 3, 32, 32)
     expected = backbone.forward_features(images)
