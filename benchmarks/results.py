@@ -185,8 +185,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images, for each run")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time, which share the GPU")
     names = [setup.name for setup in SETUPS]
-    parser.add_argument("--setups", nargs="+", choices=names, default=names, help="which, all by default")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to try it on a CPU")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--setups", nargs="+", choices=names, default=names, help="which, all by default")
+    which.add_argument("--quick", action="store_true", help="one of small sizes, to try it on a CPU")
     options = parser.parse_args()
     data = smaller(options.data, options.out) if options.quick else options.data
     setups = QUICK if options.quick else [setup for setup in SETUPS if setup.name in options.setups]

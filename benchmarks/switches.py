@@ -189,8 +189,16 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
     data = [text.partition("=")[0] for text in options.data]
     orders = product(options.size, options.seeds, chosen(options.switches), data)
     cells = [Cell(name, *switch, seed, options.epochs, size) for size, seed, switch, name in orders]
-    part, _, parts = options.part.partition("/")
-    return cells[int(part) :: int(parts)]
+    part, parts = options.part
+    return cells[part::parts]
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """The two numbers of a text such as 0/4, the first of four parts."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: give one of 0/4 to 3/4, say")
+    return int(part), int(parts)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -268,7 +276,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     training.add_argument("--epochs", type=int, default=5)
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--switches", nargs="+", default=[], metavar="NAME[=VALUE]", help=f"of {', '.join(SWITCHES)}")
-    training.add_argument("--part", default="0/1", help="which part of the cells, of how many: 0/4 to 3/4")
+    training.add_argument("--part", type=part_of, default="0/1", help="which part of the cells, of how many: 0/4 to 3/4")
     training.add_argument("--out", type=Path, required=True, help="the CSV file of rows")
     training.add_argument("--device", default=str(default_device()))
     training.add_argument("--threads", type=int, default=1, help="of the CPU, for decoding and computing")
