@@ -276,7 +276,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     training.add_argument("--epochs", type=int, default=5)
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--switches", nargs="+", default=[], metavar="NAME[=VALUE]", help=f"of {', '.join(SWITCHES)}")
-    training.add_argument("--part", type=part_of, default="0/1", help="which part of the cells, of how many: 0/4 to 3/4")
+    training.add_argument("--part", type=part_of, default="0/1", help="of the cells, of how many: 0/4 to 3/4")
     training.add_argument("--out", type=Path, required=True, help="the CSV file of rows")
     training.add_argument("--device", default=str(default_device()))
     training.add_argument("--threads", type=int, default=1, help="of the CPU, for decoding and computing")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from proxygml.loss.gradients import proxy_blocks
+from proxygml.loss.selection import largest
 from proxygml.loss.sharded import Shard, own_proxies
 
 
@@ -81,10 +82,10 @@ def unit_samples(embeddings: Tensor, proxies_dtype: torch.dtype) -> tuple[Tensor
     dtype = computing_dtype(embeddings.dtype, proxies_dtype)
     least = max(torch.finfo(embeddings.dtype).tiny, torch.finfo(dtype).tiny * 2**20)
     vectors = embeddings.to(dtype)
-    largest = vectors.abs().amax(dim=1, keepdim=True)  # vector_norm(inf) takes a CPU ten times as long
-    divisor = largest.clamp_min(least)
+    greatest = vectors.abs().amax(dim=1, keepdim=True)  # vector_norm(inf) takes a CPU ten times as long
+    divisor = greatest.clamp_min(least)
     scaled = vectors / divisor
-    inverse = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min_(0.5).reciprocal_().mul_(largest > least)
+    inverse = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min_(0.5).reciprocal_().mul_(greatest > least)
     return scaled.mul_(inverse), inverse.div_(divisor)
 
 
@@ -147,8 +148,7 @@ def select_neighbors(similarity: Tensor, labels: Tensor, terms: Terms, shard: Sh
 def _most_similar(similarity: Tensor, count: int, shard: Shard | None) -> Edges:
     if shard is not None:
         return Edges(*shard.most_similar(similarity, count), own=0)
-    largest = similarity.topk(count, dim=1, sorted=False)
-    return Edges(largest.values, largest.indices, None, own=0)
+    return Edges(*largest(similarity, count), None, own=0)
 
 
 class Candidates(NamedTuple):
