@@ -37,6 +37,7 @@ from proxygml.data.vector_parts import INDEX, UNREADABLE, PartsIndex, part_file
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, OverwriteError, check_whole, counted
 from proxygml.files import remove_leftovers
 from proxygml.gallery.source import Model
+from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embed_images import ForgivingDataset, OnBad, embed_squares, images_key
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import vector_prefix
@@ -228,6 +229,7 @@ class PartEmbedder:
             remove_file(work.unreadable(number))
         return Made(len(table), bad=len(bad))
 
+    @freed_memory_kept()
     def _embedded(self, table: pa.Table, paths: Sequence[str]) -> tuple[Vectors, dict[int, str]]:
         """The vectors (m, D) of the images that can be read, in their order, and what is wrong with the others."""
         images = ImageDataset(paths, boxes_of(to_pandas(table)), self._embedder.images, training=False)

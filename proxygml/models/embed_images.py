@@ -22,6 +22,7 @@ from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_checks import ROWS_AT_A_TIME
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole, counted
 from proxygml.files import atomic_write, exclusive_lock, naming, remove_folder, reserve_space
+from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
@@ -173,6 +174,7 @@ class ForgivingDataset(Dataset[tuple[int, Tensor | None, str]]):
             return row, None, str(error)
 
 
+@freed_memory_kept()
 def _embed_rows(
     embedder: Embedder,
     images: ImageList,

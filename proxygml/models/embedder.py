@@ -6,6 +6,7 @@ embedders of images that another runtime computes. The files of a saved model ar
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,6 +28,7 @@ from proxygml.errors import (
     check_whole,
     counted,
 )
+from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.backbones import Backbone, InputSpace, build_backbone
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.head import Head
@@ -151,10 +153,11 @@ class Embedder(nn.Module, ABC):
         self.eval()
         try:
             batches = self._batches(items, boxes, size, workers)
-            embedded = [
-                self(batch.to(self.device, non_blocking=True)).float().cpu()
-                for batch in track(batches, "embedding", -(-len(items) // size), disable=not progress)
-            ]
+            with freed_memory_kept() if len(items) > size else nullcontext():  # not for each request of a server
+                embedded = [
+                    self(batch.to(self.device, non_blocking=True)).float().cpu()
+                    for batch in track(batches, "embedding", -(-len(items) // size), disable=not progress)
+                ]
         finally:
             self.train(was_training)
         return prefix(checked_embeddings(torch.cat(embedded)), dimensions)

@@ -23,6 +23,7 @@ from proxygml.data.image_settings import ImageSettings
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.lazy_list import LazyList
 from proxygml.files import atomic_write, cache_folder
+from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
 from proxygml.training.processes import own_slice, parts_on_all
@@ -136,6 +137,7 @@ def _key(embedder: Embedder, catalog: Catalog, images: ImageSettings, views: Seq
     return digest.hexdigest()[:32]
 
 
+@freed_memory_kept()
 @torch.inference_mode()
 def _compute(
     embedder: Embedder,

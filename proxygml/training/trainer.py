@@ -17,6 +17,7 @@ from torch import Tensor
 from proxygml.console import console, progress_bar
 from proxygml.data.catalog import Catalog
 from proxygml.files import remove_leftovers
+from proxygml.kept_memory import freed_memory_kept
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.embedder import Embedder
 from proxygml.training.checkpoint import Checkpoints, EpochMetrics, Progress, training_data_fingerprint
@@ -155,6 +156,7 @@ class Training:
         if old:
             take_proxies(criterion, self.train_images.classes, Path(old))
 
+    @freed_memory_kept()
     def run_to_end(self) -> None:
         """Train all epochs that are left, and write the model that the protocol chooses."""
         try:
