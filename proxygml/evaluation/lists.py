@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from proxygml.evaluation.retrieval import SMALLEST_PRODUCT, Array, QueryScores, Retrieval, padded_rows, tracked
+from proxygml.largest import largest
 
 CHUNK = 128  # columns that are searched as one when the largest of a row are sought
 LIST_BYTES = 96  # taken by one entry of a list of nearest images: values, columns, hits, and their sorted copies
@@ -166,7 +167,9 @@ def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """torch.topk, several times faster for small k: a row's k largest lie in its k chunks of largest maximum."""
     chunks = similarity.view(len(similarity), -1, CHUNK)
     if 4 * k > chunks.shape[1]:
-        return similarity.topk(k, dim=1)
+        values, columns = largest(similarity, k)
+        values, order = values.sort(dim=1, descending=True)
+        return values, columns.gather(1, order)
     best = chunks.amax(dim=2).topk(k, dim=1, sorted=False).indices
     candidates = chunks.gather(1, best[:, :, None].expand(-1, -1, CHUNK)).flatten(1)
     values, place = candidates.topk(k, dim=1)

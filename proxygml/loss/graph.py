@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from proxygml.largest import largest
 from proxygml.loss.gradients import proxy_blocks
-from proxygml.loss.selection import largest
 from proxygml.loss.sharded import Shard, own_proxies
 
 

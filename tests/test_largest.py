@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from proxygml.loss import selection
-from proxygml.loss.selection import largest
+from proxygml import largest as module
+from proxygml.largest import largest
 
 
-@pytest.mark.parametrize("threads", [1, selection.MOST_THREADS + 1])
+@pytest.mark.parametrize("threads", [1, module.MOST_THREADS + 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("rows", "width", "count"), [(3, 70, 20), (200, 400, 1), (9, 50_000, 900), (4, 6, 6), (2, 9, 0)]

@@ -1,4 +1,4 @@
-"""The largest similarities of each sample: torch.topk, or NumPy where that is faster.
+"""The largest numbers of each row, such as similarities: torch.topk, or NumPy where that is faster.
 
 On processors with AVX2 or AVX-512, NumPy partitions a row several times as fast as PyTorch, though on one thread.
 """
@@ -17,29 +17,29 @@ AT_A_TIME = 2**16
 """Numbers whose indices stay in a processor's cache."""
 
 
-def largest(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def largest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest numbers of each row (M, P) and their int64 columns, both (M, count), in no order.
 
     Which of several equal numbers is the last is not defined. NaN is larger than all others.
     """
-    if not _numpy_is_faster(similarity, count):
-        found = similarity.topk(count, dim=1, sorted=False)
+    if not _numpy_is_faster(numbers, count):
+        found = numbers.topk(count, dim=1, sorted=False)
         return found.values, found.indices
-    rows, width = similarity.shape
-    numbers = similarity.detach().numpy()
+    rows, width = numbers.shape
+    array = numbers.detach().numpy()
     columns = torch.empty(rows, count, dtype=torch.int64)
     step = max(1, AT_A_TIME // width)
     for start in range(0, rows, step):
         block = slice(start, start + step)
-        columns.numpy()[block] = np.argpartition(numbers[block], width - count, axis=1)[:, width - count :]
-    return similarity.gather(1, columns), columns
+        columns.numpy()[block] = np.argpartition(array[block], width - count, axis=1)[:, width - count :]
+    return numbers.gather(1, columns), columns
 
 
-def _numpy_is_faster(similarity: Tensor, count: int) -> bool:
+def _numpy_is_faster(numbers: Tensor, count: int) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and similarity.device.type == "cpu"
-        and similarity.dtype in (torch.float32, torch.float64)
-        and count * LEAST_SHARE > similarity.shape[1]
+        and numbers.device.type == "cpu"
+        and numbers.dtype in (torch.float32, torch.float64)
+        and count * LEAST_SHARE > numbers.shape[1]
         and torch.get_num_threads() <= MOST_THREADS
     )
