@@ -53,7 +53,6 @@ CHOICES = {
 }  # what they were chosen from
 LEADERS = (  # our recipe beside the losses that lead the tables of birds
     "groceries",
-    "groceries_64",
     "groceries_noise",
     "cub200_2010_crops_noise",
     "cub200_2010_views",
