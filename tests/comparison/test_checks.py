@@ -47,7 +47,9 @@ OF_BENCHMARKS = {
     "continuing",
     "real_size_trials",
     "real_size_views",
+    "noise_views",
     "groceries_views",
+    "cub200_2010_views",
     "switches",
 }
 KEPT = sorted(path for path in RESULTS.glob("*.csv") if path.stem not in TABULATED | OF_BENCHMARKS)
