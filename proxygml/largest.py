@@ -1,9 +1,9 @@
 """The largest numbers of each row, such as similarities: torch.topk, or NumPy where that is faster.
 
-On processors with AVX2 or AVX-512, NumPy partitions a row several times as fast as PyTorch, though on one thread.
+On processors with AVX2 or AVX-512, NumPy partitions a row several times as fast as PyTorch, though on one thread. It is
+used through the arrays that PyTorch gives out, so that whoever needs torch alone need not import it.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def largest(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
     step = max(1, AT_A_TIME // width)
     for start in range(0, rows, step):
         block = slice(start, start + step)
-        columns.numpy()[block] = np.argpartition(array[block], width - count, axis=1)[:, width - count :]
+        columns.numpy()[block] = array[block].argpartition(width - count, axis=1)[:, width - count :]
     return numbers.gather(1, columns), columns
 
 

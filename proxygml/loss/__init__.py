@@ -1,6 +1,6 @@
 """The method: ProxyGMLLoss, the mathematics of its graph with its gradients, and the optimiser for many proxies.
 
-It needs torch and NumPy alone. graph.py selects the proxies that a sample keeps, sharded.py divides classes over processes. A
+It needs torch alone. graph.py selects the proxies that a sample keeps, sharded.py divides classes over processes. A
 recipe's loss, ours or another, is built in training/criterion.py.
 """
 
