@@ -103,22 +103,33 @@ def _build_timm(name: str, pretrained: bool, images: ImageSettings) -> Backbone:
         _check_reachable(name, config)
     # Only models built for one input size take the argument, and they need it.
     size: dict[str, Any] = {"img_size": images.size} if config.fixed_input_size else {}
-    if size and images.test_scale != 1:  # the embeddings of positions are then interpolated
-        size["dynamic_img_size"] = True
+    create = _create_for_two_sizes if size and images.test_scale != 1 else timm.create_model
     try:
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **size)
-    except TypeError as error:
-        if "dynamic_img_size" not in str(error):
-            raise
-        raise RecipeError(
-            f"images.test_scale is {images.test_scale:g}, but {name} takes images of one size only: leave it out"
-        ) from error
+        backbone = create(name, pretrained=pretrained, num_classes=0, global_pool="", **size)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         raise WeightsError(_how_to_fetch(name, config)) from error
     red, green, blue = zip(config.mean, config.std, strict=True)
     return Backbone(backbone, InputSpace((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
+
+
+def _create_for_two_sizes(name: str, **arguments: Any) -> nn.Module:
+    """A model of timm that is built for one size of images, but takes others too, of any number of patches.
+
+    Raises:
+        RecipeError: it takes no others.
+    """
+    import timm  # noqa: PLC0415
+
+    # The embeddings of positions are interpolated; vision transformers fill up the last patches, Swin always does.
+    for flags in (["dynamic_img_size", "dynamic_img_pad"], ["dynamic_img_size"]):
+        try:
+            return timm.create_model(name, **arguments | dict.fromkeys(flags, True))
+        except TypeError as error:
+            if "dynamic_img" not in str(error):
+                raise
+    raise RecipeError(f"images.test_scale is not 1, but {name} takes images of one size only: leave test_scale out")
 
 
 def _check_reachable(name: str, config: "PretrainedCfg") -> None:

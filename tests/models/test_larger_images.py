@@ -32,7 +32,10 @@ def build(images: ImageSettings, backbone: str = "mobilenetv2_035", **settings: 
     return ImageEmbedder(EmbedderSettings(backbone, "none", **({"embedding_size": 8} | settings)), images).eval()
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["mobilenetv2_035", "vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"],
+)
 def test_a_model_embeds_images_as_many_times_larger(backbone: str, small_catalog: Path, tmp_path: Path) -> None:
     """Cut and scaled as with those sizes; the choice is kept with the model."""
     paths = Catalog.read(small_catalog).paths[:3]
@@ -68,7 +71,11 @@ def test_an_exported_graph_takes_the_larger_images() -> None:
 @pytest.mark.parametrize(
     ("scale", "settings", "message"),
     [
-        (1.5, {"backbone": "xcit_nano_12_p16_224"}, "test_scale is 1.5, but xcit_nano_12_p16_224 takes images of one"),
+        (
+            1.5,
+            {"backbone": "xcit_nano_12_p16_224"},
+            "test_scale is not 1, but xcit_nano_12_p16_224 takes images of one",
+        ),
         (1.5, {"backbone": "conv4", "pooling": "flatten"}, "flatten, which needs as many positions as in training"),
         (1.5, {"backbone": "bn_inception"}, "images of 48 x 48 pixels do not fit BN-Inception"),
         (0.0, {}, "images.test_scale is 0.0, but must be above 0"),
