@@ -78,6 +78,10 @@ def shared_server(folder: Path) -> Iterator[str]:
         own.unlink()
 
 
+TRIES = 3
+"""To start: between the choice of a port and its use, another program may take it."""
+
+
 class MilvusServer:
     """A server with its data below a folder.
 
@@ -86,24 +90,30 @@ class MilvusServer:
     """
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        milvus = pytest.importorskip("milvus", reason="the package milvus, a server for tests, is not installed")
-        folder.mkdir(parents=True, exist_ok=True)
+        pytest.importorskip("milvus", reason="the package milvus, a server for tests, is not installed")
+        self._folder, self._settings = folder, settings
+        self.address = ""
+        self._take_ports()
+
+    def _take_ports(self) -> None:
+        import milvus
+
+        self._folder.mkdir(parents=True, exist_ok=True)
         client, peer = free_ports(2)
-        etcd = folder / "etcd.yaml"
+        etcd = self._folder / "etcd.yaml"
         etcd.write_text(ETCD.format(client=client, peer=peer))
         self._environment = {"GOMEMLIMIT": MEMORY, "GOMAXPROCS": "2", "ETCD_CONFIG_PATH": str(etcd)}
         self._server = milvus.MilvusServer(wait_for_started=False, etcd_port=client)
-        self._server.set_base_dir(str(folder))
+        self._server.set_base_dir(str(self._folder))
         for key, value in {
             "proxy_port": 0,  # any that is free
             "etcd_log_level": "fatal",
             "proxy.timeTickInterval": 20,  # ms that a read waits for all that was written: 200 by default
             "queryCoord.checkInterval": 100,
             "queryCoord.distPullInterval": 50,
-            **settings,
+            **self._settings,
         }.items():
             self._server.config.set(key, value)
-        self.address = ""
 
     @property
     def pid(self) -> int:
@@ -112,6 +122,17 @@ class MilvusServer:
 
     def start(self) -> None:
         """Start it, and return when it answers; after `kill` on the same ports and data."""
+        for tries_left in reversed(range(TRIES)):
+            self._launch()
+            if self._answers():
+                break
+            if self.address or not tries_left:
+                pytest.fail("the Milvus server has ended: see logs/ in its folder")
+            self._server.stop()
+            self._take_ports()  # another program may have taken one since
+        self.address = f"http://127.0.0.1:{self._server.listen_port}"
+
+    def _launch(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self._environment.items():
                 patch.setenv(name, value)
@@ -119,12 +140,15 @@ class MilvusServer:
                 self._start_again()
             else:
                 self._server.start()
+
+    def _answers(self) -> bool:
+        """Whether it answers at last, or has ended."""
         health = f"http://127.0.0.1:{self._server.webservice_port}/healthz"
         while not is_healthy(health):
             if self._server.server_proc.poll() is not None:
-                pytest.fail("the Milvus server has ended: see logs/ in its folder")
+                return False
             time.sleep(0.1)
-        self.address = f"http://127.0.0.1:{self._server.listen_port}"
+        return True
 
     def _start_again(self) -> None:
         """As `milvus.MilvusServer.start`, which takes a port that was in use just now for one that is in use."""
