@@ -49,8 +49,8 @@ class Split:
             return cls(catalog, list(pool.map(one, range(len(catalog)))))
 
     def squares(self, settings: ImageSettings) -> Tensor:
-        """The images as they are evaluated, uint8 (n, 3, size, size); made once for each size."""
-        key = settings.size, settings.resize, settings.interpolation
+        """The images as they are evaluated, uint8 (n, 3, S, S), S = settings.at_test.size; made once for each."""
+        key = settings.at_test.size, settings.at_test.resize, settings.interpolation
         if key not in self._squares:
             transform = test_transform(settings)
             self._squares[key] = torch.stack([transform(image) for image in self.images])

@@ -150,14 +150,18 @@ def compared(plan: Comparison, folder: Path, processes: Processes) -> list[Row]:
 def judge(setups: Sequence[Setup], data: Path, out: Path, workers: int, trained: Event, stopped: Event) -> None:
     """Every model by every way to embed as soon as it is there, until all are trained and judged, or `stopped`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that trains too, which sets `stopped`
+    multiprocessing.set_start_method(None, force=True)  # or loaders' workers would load PyTorch anew, as this one did
     torch.set_num_threads(JUDGING_THREADS)
+    parent = multiprocessing.parent_process()
     judges: dict[Setup, views.Judge] = {}
     whole = False
-    while not (whole or stopped.is_set()):
+    while not (whole or stopped.is_set()) and (parent is None or parent.is_alive()):
         whole = trained.is_set()  # before the last look
         for setup in setups:
             for part in parts_of(setup, out):
                 if setup not in judges and part.exists():
+                    for other in judges.values():
+                        other.forget_images()
                     packshots = data / f"{setup.packshots}.csv" if setup.packshots else None
                     rows = part.parent / "views.csv"
                     judges[setup] = views.Judge(data / f"{setup.data}.csv", packshots, rows, workers)
@@ -200,6 +204,8 @@ def main() -> None:
         with Processes(options.parallel) as processes:
             for setup in setups:
                 train(setup, data, options.out, options.workers, processes, options.quick)
+                if judging.exitcode:
+                    sys.exit("judging failed: its traceback is above")
         trained.set()
         judging.join()
     finally:  # after Ctrl-C, when the model that is being judged is done

@@ -86,7 +86,7 @@ def start_embedder(recipe: Recipe, train: Split, device: torch.device) -> Embedd
     embedder = new_embedder(recipe, train.catalog.classes, train.catalog).to(device)
     check_directions(embedder.embedding_size, len(train.images), embedder.num_features)
     embedder.eval()
-    squares = torch.split(train.squares(recipe.images), EVALUATED_AT_A_TIME)
+    squares = torch.split(train.squares(recipe.images.as_trained), EVALUATED_AT_A_TIME)
     with torch.no_grad():
         found = [embedder.features(some.to(device), views=ONE_VIEW, finer=False).float().cpu() for some in squares]
     features = torch.cat(found)
@@ -133,7 +133,7 @@ def measured(cell: Cell, recipe: Recipe, splits: dict[str, Split], device: torch
     """Train a cell, and evaluate it on the held-out classes."""
     recipe = replace(
         recipe,
-        images=replace(recipe.images, size=cell.size, resize=round(cell.size * BORDER)),
+        images=replace(recipe.images, size=cell.size, resize=round(cell.size * BORDER), test_scale=1.0),
         epochs=cell.epochs,
         milestones=(max(1, round(cell.epochs * LAST_PHASE)),),
         seed=cell.seed,

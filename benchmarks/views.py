@@ -183,6 +183,10 @@ class Judge:
                     self._add(self._judge_one(row, embedder))
             self._judged.add(folder)
 
+    def forget_images(self) -> None:
+        """Free the memory of the decoded images; they are decoded again where they are needed."""
+        self._images.clear()
+
     def _judge_one(self, row: Row, embedder: Embedder) -> Row:
         size = (embedder.images.at_test.size, embedder.images.at_test.resize)
         if size not in self._images:

@@ -15,8 +15,8 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """The parameters of glibc's mallopt: how much free memory is returned, and what is mapped by itself."""
 
-KEPT = {TRIM_THRESHOLD: 2**31 - 1, MMAP_THRESHOLD: 2**31 - 1}
-USUAL = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25}
+KEPT = {MMAP_THRESHOLD: 2**31 - 1, TRIM_THRESHOLD: 2**31 - 1}
+USUAL = {MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
 """Bytes; the usual ones are those that glibc comes to by itself after it has freed large blocks."""
 
 CHOSEN = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
@@ -30,7 +30,7 @@ _inside = 0
 def freed_memory_kept() -> Iterator[None]:
     """Keep what is freed inside the block for what is allocated next; return it to the system after the block.
 
-    The peak of the process's memory rises by a few per cent. Blocks may lie in each other and in several threads. Does
+    The peak of the process's memory rises, by up to a fifth. Blocks may lie in each other and in several threads. Does
     nothing where the C library is not glibc, or where the environment sets its thresholds.
     """
     library = None if any(name in os.environ for name in CHOSEN) else _glibc()
@@ -71,4 +71,5 @@ def _leave(library: Any) -> None:
 
 def _set(library: Any, thresholds: dict[int, int]) -> None:
     for parameter, value in thresholds.items():
-        library.mallopt(parameter, value)
+        if not library.mallopt(parameter, value):  # an old glibc allows no more than its usual value
+            library.mallopt(parameter, USUAL[parameter])
