@@ -204,8 +204,8 @@ def main() -> None:
         with Processes(options.parallel) as processes:
             for setup in setups:
                 train(setup, data, options.out, options.workers, processes, options.quick)
-                if judging.exitcode:
-                    sys.exit("judging failed: its traceback is above")
+                if judging.exitcode:  # or the whole training would end before anybody noticed
+                    break
         trained.set()
         judging.join()
     finally:  # after Ctrl-C, when the model that is being judged is done

@@ -58,7 +58,7 @@ WAYS = {
     USUAL: Way({"mirror": False, "output_stride": 0}),
     "finer map and mirror image": Way({"mirror": True, "output_stride": 8}),
     "larger images": Way({"mirror": False, "output_stride": 0}, 5 / 3),
-    "larger images and mirror image": Way({"mirror": True, "output_stride": 0}, 5 / 3),  # dearer than the finer map
+    "larger images and mirror image": Way({"mirror": True, "output_stride": 0}, 5 / 3),  # as dear as the finer map
     "much larger images": Way({"mirror": False, "output_stride": 0}, 2.25),
 }
 """The columns of a fair comparison: the cheapest, and dearer ones."""

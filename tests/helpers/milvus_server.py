@@ -142,7 +142,7 @@ class MilvusServer:
                 self._server.start()
 
     def _answers(self) -> bool:
-        """Whether it answers at last, or has ended."""
+        """Wait until it answers; False where it ends before."""
         health = f"http://127.0.0.1:{self._server.webservice_port}/healthz"
         while not is_healthy(health):
             if self._server.server_proc.poll() is not None:
