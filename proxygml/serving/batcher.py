@@ -36,12 +36,19 @@ class Batcher(Generic[Work, Result]):
 
     async def stop(self) -> None:
         """End; what has been given to `do` before is finished first."""
-        if self._thread is not None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
             self._waiting.put(None)
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(thread.join)
 
     async def do(self, work: Work) -> Result:
-        """The result of one piece; work that nobody waits for any more, and that has not begun, is left out."""
+        """The result of one piece; work that nobody waits for any more, and that has not begun, is left out.
+
+        Raises:
+            RuntimeError: it is before `start` or after `stop`, when nothing would do the work.
+        """
+        if self._thread is None:
+            raise RuntimeError("this batcher does not run, so that its work would never be done: start it first")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.put((work, future))
         return await future

@@ -51,6 +51,30 @@ def test_a_batcher_that_was_never_started_stops() -> None:
     asyncio.run(Batcher(list, 4).stop())
 
 
+def test_work_that_nothing_would_do_is_refused() -> None:
+    """Before the start, after the end, and not after a new start."""
+
+    async def work() -> list[int | BaseException]:
+        batcher: Batcher[int, int] = Batcher(lambda pieces: [piece + 1 for piece in pieces], 4)
+        found = [*await given(batcher)]
+        await batcher.start()
+        await batcher.stop()
+        await batcher.stop()
+        found += await given(batcher)
+        await batcher.start()
+        found += await given(batcher)
+        await batcher.stop()
+        return found
+
+    async def given(batcher: Batcher[int, int]) -> list[int | BaseException]:
+        return await asyncio.gather(asyncio.wait_for(batcher.do(1), 20), return_exceptions=True)
+
+    early, late, again = asyncio.run(work())
+    assert again == 2
+    for error in (early, late):
+        assert isinstance(error, RuntimeError) and "does not run" in str(error)
+
+
 def test_work_given_in_one_turn_of_the_event_loop_is_not_lost(recwarn: pytest.WarningsRecorder) -> None:
     async def work() -> list[int]:
         batcher: Batcher[int, int] = Batcher(lambda pieces: [piece + 1 for piece in pieces], 7)
