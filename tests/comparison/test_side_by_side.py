@@ -1,18 +1,24 @@
 """A comparison whose trials and cells train side by side on this machine: the rows of one after the other."""
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from proxygml.comparison import side_by_side
-from proxygml.comparison.side_by_side import visible_gpus
-from tests.helpers.comparisons import assert_same_cells, compare, table_of
+from proxygml.comparison.plan import Comparison
+from proxygml.comparison.row import read_rows
+from proxygml.comparison.runner import Runner
+from proxygml.comparison.side_by_side import Processes, run_side_by_side, visible_gpus
+from tests.helpers.comparisons import METHODS, assert_same_cells, compare, table_of, write
 
 
 def test_the_rows_are_those_of_one_after_the_other(
@@ -40,6 +46,31 @@ def test_processes_that_train_several_cells_leave_the_same_rows(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2 * threads)
     rows = compare(small_comparison, tmp_path / "run", "--parallel", 2)
     assert_same_cells(rows, table_of(finished / "cells.csv"))
+
+
+@pytest.mark.parametrize("gpus", [[], ["0"]])
+def test_processes_train_one_comparison_after_the_other(
+    gpus: list[str], content: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same processes where there is a GPU; the rows are those of either comparison alone."""
+    monkeypatch.setattr(side_by_side, "visible_gpus", lambda: gpus)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2 * threads)
+    methods = {name: METHODS[name] for name in ("ProxyGML", "N-pair")}
+    small = content | {"methods": methods, "trials": 0}
+    kept = [replace(row, cost=None) for row in read_rows([finished / "cells.csv"]) if row.method in methods]
+    used = []
+    with Processes(2) as processes:
+        for seed in content["seeds"]:
+            plan = Comparison.read(write(small | {"seeds": [seed]}, tmp_path / f"{seed}.yaml"))
+            runner = Runner(plan, tmp_path / f"run-{seed}")
+            run_side_by_side(runner, processes)
+            used.append({process.pid for process in multiprocessing.active_children()})
+            rows = [replace(row, cost=None) for row in runner.rows()]
+            assert rows == [row for row in kept if row.seed == seed]
+    first, second = used
+    assert first == second and len(first) == (2 if gpus else 0)  # on a CPU, each cell had one of its own
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(("parallel", "each"), [(2, 4), (3, 2), (99, 1)])
