@@ -6,13 +6,15 @@
 `measure` trains on half of the training classes, which the seed draws; then on all of them: from that run
 (`train --from`) and anew, with the same recipe and the same number of epochs, and anew for the whole cost of both runs.
 All are evaluated on the catalog's test classes, which no run has seen. It adds a row for each to the kept ones, and
-skips what is there already. Without `measure` it prints the table of the kept rows.
+skips what is there already. Continued runs with another `--warmup_epochs` need another `--data`. Without `measure` it
+prints the table of the kept rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from scipy import stats
 
 from benchmarks.measure import console
 from proxygml import evaluate_run, train
+from proxygml.errors import UserError
 from proxygml.files import atomic_write
 from proxygml.training.continuation import continuing
 from proxygml.training.recipe import Recipe
@@ -44,6 +47,7 @@ class Row:
         epochs: its passes over its training images.
         images: how many training images it has looked at, those of the run that it starts from not counted.
         before: the same of the run that it starts from.
+        warmup_epochs: of a continued run; None for the others, which have that of the recipe.
     """
 
     data: str
@@ -52,6 +56,7 @@ class Row:
     epochs: int
     images: int
     before: int
+    warmup_epochs: int | None
     recall_at_1: float
     map_at_r: float
 
@@ -73,7 +78,13 @@ class Trial:
         Args:
             kept: the rows that are there.
             epochs: how long to go on; each is also a length of training anew.
+
+        Raises:
+            UserError: there are continued runs of the same data with another warm-up.
         """
+        of_data = kept[(kept["data"] == self.data) & (kept["start"] == "continued")]
+        for warmup in of_data["warmup_epochs"]:
+            self._check_warmup(warmup, "the kept rows")
         table = pd.read_parquet(self.catalog)
         training = table["split"] == "train"
         classes = np.unique(table.loc[training, "label"])
@@ -91,8 +102,10 @@ class Trial:
             plan.append(("anew", count + round(first * part / whole), self.catalog, whole, 0))
         for start, count, catalog, images, before in dict.fromkeys(plan):
             if not (kept[KEY] == [self.data, self.seed, start, count]).all(axis=1).any():
-                values = self.trained(start, count, catalog, old if start == "continued" else None)
-                yield Row(self.data, self.seed, start, count, count * images, before, *values)
+                continued = start == "continued"
+                warmup = self.warmup_epochs if continued else None
+                values = self.trained(start, count, catalog, old if continued else None)
+                yield Row(self.data, self.seed, start, count, count * images, before, warmup, *values)
 
     def run(self, start: str, epochs: int) -> Path:
         """The folder of a run."""
@@ -108,14 +121,26 @@ class Trial:
                 recipe = replace(continuing(recipe, old), warmup_epochs=self.warmup_epochs)
             stopped = place.exists()
             train(None if stopped else recipe, place, catalog=None if stopped else catalog)
+        if old is not None:
+            self._check_warmup(RunFolder(place).read_recipe().warmup_epochs, f"the run {place}")
         found = evaluate_run(RunFolder(place), report=False)
         assert found is not None  # this is the main process
         return found.recall[1].value, found.map_at_r.value
 
+    def _check_warmup(self, found: int, where: str) -> None:
+        """Raise UserError for continued runs with another warm-up than this trial's: one table row would hold both."""
+        if found != self.warmup_epochs:
+            raise UserError(
+                f"{where}: continued runs of {self.data!r} have warmup_epochs {found}, but --warmup_epochs "
+                f"is {self.warmup_epochs}: give this trial another --data"
+            )
+
 
 def read_rows(path: Path) -> pd.DataFrame:
     """The kept rows, none where there is no file."""
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(Row.__dataclass_fields__))
+    if not path.exists():
+        return pd.DataFrame(columns=list(Row.__dataclass_fields__))
+    return pd.read_csv(path, dtype={"warmup_epochs": "Int64"})
 
 
 def measure(trial: Trial, epochs: Sequence[int], path: Path) -> None:
@@ -176,7 +201,10 @@ def main() -> None:
         options.folder.mkdir(parents=True, exist_ok=True)
         recipe = Recipe.of(content, options.recipe)
         trial = Trial(options.data, options.catalog, recipe, options.folder, options.seed, options.warmup_epochs)
-        measure(trial, options.epochs, options.rows)
+        try:
+            measure(trial, options.epochs, options.rows)
+        except UserError as error:
+            sys.exit(str(error))
         return
     print_table(read_rows(options.rows))
 
