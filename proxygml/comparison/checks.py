@@ -116,8 +116,8 @@ def check_folder(store: Store, inputs: Inputs, catalog: str, known: Iterable[Key
 def _check_same_inputs(store: Store, kept: Inputs, inputs: Inputs, catalog: str) -> None:
     if kept.fingerprint != inputs.fingerprint:
         raise RunError(
-            f"{store.folder} holds cells of other images, labels or splits (fingerprint {kept.fingerprint}) than "
-            f"{catalog} ({inputs.fingerprint}): put the old catalog back, or give the comparison another --run"
+            f"{store.folder} holds cells of other images, vectors, labels or splits (fingerprint {kept.fingerprint}) "
+            f"than {catalog} ({inputs.fingerprint}): put the old catalog back, or give the comparison another --run"
         )
     for name, digest in inputs.weights.items():
         if kept.weights.get(name, digest) != digest:

@@ -42,10 +42,12 @@ class Inputs:
         """The inputs of recipes, without files that are not there.
 
         Raises:
-            UserError: the catalog is missing or has no test split, or two files share a name.
+            UserError: the catalog is missing, or has no test split or a bad vector, or two files share a name.
         """
         table = Catalog.read(catalog)
         table.split("test")  # an error where it is missing, before anything is trained
+        if table.vectors is not None and any(recipe.takes_vectors for recipe in recipes):
+            table.vectors.mapped()  # checks each of them, and is then there for all cells
         digests: dict[str, str] = {}
         names = {(recipe.embedder.weights, "embedder.weights") for recipe in recipes}
         names |= {(recipe.drop, "drop") for recipe in recipes if recipe.drop}

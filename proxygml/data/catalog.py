@@ -231,7 +231,7 @@ class Catalog:
     def fingerprint(self) -> str:
         """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules, kept.
 
-        Where there are no file names, some of the vectors stand for them.
+        Of a catalog with vectors, it is of some of these too.
         """
         from proxygml.data.fingerprints import catalog_fingerprint  # noqa: PLC0415
 

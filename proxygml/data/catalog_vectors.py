@@ -94,6 +94,14 @@ def write_with_vectors(table: pd.DataFrame, source: VectorSource, temporary: Pat
 
 
 def sample_of(source: VectorSource, rows: npt.NDArray[np.int64]) -> bytes:
-    """A hash of some of the vectors of these rows, evenly spaced."""
+    """A hash of some of the vectors of these rows, evenly spaced; one that is no good counts as zeros.
+
+    It neither checks the others nor writes a file: who trains on the images beside them may have no use for them.
+    """
     chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).astype(int)]
-    return hashlib.sha256(np.ascontiguousarray(source.mapped()[chosen], np.float32).tobytes()).digest()
+    if source.is_mapped:
+        sample = source.mapped()[chosen]
+    else:
+        rising, places = np.unique(chosen, return_inverse=True)
+        sample = np.concatenate(list(blocks_of_rows(source, rising)))[places]
+    return hashlib.sha256(np.ascontiguousarray(sample, np.float32).tobytes()).digest()

@@ -19,7 +19,7 @@ def catalog_fingerprint(table: pd.DataFrame, vectors: VectorSource | None) -> st
     digest = hashlib.sha256()
     for text in csv_parts(table[[name for name in names if name in table]], bare_names=True):
         digest.update(text)
-    if "path" not in table and vectors is not None:
+    if vectors is not None:
         digest.update(sample_of(vectors, table[EMBEDDING_ROW].to_numpy()))
     return digest.hexdigest()[:12]
 

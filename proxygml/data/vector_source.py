@@ -102,13 +102,21 @@ class VectorSource:
             for block in self.blocks():
                 self.check_rows(block.problems)
             return self._npy
-        status = self.file.stat()
-        facts = repr((str(self.file.resolve()), status.st_size, status.st_mtime_ns, self.column))
-        cached = cache_folder("vectors") / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
+        cached = self._cached_file()
         if not cached.exists():
             self._write_plain(cached)
         plain: Floats = np.load(cached, mmap_mode="r", allow_pickle=False)
         return plain
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the vectors can be mapped at once: `mapped` has found all of them good, and written its file."""
+        return not self.is_npy and self._cached_file().exists()
+
+    def _cached_file(self) -> Path:
+        status = self.file.stat()
+        facts = repr((str(self.file.resolve()), status.st_size, status.st_mtime_ns, self.column))
+        return cache_folder("vectors") / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.npy"
 
     def _write_plain(self, path: Path) -> None:
         with atomic_write(path) as temporary:

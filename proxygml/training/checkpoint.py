@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_vectors import rows_of, sample_of
 from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
 from proxygml.data.fingerprints import csv_parts
 from proxygml.errors import RunError, counted
@@ -74,14 +75,16 @@ class Progress:
                 raise TypeError("progress.history must be rows of numbers")
 
 
-def training_data_fingerprint(images: Catalog) -> str:
-    """What identifies the training images and their labels, in words that a message can show."""
+def training_data_fingerprint(images: Catalog, takes_vectors: bool) -> str:
+    """What identifies the training images, or vectors, and their labels, in words that a message can show."""
     own = ["path"] if images.has_images else [EMBEDDING_ROW]
     columns = [*own, "label", *(column for column in BOX_COLUMNS if column in images.table)]
     digest = hashlib.sha256()
     for text in csv_parts(images.table[columns]):
         digest.update(text)
-    item = "image" if images.has_images else "vector"
+    if takes_vectors and images.vectors is not None:
+        digest.update(sample_of(images.vectors, rows_of(images)))
+    item = "vector" if takes_vectors else "image"
     count, classes = counted(len(images), f"training {item}"), counted(len(images.classes), "class")
     return f"{count} of {classes} ({digest.hexdigest()[:12]})"
 

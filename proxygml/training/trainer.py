@@ -142,7 +142,7 @@ class Training:
             self.criterion,
             self.optimizers,
             recipe.catalog,
-            training_data_fingerprint(self.train_images),
+            training_data_fingerprint(self.train_images, recipe.takes_vectors),
         )
         self.progress = Progress() if restored is None else self.checkpoints.restore(restored)
         self.monitor = Monitor(recipe, run.checkpoints, self.accelerator, self.progress)

@@ -109,6 +109,11 @@ def test_rules_of_evaluation_are_read_and_written(tmp_path: Path, suffix: str) -
     assert changed.fingerprint != catalog.fingerprint
 
 
+def test_a_fingerprint_of_images_stays_what_rows_of_comparisons_have_kept(tmp_path: Path) -> None:
+    table = {"path": ["a/1.jpg", "a/2.jpg", "b/3.jpg"], "label": ["a", "a", "b"], "split": ["train", "train", "test"]}
+    assert Catalog(pd.DataFrame(table), tmp_path).fingerprint == "ec0ca650a4f3"
+
+
 def test_whole_numbers_of_a_sequence_stay_whole_where_some_are_missing(tmp_path: Path) -> None:
     for values in ([2**53 + 1, None, 2**53 + 1], [1.0, np.nan, 1.0]):
         column = pa.array(values, pa.int64()) if values[1] is None else pa.array(values, pa.float64(), from_pandas=True)

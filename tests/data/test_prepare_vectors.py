@@ -65,6 +65,40 @@ def test_a_fingerprint_changes_with_the_vectors(tmp_path: Path) -> None:
     assert prints[0] != prints[1]
 
 
+def with_paths(vectors: npt.NDArray[np.floating], path: Path) -> Catalog:
+    """A catalog whose rows have an image and a vector each."""
+    labels = labelled_vectors()[1]
+    split = ["train" if label < "c12" else "test" for label in labels]
+    table = {"path": [f"{row}.jpg" for row in range(len(labels))], "label": labels, "split": split}
+    pd.DataFrame(table).assign(embedding=[None if np.isnan(v[0]) else v for v in vectors]).to_parquet(path)
+    return Catalog.read(path)
+
+
+def test_catalogs_of_the_same_images_with_other_vectors_have_other_fingerprints(tmp_path: Path) -> None:
+    """Such as the vectors of two models; a model of vectors has seen nothing else."""
+    vectors, _ = labelled_vectors()
+    one, same = (with_paths(vectors, tmp_path / f"{name}.parquet") for name in ("one", "same"))
+    other = with_paths(-vectors, tmp_path / "other.parquet")
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert one.split("test").fingerprint != other.split("test").fingerprint
+    mixed = one.table.sample(frac=1, random_state=0)
+    shuffled = [catalog.with_table(mixed).fingerprint for catalog in (one, same, other)]
+    assert shuffled[0] == shuffled[1] not in (shuffled[2], one.fingerprint)
+    for catalog in (one, other):  # as a model reads them
+        before = catalog.fingerprint, catalog.with_table(mixed).fingerprint
+        vectors_in(catalog)
+        assert (catalog.fingerprint, catalog.with_table(mixed).fingerprint) == before
+
+
+def test_a_bad_vector_does_not_concern_who_reads_the_images_beside_it(tmp_path: Path) -> None:
+    vectors = labelled_vectors()[0].copy()
+    vectors[0] = vectors[7] = np.nan
+    catalog = with_paths(vectors, tmp_path / "c.parquet")
+    assert len(catalog.fingerprint) == 12
+    with pytest.raises(CatalogError, match="no vector in row 0"):
+        vectors_in(catalog)
+
+
 def bad_file(path: Path) -> Path:
     vectors, labels = labelled_vectors()
     cells: list[object] = [list(map(float, vector)) for vector in vectors]

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from proxygml import Catalog, Embedder, evaluate, evaluate_run
+from proxygml.comparison.store import Inputs
 from proxygml.data.catalog_vectors import rows_of
+from proxygml.data.prepare import prepare
 from proxygml.errors import CatalogError, RecipeError, RunError, UserError
 from proxygml.models.embedder_settings import EmbedderSettings, HeadKind
 from proxygml.models.vector_embedder import VectorEmbedder
@@ -137,6 +139,36 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, run: RunFolder, tmp_
         _fit_and_stop(values, stopped)
     resume(stopped)
     assert_same_run(stopped, run)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_run_does_not_go_on_with_other_vectors_of_the_same_items(
+    images: bool, recipe: Recipe, tmp_path: Path
+) -> None:
+    vectors, labels = labelled_vectors()
+    place, paths = tmp_path / "c.parquet", {"path": [f"{row}.jpg" for row in range(len(labels))]}
+
+    def write(given: np.ndarray) -> None:
+        write_file(tmp_path / "f.parquet", given, labels, **(paths if images else {}))
+        options = {"label": "product", "test_classes": "half"}
+        prepare("vectors", tmp_path / "f.parquet", place, options=options, force=True)
+
+    write(vectors)
+    short = replace(recipe, catalog=str(place), epochs=1, milestones=())
+    run = train(short, tmp_path / "run")
+    resume(run)
+    write(-vectors)
+    with pytest.raises(RunError, match="200 training vectors of 10 classes .*: put the old catalog back"):
+        resume(run)
+
+
+def test_a_comparison_names_a_bad_vector_before_it_trains(recipe: Recipe, catalog: Path, tmp_path: Path) -> None:
+    table = Catalog.read(catalog)
+    vectors = list(given(table))
+    vectors[7] = None
+    table.table.drop(columns="embedding_row").assign(embedding=vectors).to_parquet(tmp_path / "c.parquet")
+    with pytest.raises(CatalogError, match="no vector in row 7"):
+        Inputs.of(tmp_path / "c.parquet", [recipe])
 
 
 def _fit_and_stop(values: Recipe, run: RunFolder) -> None:
