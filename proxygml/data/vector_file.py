@@ -76,7 +76,9 @@ def write_parts(path: Path, parts: Iterable[tuple[Floats | Codes, pa.Table]], fa
     writer = None
     for vectors, table in parts:
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-        part = table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        # Without columns of its own, a table loses its number of rows on the way from pandas.
+        part = table.append_column(EMBEDDING, column) if table.num_columns else pa.table({EMBEDDING: column})
         if writer is None:
             schema = part.schema.with_metadata((part.schema.metadata or {}) | dict(facts))
             # Floats hardly repeat: a dictionary of them would only take time, and so would compression.

@@ -119,7 +119,7 @@ def build_gallery(
     """Embed the items, unless they come as vectors, and build a gallery; a stopped call continues when it is repeated.
 
     Where there are validation classes (a val split in the catalog or in the file of vectors, or classes that the run
-    held out when it trained on that catalog), a threshold for "none of these" is chosen on them and kept with the
+    held out when it trained on that table), a threshold for "none of these" is chosen on them and kept with the
     gallery.
 
     Raises:
@@ -135,7 +135,7 @@ def build_gallery(
 
         def choose(gallery: Gallery) -> None:
             if "label" in gallery.columns:
-                _calibrate(gallery, lambda: _vector_validation(gallery, model, source), false_accept_rate)
+                _calibrate(gallery, model, lambda: _vector_validation(gallery, model, source), false_accept_rate)
 
         return Gallery.build(
             out, _shortened(given.blocks, dimensions), kind, model=model.fingerprint, run=str(model.run), refine=refine,
@@ -152,9 +152,9 @@ def build_gallery(
     def embed_and_choose(gallery: Gallery) -> None:
         if source.catalog is not None and (validation := _validation(model, source.catalog)) is not None:
             settings = model, embedder, validation, workers, batch_size
-            _calibrate(gallery, lambda: _embed_validation(gallery, *settings), false_accept_rate)
+            _calibrate(gallery, model, lambda: _embed_validation(gallery, *settings), false_accept_rate)
         elif source.catalog is not None:
-            _calibrate(gallery, lambda: None, false_accept_rate)
+            _calibrate(gallery, model, lambda: None, false_accept_rate)
 
     gallery = Gallery.build(
         out, _shortened(embedded.blocks(stamped=True), dimensions), kind, model=model.fingerprint,
@@ -279,11 +279,11 @@ def _ids(gallery: Gallery, table: pd.DataFrame) -> Rows:
     return gallery.ids_of(table, keys)
 
 
-def _calibrate(gallery: Gallery, validation: Callable[[], Block | None], false_accept_rate: float) -> None:
+def _calibrate(
+    gallery: Gallery, model: Model, validation: Callable[[], Block | None], false_accept_rate: float
+) -> None:
     """Choose the threshold on the images of the validation classes, or say why there is none."""
-    reason = (
-        "there is no val split, and the run held no classes out. Every query will be given a class, however far it is"
-    )
+    reason = f"{_why_no_validation(model)}. Every query will be given a class, however far it is"
     try:
         block = validation()
         if block is not None:
@@ -293,6 +293,13 @@ def _calibrate(gallery: Gallery, validation: Callable[[], Block | None], false_a
     except UserError as error:  # also where no validation image can be read
         reason = str(error)
     console.print(f"no threshold for `none of these`: {reason}", style="yellow", markup=False)
+
+
+def _why_no_validation(model: Model) -> str:
+    recipe = _held_out_by(model)
+    if recipe is None:
+        return "there is no val split, and the run held no classes out"
+    return f"there is no val split, and the classes that the run held out are of another table, {recipe.catalog}"
 
 
 def _own_validation(gallery: Gallery) -> Block | None:
@@ -305,13 +312,16 @@ def _own_validation(gallery: Gallery) -> Block | None:
 def _vector_validation(gallery: Gallery, model: Model, source: Source) -> Block | None:
     """The vectors and items of the gallery's own val split, or of the classes that the run held out."""
     own = _own_validation(gallery)
-    if own is not None or source.catalog is None:
+    if own is not None:
         return own
-    if CatalogBlocks.of(source.catalog, "all") and not _recipe_with_held_out(model, source.catalog):
-        if not CatalogBlocks.of(source.catalog, "val"):
+    table = source.catalog or source.vectors
+    if table is None or (source.catalog is None and not _recipe_with_held_out(model, table)):
+        return None
+    if CatalogBlocks.of(table, "all") and not _recipe_with_held_out(model, table):
+        if not CatalogBlocks.of(table, "val"):
             return None
-        return of_catalog_file(source.catalog, "val", model.embedder()).whole()
-    held_out = _validation(model, source.catalog)
+        return of_catalog_file(table, "val", model.embedder()).whole()
+    held_out = _validation(model, table)
     return None if held_out is None else of_catalog(held_out, model.embedder()).whole()
 
 
@@ -343,8 +353,14 @@ def _validation(model: Model, table: Place) -> Catalog | None:
 
 def _recipe_with_held_out(model: Model, table: Place) -> Recipe | None:
     """The recipe of the model's run, where it held classes of that catalog out of training."""
+    recipe = _held_out_by(model)
+    return recipe if recipe is not None and absolute(recipe.catalog) == absolute(table) else None
+
+
+def _held_out_by(model: Model) -> Recipe | None:
+    """The recipe of the model's run, where it held classes out of training."""
     folder = RunFolder(model.folder)
     if not folder.recipe.is_file():
         return None
     recipe = folder.read_recipe()
-    return recipe if recipe.validation_classes and absolute(recipe.catalog) == absolute(table) else None
+    return recipe if recipe.validation_classes else None

@@ -87,6 +87,32 @@ def test_a_catalog_of_vectors_is_indexed_by_its_split(run: RunFolder, catalog: P
     assert set(gallery.items["split"]) == {"test"}
 
 
+def test_a_file_of_vectors_alone_passes_through_all_commands(run: RunFolder, tmp_path: Path, capsys: Capture) -> None:
+    """Its only column is `embedding`: there is nothing else to keep."""
+    pd.DataFrame({"embedding": list(labelled_vectors()[0][:30])}).to_parquet(tmp_path / "new.parquet")
+    command("embed", run.path, "--vectors", tmp_path / "new.parquet", "--out", tmp_path / "new_8.parquet")
+    assert pd.read_parquet(tmp_path / "new_8.parquet").columns.tolist() == ["embedding"]
+    for name in ("new", "new_8"):
+        command("index", run.path, "--vectors", tmp_path / f"{name}.parquet", "--out", tmp_path / name)
+        command("search", tmp_path / name, "--vectors", tmp_path / "new.parquet", "--k", "1")
+        assert "row 0" in capsys.readouterr().out
+    command(
+        "cluster", run.path, "--vectors", tmp_path / "new_8.parquet", "--out", tmp_path / "c", "--num-clusters", "3"
+    )
+    assert len(pd.read_csv(tmp_path / "c" / "clusters.csv")) == 30
+
+
+def test_the_runs_own_table_given_as_vectors_has_its_held_out_classes(
+    run: RunFolder, catalog: Path, features: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    index(run.path, tmp_path / "v", vectors=catalog)
+    assert "there are 40 images of 2 validation classes" in " ".join(capsys.readouterr().err.split())
+    table = pd.read_parquet(features).rename(columns={"product": "label"})
+    table.to_parquet(tmp_path / "other.parquet")
+    assert index(run.path, tmp_path / "o", vectors=tmp_path / "other.parquet").manifest.threshold is None
+    assert f"are of another table, {catalog}" in "".join(capsys.readouterr().err.splitlines())
+
+
 def test_items_are_added_once_and_replaced_where_they_changed(run: RunFolder, features: Path, tmp_path: Path) -> None:
     vectors, labels = labelled_vectors()
     gallery = index(run.path, tmp_path / "g", vectors=features)
