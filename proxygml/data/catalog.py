@@ -191,7 +191,7 @@ class Catalog:
             CatalogError: The rows have no paths.
         """
         if not self.has_images:
-            raise CatalogError(f"the catalog in {self.folder} has vectors but no images: give one with a column path")
+            raise CatalogError("the catalog has vectors but no images: give one with a column `path`")
         return LazyList(self.table["path"], partial(place_in, self.folder))
 
     @property
@@ -273,6 +273,11 @@ class Catalog:
 def check_suffix(path: Place, known: Sequence[str] = SUFFIXES) -> None:
     """Raise CatalogError when the name does not end as that of a catalog."""
     if path.suffix.lower() not in known:
+        if known is READ_SUFFIXES and isinstance(path, Path) and path.is_dir():
+            raise CatalogError(
+                f"{path} is a folder, but a catalog is a .csv or a .parquet file: of a folder of images, "
+                "`proxygml prepare folder` makes one"
+            )
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
 
 
@@ -282,6 +287,26 @@ def boxes_of(table: "pd.DataFrame") -> npt.NDArray[np.int64] | None:
         return None
     boxes: npt.NDArray[np.int64] = table[list(BOX_COLUMNS)].fillna(0).to_numpy(dtype=np.int64)
     return boxes
+
+
+def split_classes(catalog: Catalog) -> dict[str, set[str]]:
+    """The classes of each split that has rows.
+
+    Raises:
+        CatalogError: There are no rows, or two splits share classes.
+    """
+    table = catalog.table
+    found = {name: set(table.loc[table["split"] == name, "label"].unique()) for name in SPLITS}
+    parts = {name: classes for name, classes in found.items() if classes}
+    if not parts:
+        raise CatalogError("the catalog has no rows")
+    for (one, ones), (other, others) in combinations(parts.items(), 2):
+        if shared := sorted(ones & others):
+            raise CatalogError(
+                f"{counted(len(shared), 'class')} in both {one} and {other} ({first_few(shared)}): retrieval "
+                "is judged on classes never seen in training, so every class belongs whole to one split"
+            )
+    return parts
 
 
 def check_splits(catalog: Catalog) -> list[str]:
@@ -294,17 +319,7 @@ def check_splits(catalog: Catalog) -> list[str]:
         CatalogError: Two splits share classes, the training split has one class only, or nothing can be retrieved
             in a validation or test split.
     """
-    table = catalog.table
-    found = {name: set(table.loc[table["split"] == name, "label"].unique()) for name in SPLITS}
-    parts = {name: classes for name, classes in found.items() if classes}
-    if not parts:
-        raise CatalogError(f"the catalog in {catalog.folder} has no rows")
-    for (one, ones), (other, others) in combinations(parts.items(), 2):
-        if shared := sorted(ones & others):
-            raise CatalogError(
-                f"{counted(len(shared), 'class')} in both {one} and {other} ({first_few(shared)}): retrieval "
-                "is judged on classes never seen in training, so every class belongs whole to one split"
-            )
+    parts = split_classes(catalog)
     warnings = [
         f"the catalog has no {name} split: it can be {use}"
         for name, use in (("train", "evaluated, but not trained on"), ("test", "trained on, but not evaluated"))

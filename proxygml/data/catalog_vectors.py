@@ -47,8 +47,8 @@ def rows_of(catalog: "Catalog") -> npt.NDArray[np.int64]:
     """
     if catalog.vectors is None:
         raise CatalogError(
-            f"the catalog in {catalog.folder} has no vectors, a column `embedding` of lists of floats, which this "
-            "model takes: make one with `proxygml prepare vectors`"
+            "the catalog has no vectors, a column `embedding` of lists of floats, which this model takes: make one "
+            "with `proxygml prepare vectors`"
         )
     rows: npt.NDArray[np.int64] = catalog.table[EMBEDDING_ROW].to_numpy(dtype=np.int64)
     return rows

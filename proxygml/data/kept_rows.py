@@ -26,7 +26,7 @@ def kept_rows(catalog: Catalog, drop: Path | None = None) -> npt.NDArray[np.bool
     """
     kept = np.ones(len(catalog), bool)
     if KEEP in catalog.table:
-        kept &= flags_of(catalog.table[KEEP], f"the catalog in {catalog.folder}")
+        kept &= flags_of(catalog.table[KEEP], "the catalog")
     if drop is not None:
         table = read_row_list(drop, AUDIT, ("row", KEEP))
         rows = rows_named(table, catalog, drop, AUDIT)

@@ -21,7 +21,7 @@ from proxygml.arguments import check_arguments
 from proxygml.console import console
 from proxygml.data.archives import ARCHIVE_SUFFIXES, is_archive, unpacked
 from proxygml.data.bounds import MAX_PIXELS
-from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix
+from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix, split_classes
 from proxygml.data.class_names import check_class_names
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
@@ -135,6 +135,7 @@ def prepare(
         console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
     catalog = _without_listing(catalog)
+    split_classes(catalog)  # a class in two splits is named before the images are opened, which may take hours
     paths, kept = catalog.paths, resize is not None or pack
     found = inspect_all(paths, workers, kept) if ray is None else inspect_on_ray(paths, out, ray, workers)
     in_rows = [found[path] for path in paths]

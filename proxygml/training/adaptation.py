@@ -7,6 +7,8 @@ were written.
 import math
 from dataclasses import replace
 
+from proxygml.data.catalog import Catalog
+from proxygml.data.catalog_vectors import rows_of
 from proxygml.errors import counted
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.quarter_turns import num_trained
@@ -28,12 +30,13 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
     - loss.neighbor_ratio keeps at least one proxy of another class.
 
     Raises:
-        CatalogError: see split_for_training.
+        CatalogError: see split_for_training; or the catalog has no images where the network takes them, or no vectors.
     """
     held_out = recipe.validation_classes
     if held_out and _training_classes(recipe) < FEWEST_TO_HOLD_OUT_OF:
         held_out = 0.0
     images, _ = split_for_training(replace(recipe, validation_classes=held_out), own=False)
+    _check_input(recipe, images)
     number, classes = len(images), len(images.classes)
     trained = num_trained(classes, recipe.images)
     directions = number
@@ -54,6 +57,14 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
         if changes
         else "",
     )
+
+
+def _check_input(recipe: Recipe, images: Catalog) -> None:
+    """Raise CatalogError where a catalog has not what the network takes, before any weights are fetched."""
+    if recipe.takes_vectors:
+        rows_of(images)
+    else:
+        _ = images.paths
 
 
 def _training_classes(recipe: Recipe) -> int:

@@ -297,6 +297,8 @@ def test_a_file_that_is_no_catalog_is_named(tmp_path: Path) -> None:
         Catalog.read(tmp_path / "none.csv")
     with pytest.raises(CatalogError, match=r"catalog\.txt ends with \.txt"):
         Catalog.read(tmp_path / "catalog.txt")
+    with pytest.raises(CatalogError, match=r"is a folder, but a catalog is .*`proxygml prepare folder` makes one"):
+        Catalog.read(tmp_path)
     with pytest.raises(CatalogError, match="ends with no suffix"):
         catalog_of(("a", "train")).write(tmp_path / "catalog")
     spreadsheet = tmp_path / "windows.csv"

@@ -57,6 +57,20 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+def test_what_is_wrong_with_the_table_is_said_before_images_are_opened(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "own.csv"
+    for rows, message in (
+        ("a.jpg,cat,train\nb.jpg,cat,test\nc.jpg,dog,train\n", r"1 class in both train and test \(cat\)"),
+        ("", "the catalog has no rows"),
+    ):
+        table.write_text(f"path,label,split\n{rows}")
+        with pytest.raises(CatalogError, match=message):
+            prepare("table", table, out)
+        assert "Opening images" not in printed(capsys)
+
+
 def test_a_good_folder_becomes_a_catalog(root: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     catalog = prepare(OWN, root, out)
     assert catalog.counts == {"train": Count(6, 2), "test": Count(6, 2)}

@@ -12,10 +12,11 @@ from PIL import Image
 
 from proxygml import Embedder
 from proxygml.data.catalog import Catalog
-from proxygml.errors import UserError
+from proxygml.errors import CatalogError, UserError
 from proxygml.loss.graph import neighbor_count
 from proxygml.training.adaptation import adapted_recipe
 from proxygml.training.recipe import Recipe
+from proxygml.training.recipe_files import find_recipe
 from proxygml.training.run_folder import RunFolder
 from tests.helpers.commands import run
 from tests.helpers.runs import metrics
@@ -35,6 +36,18 @@ def _catalog(folder: Path, images: int, classes: int) -> str:
     rows = [(f"{row}.jpg", f"class {row % classes:03d}", "train") for row in range(images)]
     Catalog(pd.DataFrame(rows, columns=["path", "label", "split"]), folder).write(folder / "catalog.csv")
     return str(folder / "catalog.csv")
+
+
+def test_a_catalog_of_the_other_kind_is_refused_first(tmp_path: Path) -> None:
+    """Neither the weights are fetched, nor is anything said about images that are none."""
+    images = _catalog(tmp_path, 12, 3)
+    with pytest.raises(CatalogError, match="the catalog has no vectors"):
+        adapted_recipe(replace(Recipe.read(find_recipe("vectors")), catalog=images))
+    vectors = tmp_path / "vectors.parquet"
+    table = {"label": list("aabb"), "split": "train", "embedding": list(np.eye(4, dtype=np.float32))}
+    pd.DataFrame(table).to_parquet(vectors)
+    with pytest.raises(CatalogError, match="the catalog has vectors but no images"):
+        adapted_recipe(Recipe(catalog=str(vectors)))
 
 
 @pytest.mark.parametrize(("images", "classes"), [(12, 3), (100, 10), (500, 40)])
