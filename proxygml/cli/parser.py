@@ -109,7 +109,7 @@ class Parser(ArgumentParser):
             self.error(str(error), error)
         for action in self._actions:
             if action.dest in options:
-                name = action.option_strings[0] if action.option_strings else action.dest.upper()
+                name = _name_of(action)
                 for value in _values(options[action.dest]):
                     _check_text(str(value), name)
                     self._check_place(value, action, name)
@@ -177,6 +177,8 @@ class Parser(ArgumentParser):
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         """Argparse's step from the words of the command line to an option's value."""
         self._reading = action, arg_strings
+        if "" in arg_strings and Path in _kinds(action):  # it would be the current folder
+            raise UserError(f"{_name_of(action)} is empty: give a path")
         choices = [kind for kind in _kinds(action) if isinstance(kind, str)]
         return super()._get_values(action, [_as_choice(text, choices) for text in arg_strings])
 
@@ -190,7 +192,7 @@ class Parser(ArgumentParser):
         found = self._unknown_option()
         if not found:
             self._check_words()
-            found = _missing_value(message) or self._wrong_value() or self._missing_run(message)
+            found = _missing_value(message) or self._wrong_value() or self._missing(message)
         raise UserError(f"{found or message} (see {self.prog} --help)") from ex
 
     def _check_words(self) -> None:
@@ -217,10 +219,15 @@ class Parser(ArgumentParser):
                 )
         return ""
 
-    def _missing_run(self, message: str) -> str:
-        if self._run is None or not re.search(rf"arguments are required: (.*, )?{self._run.dest}\b", message):
+    def _missing(self, message: str) -> str:
+        """The arguments that are missing, as a user would type them."""
+        names = re.search(r"arguments are required: (.+)", message)
+        if not names:
             return ""
-        return f"no run folder is given: put it first, as in `{self.prog} RUN ...`"
+        missing = [action for action in self._actions if action.dest in names[1].split(", ")]
+        if any(action.dest == "run" and not action.option_strings for action in missing):
+            return f"no run folder is given: put it first, as in `{self.prog} RUN ...`"
+        return f"{' and '.join(map(_name_of, missing))} must be given" if missing else ""
 
     def _wrong_value(self) -> str:
         if self._reading is None:
@@ -233,10 +240,15 @@ class Parser(ArgumentParser):
             expected.insert(0, f"one of {', '.join(choices)}")
         if not words or not expected:
             return ""
-        name = action.option_strings[0] if action.option_strings else action.dest.upper()
+        name = _name_of(action)
         found = " ".join(words)
         shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
         return f"{name} is {shown}, but must be {' or '.join(expected)}"
+
+
+def _name_of(action: Action) -> str:
+    """What a user types for an argument: its option, or its word in the usage."""
+    return action.option_strings[0] if action.option_strings else action.dest.upper()
 
 
 def _missing_value(message: str) -> str:

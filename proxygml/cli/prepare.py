@@ -10,6 +10,7 @@ from proxygml.cli.inputs import check_inputs
 from proxygml.cli.options import add_force, add_on_bad, add_ray, chosen
 from proxygml.cli.output import say
 from proxygml.cli.parser import Parser
+from proxygml.errors import UserError
 from proxygml.urls import Place, as_place
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if arguments[0].partition("=")[0] in ("--rebase", "--out"):
         _rebase(parser, arguments)
         return
+    if arguments[0].startswith("-"):
+        given = " ".join(arguments[:2])
+        raise UserError(f"name what to prepare first, as in `proxygml prepare folder {given} ...`")
     dataset = find_dataset(arguments[0])
     parser = Parser(f"prepare {dataset.name}", _purpose(dataset))
     given = 1 if dataset.makes_images else 0  # the folder to make images in is not an option; --root is one

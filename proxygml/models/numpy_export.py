@@ -39,7 +39,7 @@ def export_arrays(run: PathLike, out: PathLike, *, force: bool = False) -> dict[
     check_overwrite(file, force)
     embedder = Embedder.load(folder)
     if embedder.takes_images:
-        raise UserError(f"{folder} takes images, of which no few arrays make embeddings: use --onnx")
+        raise UserError(f"{folder} takes images, and --safetensors writes only layers on vectors: use --onnx")
     found = _arrays(embedder.head, embedder.num_features)
     arrays = {name: tensor.float().contiguous() for name, tensor in found.items()}
     with atomic_write(file) as temporary:

@@ -37,7 +37,7 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port} cannot be listened on: {reason}") from None
+        raise UserError(f"--host {host} --port {port} cannot be listened on: {reason}; choose others") from None
     with listening:
         # Connections inherit it. asyncio sets it for sockets of its own making alone, and without it the second part of
         # an answer waits 40 ms for the client to acknowledge the first.

@@ -188,7 +188,11 @@ def _no_rows(folder: Path) -> Path:
         (_alike, {"column": "embeddings"}, "did you mean 'embedding'"),
         (_alike, {"column": "product"}, "expected lists of floats"),
         (_alike, {"test_classes": None}, "4 classes: say which are for testing"),
-        (lambda folder: folder / "none.parquet", {}, "there is no .*none.parquet: give --root the file of vectors"),
+        (
+            lambda folder: folder / "none.parquet",
+            {},
+            "there is no .*none.parquet: give --root the .parquet file of your vectors",
+        ),
         (_each_of_its_own_class, {}, "no query of the test split has another vector of its class"),
     ],
 )

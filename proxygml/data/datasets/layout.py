@@ -172,10 +172,18 @@ def choose_test_classes(classes: list[str], test_classes: str) -> set[str]:
     return {known for known in chosen.values() if known is not None}
 
 
+ROOTS = {
+    "folder": "the folder of your images, or an archive of it",
+    "table": "the table of your images, a .csv or .parquet file",
+    "vectors": "the .parquet file of your vectors, or the table of their labels",
+}
+"""What `--root` is, of the data sets that have no official download."""
+
+
 def check_root(root: Place, dataset: str) -> Place:
     """Where a data set is, the user's home written out; DatasetError where there is nothing."""
     root = root.expanduser() if isinstance(root, Path) else root
     if not exists(root, DatasetError):
-        kind = "file" if dataset == "vectors" else "archive or folder"
-        raise DatasetError(f"there is no {root}: give --root the {kind} of {dataset}")
+        kind = ROOTS.get(dataset, f"the archive or folder of {dataset}")
+        raise DatasetError(f"there is no {root}: give --root {kind}")
     return root
