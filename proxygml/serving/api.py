@@ -63,7 +63,7 @@ _IMAGE = describe_refusals(413, 415, 422, 429, 503)
 _CHANGE = describe_refusals(401, 403, 409)
 
 Id = Annotated[int, Path(ge=0, le=2**63 - 1)]
-Upload = Annotated[UploadFile, File(description="an image file: JPEG, PNG, WebP, GIF, BMP, AVIF or TIFF")]
+Upload = Annotated[UploadFile, File(description="an image file, of one of the `kinds` of GET /gallery")]
 
 
 DESCRIPTION = """Search a gallery of images by image, add images to it and remove them.
@@ -201,7 +201,8 @@ def _add_changes(app: FastAPI, service: Service, token: str) -> None:
             raise RequestError(403, "this server takes no changes: its operator has set no PROXYGML_TOKEN")
         given = shown.credentials if shown is not None else ""
         if not hmac.compare_digest(given.encode(), token.encode()):
-            raise RequestError(401, "show the operator's token: Authorization: Bearer TOKEN")
+            wrong = "this is not the operator's token" if given else "changes need the operator's token"
+            raise RequestError(401, f"{wrong}: send the header `Authorization: Bearer TOKEN`")
 
     if service.embedder.takes_images:
         _add_image_additions(app, service, Depends(authorised))
@@ -265,6 +266,23 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, has_token: bool
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+def _explained(error: StarletteHTTPException) -> str:
+    """What to do instead where an address or its method is not served."""
+    if error.status_code == 404:
+        return "there is nothing at this address: /docs lists what there is"
+    if error.status_code == 405:
+        return f"this method is not possible here: send {(error.headers or {}).get('Allow', 'another')}"
+    return str(error.detail)
+
+
+def _wrong_value(name: str, kind: str, message: str) -> str:
+    """What is wrong with a field, and how one that is a file is sent."""
+    how = "send the file itself, as `curl -F image=@query.jpg` does" if name == "image" else "send it with the form"
+    if kind == "missing":
+        return f"{name}: is missing; {how}"
+    return f"{name}: is text, not a file; {how}" if name == "image" else f"{name}: {message}"
+
+
 def _answer_errors(app: FastAPI) -> None:
     """Every refusal in one shape, and nothing of the inside of a failure."""
 
@@ -274,12 +292,12 @@ def _answer_errors(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+        return JSONResponse({"error": _explained(error)}, error.status_code, headers=error.headers)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+        return JSONResponse({"error": _wrong_value(str(first["loc"][-1]), first["type"], first["msg"])}, 422)
 
     for kind, handler in (
         (RequestError, refused),

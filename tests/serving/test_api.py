@@ -319,6 +319,21 @@ def png_of(width: int, height: int) -> bytes:
     )
 
 
+def test_a_refusal_says_what_to_send_instead(client: "httpx.Client") -> None:
+    def error(method: str, path: str, **sent: Any) -> str:
+        return str(client.request(method, path, **sent).json()["error"])
+
+    send = "send the file itself, as `curl -F image=@query.jpg` does"
+    for sent in ({}, {"data": {"k": 2}}, {"content": picture()}):
+        assert error("POST", "/search", **sent) == f"image: is missing; {send}"
+    assert error("POST", "/embed", files={"image": (None, "query.jpg")}) == f"image: is text, not a file; {send}"
+    assert error("GET", "/search").endswith("send POST")
+    assert "/docs lists" in error("GET", "/serach")
+    assert error("DELETE", "/items/0").startswith("changes need the operator's token")
+    wrong = {"Authorization": "Bearer wrong"}
+    assert error("DELETE", "/items/0", headers=wrong).startswith("this is not the operator's token")
+
+
 @pytest.mark.parametrize(("k", "status"), [(0, 422), (21, 422), ("many", 422), (20, 200)])
 def test_k_has_bounds(client: "httpx.Client", k: object, status: int) -> None:
     answer = post(client, "/search", picture(), k=k)
