@@ -53,10 +53,10 @@ def progress_bar(disable: bool = False) -> Progress:
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, disable: bool = False) -> Iterator[Item]:
-    """Yield the items, with a progress bar on standard error."""
+    """Yield the items, with a progress bar on standard error, if there are any."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with progress_bar(disable) as bar:
+    with progress_bar(disable or total == 0) as bar:
         task = bar.add_task(description, total=total, note="")
         for item in items:
             yield item

@@ -130,7 +130,7 @@ def contradictions(
     usable = np.ones(len(labels), bool) if trusted is None else trusted
     whitened, file = scratch_array(len(labels), features.size)
     with nullcontext() if file is None else closing(file):
-        for fold in track(range(FOLDS), "looking for labels that are contradicted"):
+        for fold in track(range(FOLDS), "Looking for labels that are contradicted"):
             judged = np.flatnonzero(folds == fold)
             training = np.flatnonzero((folds != fold) & usable)
             if len(judged) and len(training):

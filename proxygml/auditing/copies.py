@@ -35,7 +35,7 @@ def copy_groups(features: FeatureRows, least_cosine: float, seed: int) -> list[R
     if len(features) <= MOST_EXACT:
         return near_duplicates(features.take(np.arange(len(features))), least_cosine)
     groups = np.arange(len(features))
-    for members in track(_cells(features, seed), "looking for near-duplicates"):
+    for members in track(_cells(features, seed), "Looking for near-duplicates"):
         for group in near_duplicates(features.take(members), least_cosine):
             _join(groups, members[group])
     groups = _roots(groups)

@@ -302,7 +302,7 @@ def _pictures(audited: Audited, large: set[int], small: set[int]) -> dict[int, s
         return {}
     paths, boxes = audited.catalog.paths, audited.catalog.boxes
     pictures = {}
-    for place in track(sorted(large | small), "drawing the page"):
+    for place in track(sorted(large | small), "Drawing the page"):
         box = None if boxes is None or not boxes[place].any() else boxes[place].tolist()
         side, path = PICTURE if place in large else SMALL, paths[place]
         with suppress(ImageError):  # its name is shown then

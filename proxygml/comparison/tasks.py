@@ -42,7 +42,7 @@ def run_tasks(runner: Runner, workers: Workers) -> None:
     """
     with progress_bar() as bar:
         tasks = _Tasks(runner, workers)
-        shown = bar.add_task("trials and cells", total=tasks.total, completed=tasks.total - tasks.num_left, note="")
+        shown = bar.add_task("Trials and cells", total=tasks.total, completed=tasks.total - tasks.num_left, note="")
         for _ in tasks.finished():
             bar.advance(shown)
 

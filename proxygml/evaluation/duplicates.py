@@ -21,7 +21,7 @@ def near_duplicates(vectors: Vectors, least_cosine: float) -> list[Rows]:
     count = len(vectors)
     group = np.arange(count)
     height = max(1, _PAIRS_AT_A_TIME // max(count, 1))
-    for start in track(range(0, count, height), "looking for near-duplicates", disable=count < 5000):
+    for start in track(range(0, count, height), "Looking for near-duplicates", disable=count < 5000):
         # Each pair is compared once, from its first row.
         row, column = np.nonzero(vectors[start : start + height] @ vectors[start:].T >= least_cosine)
         # Each row is linked to the first row of its group so far; the new pairs join groups.

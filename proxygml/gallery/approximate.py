@@ -72,7 +72,7 @@ class ApproximateIndex:
         """Index those of the vectors that follow what is indexed already."""
         kept = 0.0  # so the first block writes a checkpoint: learning the codewords took long
         with progress_bar(disable=len(vectors) - len(self) < _ADDED_AT_A_TIME) as bar:
-            task = bar.add_task("indexing", total=len(vectors), completed=len(self), note="")
+            task = bar.add_task("Indexing", total=len(vectors), completed=len(self), note="")
             while (start := len(self)) < len(vectors):
                 part = np.ascontiguousarray(vectors.part(start, min(start + _ADDED_AT_A_TIME, len(vectors))))
                 self.index.add(part)

@@ -191,7 +191,7 @@ def _embed_rows(
     problems: dict[int, str] = {}
     waiting: list[int] = []
     with progress_bar(disable=len(todo) <= batch_size) as bar:
-        task = bar.add_task("embedding", total=len(todo), note="")
+        task = bar.add_task("Embedding", total=len(todo), note="")
         for batch in loader:
             good = [(image, row) for row, image, _ in batch if image is not None]
             problems |= {row: problem for row, image, problem in batch if image is None}

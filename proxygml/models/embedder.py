@@ -156,7 +156,7 @@ class Embedder(nn.Module, ABC):
             with freed_memory_kept() if len(items) > size else nullcontext():  # not for each request of a server
                 embedded = [
                     self(batch.to(self.device, non_blocking=True)).float().cpu()
-                    for batch in track(batches, "embedding", -(-len(items) // size), disable=not progress)
+                    for batch in track(batches, "Embedding", -(-len(items) // size), disable=not progress)
                 ]
         finally:
             self.train(was_training)

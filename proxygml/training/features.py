@@ -163,7 +163,7 @@ def _compute(
         generator=torch.Generator(),  # of its own: a loader draws a number, and no other draw may depend on it
     )
     embedder.eval()
-    batches = track(loader, "embedding", disable=not accelerator.is_main_process)
+    batches = track(loader, "Embedding", disable=not accelerator.is_main_process)
     computed = [function(images.to(accelerator.device, non_blocking=True)).float() for images, _ in batches]
     return torch.cat(computed).cpu()
 

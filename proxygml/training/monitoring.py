@@ -105,18 +105,25 @@ def kept_message(progress: Progress) -> str:
     """Which epoch's network is the model of a finished run."""
     if not progress.history:
         return "no epoch was trained: the model is the network as it starts"
+    why = "; no epoch has a higher MAP@R"
     if not progress.best_epoch and progress.start:
-        return f"the model is the network before training, the best of all: {validation_message(progress.start)}"
+        return f"the model is the network before the first step (epoch 0): {validation_message(progress.start)}{why}"
     if not progress.best_epoch:
         return f"the model is the network after the last epoch, {progress.epoch}"
     best = progress.history[progress.best_epoch - 1]
-    return f"the model is the network after epoch {progress.best_epoch} of {progress.epoch}: {validation_message(best)}"
+    kept = f"the model is the network after epoch {progress.best_epoch} of {progress.epoch}"
+    return f"{kept}: {validation_message(best)}{why}"
 
 
 class Meter:
-    """Means over an epoch, kept on the device so that counting does not wait for it."""
+    """Means over an epoch, kept on the device so that counting does not wait for it.
 
-    def __init__(self) -> None:
+    Args:
+        items: what is trained on, in the note: images or vectors.
+    """
+
+    def __init__(self, items: str = "images") -> None:
+        self.items = items
         self.start = time.perf_counter()
         self.images = 0
         self.steps = 0
@@ -136,7 +143,7 @@ class Meter:
     def describe(self, loss: float, cosine: float) -> None:
         """Renew the note beside the progress bar, once there is a loss to show."""
         if self.steps:
-            self.note = f"loss {loss:.3f}, mean cosine {cosine:.2f}, {self.images_per_second:.0f} images/s"
+            self.note = f"loss {loss:.3f}, mean cosine {cosine:.2f}, {self.images_per_second:.0f} {self.items}/s"
 
     def describe_means(self) -> None:
         """Make the note that of the whole epoch, as metrics.csv has it."""

@@ -186,7 +186,7 @@ class Training:
         progress.start = {"epoch": 0} | validation_metrics(self._embed_validation(), validation, self.accelerator)
         if self.accelerator.is_main_process:
             self.embedder.save(self.run.best(0))
-            console.print(f"before training: {validation_message(progress.start)}")
+            console.print(f"epoch 0, before the first step: {validation_message(progress.start)}")
             write_history(self.run.metrics, progress.epochs)
 
     def _train_epoch(self, epoch: int, loader: Loader) -> EpochMetrics:
@@ -197,7 +197,7 @@ class Training:
         network = data_parallel(trained, self.accelerator)
         # Proxies of different classes on each process are not to be averaged.
         criterion = self.criterion if self.shard_group else data_parallel(self.criterion, self.accelerator)
-        meter, counter = Meter(), self._proxy_counter(epoch)
+        meter, counter = Meter("vectors" if self.recipe.takes_vectors else "images"), self._proxy_counter(epoch)
         for step, (inputs, own_labels, size) in enumerate(self._steps(epoch, loader, meter), start=1):
             rates = set_learning_rates(self.optimizers, self.recipe, epoch - 1 + (step - 0.5) / len(loader))
             # A loss that is divided by class takes each process's part of the batch, any other one the whole of it.
@@ -251,7 +251,8 @@ class Training:
             if is_best:
                 self.embedder.save(self.run.best(epoch))
             if self.validation_images is not None:
-                console.print(f"epoch {epoch}: {validation_message(metrics)}{', the best so far' if is_best else ''}")
+                remark = ", the highest MAP@R so far" if is_best else ""
+                console.print(f"epoch {epoch}: {validation_message(metrics)}{remark}")
             write_history(self.run.metrics, progress.epochs)
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self.checkpoints.save(progress)
@@ -279,7 +280,7 @@ class Training:
         """This process's inputs and labels and the size of the global batch, with a progress bar."""
         device = self.accelerator.device
         with progress_bar(disable=not self.accelerator.is_main_process) as bar:
-            task = bar.add_task(f"epoch {epoch}/{self.recipe.epochs}", total=len(loader), note="")
+            task = bar.add_task(f"Epoch {epoch}/{self.recipe.epochs}", total=len(loader), note="")
             for (inputs, indices), size in zip(loader, self.batches.sizes, strict=True):
                 labels = self.labels[indices].to(device, non_blocking=True)
                 yield inputs.to(device, non_blocking=True), labels, size

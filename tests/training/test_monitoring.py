@@ -68,6 +68,8 @@ def test_what_training_prints_are_the_figures_of_the_finished_epochs(
         assert f"loss {row.loss:.3f}, mean cosine {row.mean_cosine:.2f}" in printed
         assert f"epoch {row.epoch:.0f}: Recall@1 {100 * row.val_recall_at_1:.1f}, MAP@R" in printed
     assert "loss 0.000" not in printed
+    assert "images/s" in printed
+    assert printed.count("; no epoch has a higher MAP@R") == 1
     assert f"the model is the network after epoch {best + 1} of 2: Recall@1" in printed
     train(replace(small_recipe, epochs=1), tmp_path / "last")
     assert "the model is the network after the last epoch, 1" in " ".join(capsys.readouterr().err.split())

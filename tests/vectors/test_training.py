@@ -249,3 +249,13 @@ def test_a_random_start_is_no_candidate(recipe: Recipe, tmp_path: Path) -> None:
     plain = replace(recipe, embedding_start="random", whitening=0.0, epochs=1, proxy_start="random")
     run = train(plain, tmp_path / "run")
     assert read_history(run.metrics)["epoch"].tolist() == [1]
+
+
+def test_what_is_printed_speaks_of_vectors(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no progress bar counts to nothing, as that of pictures which vectors do not have."""
+    evaluate_run(train(replace(recipe, epochs=2), tmp_path / "run"))
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "vectors/s" in printed and "images/s" not in printed
+    assert " 0/0 " not in printed
+    assert "epoch 0, before the first step: Recall@1" in printed
+    assert "before training: " not in printed

@@ -186,7 +186,7 @@ def _write(
     seed: int,
 ) -> Iterator[tuple[str, str, str]]:
     """Write the images of every character, and yield their rows of the catalog."""
-    for script, character in track(letters, "rendering glyphs"):
+    for script, character in track(letters, "Rendering glyphs"):
         label = label_of(character)
         relative = f"{script.name}/{label.replace(' ', '_')}"
         (folder / relative).mkdir(parents=True)

@@ -66,7 +66,7 @@ def write_clusters(
             return Clusters(codes, duplicates)
         (folder / "sheets").mkdir()
         paths = images.paths
-        for code, rows in track(list(_members(codes, closeness)), "drawing contact sheets"):
+        for code, rows in track(list(_members(codes, closeness)), "Drawing contact sheets"):
             _draw_sheet(folder / "sheets" / f"{_name(code)}.png", code, rows, images, closeness)
             if layout != "table":
                 _sort_images(folder / _name(code), [as_place(paths[row], "an image") for row in rows], layout)

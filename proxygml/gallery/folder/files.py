@@ -203,7 +203,7 @@ def write_blocks(blocks: Iterable[Block], path: Path, total: int | None) -> tupl
     schema: Schema = {}
     path.touch()
     with path.open("r+b") as file, progress_bar(disable=total is not None and total < _WRITTEN_AT_A_TIME) as bar:
-        task = bar.add_task("copying", total=total, note="")
+        task = bar.add_task("Copying", total=total, note="")
         for given, items in blocks:
             vectors = unit_vectors(given)
             check_items(items, len(vectors))

@@ -64,7 +64,7 @@ class UnfinishedCollection:
         digest = hashlib.sha256()
         done: list[str] = []
         with progress_bar(disable=total is not None and total < _SHOWN_FROM) as bar:
-            task = bar.add_task("inserting", total=total, note="")
+            task = bar.add_task("Inserting", total=total, note="")
             for given, items in blocks:
                 vectors = unit_vectors(given)
                 check_items(items, len(vectors))
