@@ -32,8 +32,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         _rebase(parser, arguments)
         return
     if arguments[0].startswith("-"):
-        given = " ".join(arguments[:2])
-        raise UserError(f"name what to prepare first, as in `proxygml prepare folder {given} ...`")
+        raise UserError(f"name what to prepare first, as in `proxygml prepare folder {' '.join(arguments[:2])} ...`")
     dataset = find_dataset(arguments[0])
     parser = Parser(f"prepare {dataset.name}", _purpose(dataset))
     given = 1 if dataset.makes_images else 0  # the folder to make images in is not an option; --root is one

@@ -191,7 +191,7 @@ def _no_rows(folder: Path) -> Path:
         (
             lambda folder: folder / "none.parquet",
             {},
-            "there is no .*none.parquet: give --root the .parquet file of your vectors",
+            "none.parquet: give --root the .parquet file of your",
         ),
         (_each_of_its_own_class, {}, "no query of the test split has another vector of its class"),
     ],
