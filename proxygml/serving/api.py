@@ -153,14 +153,14 @@ def _add_image_questions(app: FastAPI, service: Service) -> None:
     ) -> SearchAnswer:
         """The items most similar to an image."""
         async with service.admitted():
-            vector = await service.embed(await _content(image))
+            vector = await service.model.embed_file(await _content(image))
             return search_answer(await service.search(vector, k, read_conditions(where)))
 
     @app.post("/embed", responses=_IMAGE)
     async def embed(image: Upload) -> Embedding:
         """The vector of an image."""
         async with service.admitted():
-            vector = await service.embed(await _content(image))
+            vector = await service.model.embed_file(await _content(image))
         return Embedding(embedding=vector.tolist(), model=service.gallery.manifest.model)
 
 

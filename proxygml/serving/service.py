@@ -13,8 +13,6 @@ from torch import Tensor
 
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.formats import FORMATS
-from proxygml.data.orientation import Pixels
-from proxygml.data.transforms import test_transform
 from proxygml.errors import GalleryError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, predict
@@ -22,7 +20,7 @@ from proxygml.gallery.filters.grammar import Where, split
 from proxygml.gallery.folder.manifest import Threshold
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import prefix
-from proxygml.serving.batcher import Batcher
+from proxygml.serving.batched_embedder import BatchedEmbedder
 from proxygml.serving.changes import Changes
 from proxygml.serving.columns import json_cell
 from proxygml.serving.current import CurrentGallery, refusal_of
@@ -31,7 +29,6 @@ from proxygml.serving.image_store import ImageStore
 from proxygml.serving.limits import Limits, RequestError, too_many
 from proxygml.serving.pictures import Pictures
 
-_MODEL_BATCH = 16
 _PLAIN = (str, int, bool)  # cells that JSON has as they are
 
 
@@ -61,13 +58,12 @@ class Service:
         place = added_images or gallery.keeps_images
         self.changes = None if place is None else Changes(self.current, ImageStore(place))
         self.limits = limits
-        self.embedder = embedder.eval()
+        self.embedder = embedder
         self.active = 0
-        self._transform = test_transform(embedder.images) if embedder.takes_images else None
         self._decoder = Decoder(limits.max_pixels)
+        self.model = BatchedEmbedder(embedder, self._decoder)
         images = None if self.changes is None else self.changes.images
         self.pictures = Pictures(self.current, self._decoder, images)
-        self._model: Batcher[Tensor, Tensor] = Batcher(self._embed_batch, _MODEL_BATCH)
 
     @property
     def gallery(self) -> Gallery:
@@ -83,13 +79,11 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """While the server runs."""
         self._decoder.start()
-        await self._model.start()
         try:
             changing = contextlib.nullcontext() if self.changes is None else self.changes.running()
-            async with self.current.followed(), changing:
+            async with self.model.running(), self.current.followed(), changing:
                 yield
         finally:
-            await self._model.stop()
             self._decoder.stop()
 
     @contextlib.asynccontextmanager
@@ -108,22 +102,6 @@ class Service:
             self.active -= 1
 
     # Questions --------------------------------------------------------------------------------------------------------
-
-    async def embed(self, data: bytes) -> Tensor:
-        """The vector of an image file's bytes, float32 (D,), L2-normalised.
-
-        Raises:
-            RequestError: 413, 415 or 422 for what is no image that may be decoded.
-        """
-        return await self.embed_square(await self.square(data))
-
-    async def square(self, data: bytes) -> Tensor:
-        """What the network sees of an image file's bytes, uint8 (3, S, S); see `embed`."""
-        return await self._decoder.use(data, self._transformed)
-
-    async def embed_square(self, square: Tensor) -> Tensor:
-        """The vector of what `square` gave, or of a vector that the model takes."""
-        return await self._model.do(square)
 
     async def search(
         self,
@@ -181,7 +159,7 @@ class Service:
         """
         changes = self._check_changes()
         self._check_columns(columns)
-        vector = await self.embed(data)
+        vector = await self.model.embed_file(data)
         return await changes.add(self._cut(vector), data, FORMATS[kind_of_upload(data)].ending, columns)
 
     async def add_vector(self, vector: Tensor, columns: Mapping[str, str]) -> int:
@@ -203,15 +181,6 @@ class Service:
         await self._check_changes().remove(item)
 
     # In the threads ---------------------------------------------------------------------------------------------------
-
-    def _transformed(self, pixels: Pixels) -> Tensor:
-        """Pixels (H, W, 3) to the square that the network sees, uint8 (3, S, S)."""
-        assert self._transform is not None  # a model of vectors has no route for images
-        return self._transform(torch.from_numpy(pixels).permute(2, 0, 1))
-
-    @torch.inference_mode()
-    def _embed_batch(self, squares: Sequence[Tensor]) -> list[Tensor]:
-        return list(self.embedder(torch.stack(list(squares)).to(self.embedder.device)).float().cpu())
 
     def _vector(self, item: int) -> Tensor:
         try:

@@ -34,14 +34,14 @@ def add_vector_questions(app: FastAPI, service: Service) -> None:
     ) -> SearchAnswer:
         """The items most similar to a vector."""
         async with service.admitted():
-            embedded = await service.embed_square(read_vector(vector, size))
+            embedded = await service.model.embed(read_vector(vector, size))
             return search_answer(await service.search(embedded, k, read_conditions(where)))
 
     @app.post("/embed", responses=_REFUSALS)
     async def embed(vector: VectorText) -> Embedding:
         """The embedding of a vector."""
         async with service.admitted():
-            embedded = await service.embed_square(read_vector(vector, size))
+            embedded = await service.model.embed(read_vector(vector, size))
         return Embedding(embedding=embedded.tolist(), model=service.gallery.manifest.model)
 
 
@@ -57,7 +57,7 @@ def add_vector_additions(app: FastAPI, service: Service, authorised: Dependency)
         """Add a vector; it is on disk when this answers."""
         cells = read_item(column)
         async with service.admitted():
-            embedded = await service.embed_square(read_vector(vector, size))
+            embedded = await service.model.embed(read_vector(vector, size))
             return Added(id=await service.add_vector(embedded, cells))
 
 

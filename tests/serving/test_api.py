@@ -30,11 +30,10 @@ from proxygml import Gallery
 from proxygml.data.catalog import Catalog
 from proxygml.data.decoder_pool import DecoderPool
 from proxygml.data.formats import FORMATS, readable_formats
+from proxygml.serving.batched_embedder import BatchedEmbedder
 from proxygml.serving.decoder import DECODERS
 from proxygml.serving.limits import Limits
-from proxygml.serving.service import Service
 from tests.helpers.commands import refused
-from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, MULTIPART, TIMES, TOKEN, Running, gallery_at, picture, post
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
@@ -42,11 +41,6 @@ uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installe
 serving_process = pytest.importorskip("proxygml.serving.server", reason="the extra serve is not installed")
 
 pytestmark = pytest.mark.xdist_group("serve")
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +230,10 @@ def test_metrics_count_refusals_and_failures(
 ) -> None:
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
 
-    def fails(self: Service, squares: list[torch.Tensor]) -> list[torch.Tensor]:
+    def fails(self: BatchedEmbedder, squares: list[torch.Tensor]) -> list[torch.Tensor]:
         raise RuntimeError(f"no room left in {folder}")
 
-    monkeypatch.setattr(Service, "_embed_batch", fails)
+    monkeypatch.setattr(BatchedEmbedder, "_embed", fails)
     limits = Limits(max_upload_mb=0.01)
     with Running(folder, run_folder, limits) as running, httpx.Client(base_url=running.address, **TIMES) as client:
         failed = httpx.post(f"{running.address}/embed", files={"image": picture()}, **TIMES)
@@ -347,12 +341,12 @@ def test_too_many_at_once_and_too_slow_have_their_own_answers(
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
     began, go_on = threading.Event(), threading.Event()
 
-    def slow(self: Service, squares: list[torch.Tensor]) -> list[torch.Tensor]:
+    def slow(self: BatchedEmbedder, squares: list[torch.Tensor]) -> list[torch.Tensor]:
         began.set()
         go_on.wait(20)
         return [torch.ones(16)] * len(squares)
 
-    monkeypatch.setattr(Service, "_embed_batch", slow)
+    monkeypatch.setattr(BatchedEmbedder, "_embed", slow)
     with Running(folder, run_folder, Limits(queue=1, timeout=1.0)) as running:
         answers = []
 

@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from proxygml.serving.batched_embedder import BatchedEmbedder
 from proxygml.serving.limits import Limits
-from proxygml.serving.service import Service
-from tests.helpers.models import untrained
 from tests.helpers.server import TIMES, TOKEN, Running, gallery_at, picture
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
@@ -30,11 +29,6 @@ from proxygml.serving.log_lines import LINES, PrintableLines, RepeatedLines  # n
 pytestmark = pytest.mark.xdist_group("serve")
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -299,14 +293,14 @@ def test_a_request_under_way_at_the_end_is_finished_and_no_other_begins(
     folder: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, go_on = threading.Event(), threading.Event()
-    embed = Service._embed_batch
+    embed = BatchedEmbedder._embed
 
-    def slow(self: Service, squares: list[torch.Tensor]) -> list[torch.Tensor]:
+    def slow(self: BatchedEmbedder, squares: list[torch.Tensor]) -> list[torch.Tensor]:
         began.set()
         go_on.wait(20)
         return embed(self, squares)
 
-    monkeypatch.setattr(Service, "_embed_batch", slow)
+    monkeypatch.setattr(BatchedEmbedder, "_embed", slow)
     answers = []
     with Running(folder, run_folder, Limits()) as running:
         url = f"{running.address}/embed"
@@ -334,12 +328,12 @@ def test_what_cannot_be_finished_at_the_end_is_told_so(
 ) -> None:
     began, go_on = threading.Event(), threading.Event()
 
-    def stuck(self: Service, squares: list[torch.Tensor]) -> list[torch.Tensor]:
+    def stuck(self: BatchedEmbedder, squares: list[torch.Tensor]) -> list[torch.Tensor]:
         began.set()
         go_on.wait(20)
         return [torch.ones(16)] * len(squares)
 
-    monkeypatch.setattr(Service, "_embed_batch", stuck)
+    monkeypatch.setattr(BatchedEmbedder, "_embed", stuck)
     answers = []
     with Running(folder, run_folder, Limits()) as running:
         running.server.config.timeout_graceful_shutdown = 1

@@ -21,7 +21,6 @@ from proxygml import Gallery
 from proxygml.serving.body_limit import TOGETHER
 from proxygml.serving.columns import json_cell
 from proxygml.serving.limits import Limits
-from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, TIMES, Running, picture, post
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
@@ -29,11 +28,6 @@ changes = pytest.importorskip("proxygml.serving.changes", reason="the extra serv
 ImageStore = pytest.importorskip("proxygml.serving.image_store").ImageStore
 
 pytestmark = pytest.mark.xdist_group("serve")
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("run"))
 
 
 def gallery(folder: Path) -> Path:

@@ -16,7 +16,6 @@ from proxygml.data.catalog import Catalog
 from proxygml.gallery.folder.manifest import Threshold
 from proxygml.serving.limits import Limits
 from tests.helpers.browser import chromium
-from tests.helpers.models import untrained
 from tests.helpers.server import TOKEN, Running, gallery_at, picture
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -90,11 +89,6 @@ class Visit:
         assert all(url.startswith((self.address, f"blob:{self.address}")) for url in urls), urls
         assert not self.complaints
         assert not [url for url in [*urls, self.page.url] if "secret" in url]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

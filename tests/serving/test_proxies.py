@@ -12,7 +12,6 @@ import pytest
 from proxygml.errors import UserError
 from proxygml.serving.limits import Limits
 from tests.helpers.browser import chromium
-from tests.helpers.models import untrained
 from tests.helpers.server import AUTHORISED, TIMES, TOKEN, Running, gallery_at, picture, post
 
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
@@ -69,11 +68,6 @@ class _Passing(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Nothing is logged."""
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ ImageStore = pytest.importorskip("proxygml.serving.image_store").ImageStore
 pytestmark = pytest.mark.xdist_group("serve")
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained(tmp_path_factory.mktemp("run"))
-
-
 @pytest.fixture(params=["folder", "memory://added/images"])
 def added_images(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield str(tmp_path / "added") if request.param == "folder" else request.param
