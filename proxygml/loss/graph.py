@@ -145,6 +145,27 @@ def select_neighbors(similarity: Tensor, labels: Tensor, terms: Terms, shard: Sh
     )
 
 
+def edges_of_all(
+    embeddings: Tensor, proxies: Tensor, labels: Tensor, terms: Terms, shard: Shard | None
+) -> tuple[Edges, Tensor]:
+    """The edges of the samples of all processes to this process's proxies, and those samples' labels.
+
+    Args:
+        embeddings: (M, D) of any length, of this process.
+        proxies: (C*N, D) of any length.
+        labels: (M,) int64.
+        terms: see `select_neighbors`.
+        shard: the processes that the classes are divided over.
+    """
+    with computing_in_full(embeddings.device.type):
+        samples, _ = unit_samples(embeddings, proxies.dtype)
+        if shard is not None:
+            sizes = shard.agree_on_(samples)
+            samples, labels = shard.gathered(samples, sizes), shard.gathered(labels, sizes)
+        similarity, _ = cosine_similarity(samples, proxies)
+    return select_neighbors(similarity, labels, terms, shard), labels
+
+
 def _most_similar(similarity: Tensor, count: int, shard: Shard | None) -> Edges:
     if shard is not None:
         return Edges(*shard.most_similar(similarity, count), own=0)

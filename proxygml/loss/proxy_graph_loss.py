@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -15,7 +16,14 @@ from proxygml.loss.gradients import (
     spread_,
     step_gradients,
 )
-from proxygml.loss.graph import Terms, computing_in_full, cosine_similarity, inverse_lengths, unit_samples
+from proxygml.loss.graph import (
+    Terms,
+    computing_dtype,
+    computing_in_full,
+    cosine_similarity,
+    inverse_lengths,
+    unit_samples,
+)
 from proxygml.loss.joint import fits_at_once, joint_gradients, joint_proxy_loss_, joint_similarity
 from proxygml.loss.regularizer import proxy_loss, sampled_proxy_loss
 from proxygml.loss.sample_loss import sub_graph_loss, whole_graph_loss
@@ -47,6 +55,20 @@ def proxy_graph_loss(
     with_gradient = proxies.requires_grad and torch.is_grad_enabled()
     loss: Tensor = _ProxyGraphLoss.apply(embeddings, proxies, labels, terms, sampled, with_gradient, shard, sizes)
     return loss
+
+
+def zero_loss(embeddings: Tensor, proxies: Tensor, labels: Tensor, sparse: bool) -> Tensor:
+    """The loss of an empty batch: 0, with a graph that gives embeddings and proxies gradients of 0.
+
+    Args:
+        embeddings: (0, D).
+        proxies: (C*N, D).
+        labels: (0,) int64.
+        sparse: whether the proxies' gradient is a sparse tensor; it is of no rows.
+    """
+    dtype = computing_dtype(embeddings.dtype, proxies.dtype)
+    no_proxies = F.embedding(labels, proxies, sparse=sparse)
+    return embeddings.sum(dtype=dtype) + no_proxies.sum(dtype=dtype)
 
 
 class _ProxyGraphLoss(Function):

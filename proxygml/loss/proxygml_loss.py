@@ -7,7 +7,6 @@ import math
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxygml.loss import graph
@@ -24,7 +23,8 @@ from proxygml.loss.checks import (
     sample_size,
     warn_if_raised,
 )
-from proxygml.loss.proxy_graph_loss import proxy_graph_loss
+from proxygml.loss.proxy_graph_loss import proxy_graph_loss, zero_loss
+from proxygml.loss.regularizer import draw_proxies
 from proxygml.loss.sharded import Shard, draw_owned_
 
 # The arguments that the loss shows when it is printed.
@@ -110,33 +110,25 @@ class ProxyGMLLoss(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        num_classes = check_count("num_classes", num_classes)
-        embedding_size = check_count("embedding_size", embedding_size)
-        proxies_per_class = check_count("proxies_per_class", proxies_per_class)
-        neighbor_ratio = check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
-        proxy_weight = check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
-        scale = check_number("scale", scale, "more than 0", lambda factor: factor > 0)
-        margin = check_number("margin", margin, "-1 to 1", lambda cosine: -1 <= cosine <= 1)
-        memory_limit = check_count("memory_limit", memory_limit)
+        self.num_classes = num_classes = check_count("num_classes", num_classes)
+        self.embedding_size = embedding_size = check_count("embedding_size", embedding_size)
+        self.proxies_per_class = proxies_per_class = check_count("proxies_per_class", proxies_per_class)
+        self.neighbor_ratio = check_number("neighbor_ratio", neighbor_ratio, "in (0, 1]", lambda ratio: 0 < ratio <= 1)
+        self.proxy_weight = check_number("proxy_weight", proxy_weight, "0 or more", lambda weight: weight >= 0)
+        self.scale = check_number("scale", scale, "more than 0", lambda factor: factor > 0)
+        self.margin = check_number("margin", margin, "-1 to 1", lambda cosine: -1 <= cosine <= 1)
+        self.memory_limit = check_count("memory_limit", memory_limit)
         check_direction(direction, positive_mask, mask_softmax)
-        check_sparse(sparse, proxy_weight)
-        self.num_classes = num_classes
-        self.embedding_size = embedding_size
-        self.proxies_per_class = proxies_per_class
-        self.neighbor_ratio = neighbor_ratio
-        self.proxy_weight = proxy_weight
-        self.scale = scale
+        check_sparse(sparse, self.proxy_weight)
         self.sparse = sparse
         self.positive_mask = positive_mask
         self.mask_softmax = mask_softmax
         self.degree_normalized = degree_normalized
         self.direction = direction
-        self.margin = margin
-        self.memory_limit = memory_limit
         self.proxy_sample = proxy_sample
         self._sample_size = sample_size(proxy_sample, num_classes * proxies_per_class)
-        self.neighbors = graph.neighbor_count(num_classes, proxies_per_class, neighbor_ratio)
-        warn_if_raised(self.neighbors, neighbor_ratio, num_classes, proxies_per_class)
+        self.neighbors = graph.neighbor_count(num_classes, proxies_per_class, self.neighbor_ratio)
+        warn_if_raised(self.neighbors, self.neighbor_ratio, num_classes, proxies_per_class)
         self._shard = None if process_group is None else Shard(num_classes, proxies_per_class, process_group)
         self.owned_classes = range(num_classes) if self._shard is None else self._shard.classes
         rows = len(self.owned_classes) * proxies_per_class
@@ -183,9 +175,7 @@ class ProxyGMLLoss(nn.Module):
         with graph.computing_in_full(embeddings.device.type):
             sizes = None if self._shard is None else self._shard.agree_on_(embeddings)
             if sum(sizes or [len(labels)]) == 0:
-                dtype = graph.computing_dtype(embeddings.dtype, self.proxies.dtype)
-                no_proxies = F.embedding(labels, self.proxies, sparse=self.sparse)
-                return embeddings.sum(dtype=dtype) + no_proxies.sum(dtype=dtype)
+                return zero_loss(embeddings, self.proxies, labels, self.sparse)
             terms, sampled = self._terms(), self._sampled()
             return proxy_graph_loss(embeddings, self.proxies, labels, terms, sampled, self._shard, sizes)
 
@@ -196,26 +186,19 @@ class ProxyGMLLoss(nn.Module):
         With a process group, the rows are the samples of all processes, in their order, and the numbers are those of
         the kept proxies that this process holds; other places are -1.
         """
-        edges, _ = self._edges(embeddings, check_batch(embeddings, labels, self.num_classes, self.embedding_size))
+        edges, _ = self._edges(embeddings, labels)
         numbers = edges.neighbors + self.owned_classes.start * self.proxies_per_class
         return numbers if edges.kept is None else torch.where(edges.kept, numbers, -1)
 
     @torch.no_grad()
     def kept_by_others(self, embeddings: Tensor, labels: Labels) -> Tensor:
         """How many samples of other classes, of all processes, keep each of this process's proxies: int64."""
-        labels = check_batch(embeddings, labels, self.num_classes, self.embedding_size)
         edges, labels = self._edges(embeddings, labels)
         return graph.kept_by_others(edges, labels, len(self.proxies), self.proxies_per_class, self.owned_classes.start)
 
-    def _edges(self, embeddings: Tensor, labels: Tensor) -> tuple[graph.Edges, Tensor]:
-        """The edges of the samples of all processes to this process's proxies, and those samples' labels."""
-        with graph.computing_in_full(embeddings.device.type):
-            samples, _ = graph.unit_samples(embeddings, self.proxies.dtype)
-            if self._shard is not None:
-                sizes = self._shard.agree_on_(samples)
-                samples, labels = self._shard.gathered(samples, sizes), self._shard.gathered(labels, sizes)
-            similarity, _ = graph.cosine_similarity(samples, self.proxies)
-        return graph.select_neighbors(similarity, labels, self._terms(), self._shard), labels
+    def _edges(self, embeddings: Tensor, labels: Labels) -> tuple[graph.Edges, Tensor]:
+        labels = check_batch(embeddings, labels, self.num_classes, self.embedding_size)
+        return graph.edges_of_all(embeddings, self.proxies, labels, self._terms(), self._shard)
 
     def get_extra_state(self) -> Tensor:
         """What the rows of the proxies stand for: C, N, and the classes that this process owns."""
@@ -247,8 +230,7 @@ class ProxyGMLLoss(nn.Module):
         total = self.num_classes * self.proxies_per_class
         if self._sample_size == total or self.proxy_weight == 0:
             return None
-        sampled = torch.randperm(total, device=self.proxies.device)[: self._sample_size]
-        return sampled if self._shard is None else self._shard.first_(sampled)
+        return draw_proxies(self._sample_size, total, self.proxies.device, self._shard)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)}" for name in _SHOWN)

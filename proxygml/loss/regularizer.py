@@ -62,6 +62,12 @@ def proxy_loss(
     return loss, gradient
 
 
+def draw_proxies(count: int, total: int, device: torch.device, shard: Shard | None) -> Tensor:
+    """Different numbers of 0..total - 1, (count,) int64, drawn uniformly; the same ones on all processes."""
+    drawn = torch.randperm(total, device=device)[:count]
+    return drawn if shard is None else shard.first_(drawn)
+
+
 def sampled_proxy_loss(
     proxies: Tensor,
     inverse: Tensor,
