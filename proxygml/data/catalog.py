@@ -1,10 +1,8 @@
 """The catalog: one table of images, labels and splits that every command reads.
 
-It reads, checks, splits and writes the table. prepare.py opens the images.
+It checks and splits the table. catalog_table.py reads it, catalog_writer.py writes it, prepare.py opens the images.
 """
 
-import os
-import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +24,8 @@ from proxygml.data.columns import (
 from proxygml.data.lazy_list import LazyList
 from proxygml.errors import CatalogError, UserError, counted, first_few
 from proxygml.evaluation.rules import RuleColumns, group_codes, make_rules
-from proxygml.files import atomic_write, check_local, check_overwrite
-from proxygml.urls import Place, Url, as_place, place_in, url_of
+from proxygml.files import check_local, check_overwrite
+from proxygml.urls import Place, as_place, place_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,26 +139,13 @@ class Catalog:
             OverwriteError: Something is at `path` already and `force` is False.
             CatalogError: The suffix is neither .csv nor .parquet.
         """
+        from proxygml.data.catalog_writer import write_table  # noqa: PLC0415  # pyarrow loads when it is needed
+
         check_local(path, "the catalog", CatalogError)
         path = Path(path)
         check_suffix(path)
         check_overwrite(path, force)
-        table = self.table
-        if self.has_images:
-            table = table.assign(path=_rebased(table["path"], self.folder, path.parent))
-        with atomic_write(path) as temporary:
-            if self.vectors is not None:
-                from proxygml.data.catalog_vectors import write_with_vectors  # noqa: PLC0415
-
-                write_with_vectors(table, self.vectors, temporary, path)
-            elif path.suffix.lower() == ".csv":
-                table.to_csv(temporary, index=False)
-            else:
-                import pyarrow.parquet as pq  # noqa: PLC0415
-
-                from proxygml.data.arrow import to_arrow  # noqa: PLC0415
-
-                pq.write_table(to_arrow(table), temporary)
+        write_table(self.table, self.folder, self.vectors, path)
 
     def split(self, name: str) -> "Catalog":
         """The rows of one split.
@@ -217,15 +202,7 @@ class Catalog:
     @property
     def rules(self) -> RuleColumns:
         """Which images may answer for which query: what `proxygml.evaluate` takes as its arguments of these names."""
-        rules = RuleColumns()
-        for column in (*ROLE_COLUMNS, *MARK_COLUMNS):
-            if column in self.table:
-                rules[column] = self.table[column].to_numpy(dtype=bool)  # type: ignore[literal-required]
-        for column in GROUP_COLUMNS:
-            if column in self.table:
-                values = self.table[column].astype(object)
-                rules[column] = values.where(values.notna(), None).tolist()  # type: ignore[literal-required]
-        return rules
+        return rules_of(self.table)
 
     @property
     def fingerprint(self) -> str:
@@ -287,6 +264,19 @@ def boxes_of(table: "pd.DataFrame") -> npt.NDArray[np.int64] | None:
         return None
     boxes: npt.NDArray[np.int64] = table[list(BOX_COLUMNS)].fillna(0).to_numpy(dtype=np.int64)
     return boxes
+
+
+def rules_of(table: "pd.DataFrame") -> RuleColumns:
+    """The columns of a table that say which images may answer for which query; see Catalog.rules."""
+    rules = RuleColumns()
+    for column in (*ROLE_COLUMNS, *MARK_COLUMNS):
+        if column in table:
+            rules[column] = table[column].to_numpy(dtype=bool)  # type: ignore[literal-required]
+    for column in GROUP_COLUMNS:
+        if column in table:
+            values = table[column].astype(object)
+            rules[column] = values.where(values.notna(), None).tolist()  # type: ignore[literal-required]
+    return rules
 
 
 def split_classes(catalog: Catalog) -> dict[str, set[str]]:
@@ -363,21 +353,3 @@ def _check_retrieval(part: Catalog, name: str) -> list[str]:
     if len(lost) == 1:
         return [f"{name} class {lost[0]!r} has {reason} and cannot be retrieved"]
     return [f"{len(lost)} {name} classes have {reason} each and cannot be retrieved: {first_few(lost)}"]
-
-
-def _rebased(paths: Iterable[str], old: Place, new: Path) -> list[str]:
-    """Relative paths, relative to another folder; absolute ones and URLs as they are.
-
-    Other drives have no relative paths, and neither has a URL.
-    """
-    if isinstance(old, Url):
-        return [str(place_in(old, path)) for path in paths]
-    # Resolved on both sides, because `..` after a symbolic link goes somewhere else.
-    try:
-        prefix = Path(os.path.relpath(old.resolve(), new.resolve())).as_posix()
-    except ValueError:
-        prefix = old.resolve().as_posix()
-    return [
-        path if Path(path).is_absolute() or url_of(path) else posixpath.normpath(posixpath.join(prefix, path))
-        for path in paths
-    ]
