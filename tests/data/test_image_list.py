@@ -15,17 +15,13 @@ from proxygml.data.vector_file import VectorFile
 from proxygml.errors import ImageError
 from tests.helpers.commands import run
 from tests.helpers.models import untrained
-from tests.helpers.pictures import write_picture
+from tests.helpers.pictures import folder_of_pictures, write_picture
 from tests.helpers.rights import unreadable
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number in range(6):
-        write_picture(tmp_path / "photos" / "deep" / f"{number}.png", number)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
-    write_picture(tmp_path / "photos" / ".hidden" / "x.png", 9)
-    return tmp_path / "photos"
+    return folder_of_pictures(tmp_path / "photos")
 
 
 def test_folders_and_files_are_listed_once(photos: Path) -> None:

@@ -78,6 +78,26 @@ def agrees(found: Evaluation, expected: Plain) -> None:
     assert found.mean_average_precision.value == pytest.approx(np.mean(expected.average_precision), abs=1e-6)
 
 
+def evaluated(expected: Plain, embeddings, labels, limit: int, rules: dict[str, np.ndarray]) -> Evaluation | None:
+    """What `evaluate` finds, the same with the whole ranking and without, and as a protocol says. None where no query
+    finds anything, which is refused."""
+    if not any(expected.recall[1000]):
+        with pytest.raises(UserError):
+            evaluate(embeddings, labels, KS, nmi=False, memory_limit=limit, **rules)
+        return None
+    whole, found = (
+        evaluate(
+            embeddings, labels, KS, nmi=False, memory_limit=limit, bootstrap=2,
+            mean_average_precision=whole_ranking, **rules,
+        )
+        for whole_ranking in (True, False)
+    )  # fmt: skip
+    agrees(whole, expected)
+    assert found.recall == whole.recall
+    assert found.map_at_r.value == pytest.approx(whole.map_at_r.value)
+    return found
+
+
 def randomly(seed: int, count: int, classes: int) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
     """Embeddings whose similarities are all different, around a centre for each class, and labels 1..classes."""
     generator = np.random.default_rng(seed)
@@ -99,20 +119,9 @@ def test_the_protocol_of_market1501(seed, count, classes, cameras, limit):
         "is_query": is_query, "is_gallery": ~is_query, "camera": camera, "is_junk": labels == -1,
         "is_distractor": labels == 0,
     }  # fmt: skip
-    if not expected.map_at_r:
-        with pytest.raises(UserError):
-            evaluate(embeddings, labels, KS, nmi=False, memory_limit=limit, **given_rules)
+    found = evaluated(expected, embeddings, labels, limit, given_rules)
+    if found is None:
         return
-    for whole_ranking in (True, False):
-        found = evaluate(
-            embeddings, labels, KS, nmi=False, memory_limit=limit, bootstrap=2,
-            mean_average_precision=whole_ranking, **given_rules,
-        )  # fmt: skip
-        if whole_ranking:
-            agrees(found, expected)
-            kept = found
-    assert found.recall == kept.recall
-    assert found.map_at_r.value == pytest.approx(kept.map_at_r.value)
     assert found.num_gallery == (~is_query & (labels != -1)).sum()
     assert found.rules.get("junk_images", 0) == (labels == -1).sum()
 
@@ -132,20 +141,9 @@ def test_the_sequences_of_open_metric_learning(seed, count, classes, across, mas
     is_query = is_query & ~alone  # open-metric-learning refuses a query whose class is not in the gallery
     expected = open_metric_learning(embeddings, labels, sequence, is_query, is_gallery)
     rules = {"is_query": is_query, "is_gallery": is_gallery, "sequence": sequence.astype(str)}
-    if not any(expected.recall[1000]):
-        with pytest.raises(UserError):
-            evaluate(embeddings, labels, KS, nmi=False, memory_limit=limit, **rules)
+    found = evaluated(expected, embeddings, labels, limit, rules)
+    if found is None:
         return
-    for whole_ranking in (True, False):
-        found = evaluate(
-            embeddings, labels, KS, nmi=False, memory_limit=limit, bootstrap=2,
-            mean_average_precision=whole_ranking, **rules,
-        )  # fmt: skip
-        if whole_ranking:
-            agrees(found, expected)
-            kept = found
-    assert found.recall == kept.recall
-    assert found.map_at_r.value == pytest.approx(kept.map_at_r.value)
     missed = sum(not found_at_all for found_at_all in expected.recall[1000])
     assert found.rules["queries_with_matches_in_own_sequence_only"] == missed
 

@@ -16,6 +16,15 @@ def write_picture(path: Path, seed: int, size: tuple[int, int] = (24, 16)) -> Pa
     return path
 
 
+def folder_of_pictures(folder: Path) -> Path:
+    """deep/0.png to deep/5.png in a folder, beside a text and a hidden folder, which are no images of it."""
+    for number in range(6):
+        write_picture(folder / "deep" / f"{number}.png", number)
+    (folder / "notes.txt").write_text("no image")
+    write_picture(folder / ".hidden" / "x.png", 9)
+    return folder
+
+
 def gradient(height: int = 30, width: int = 40) -> Image.Image:
     """Colours that tell up from down and left from right."""
     y, x = np.mgrid[0:height, 0:width]

@@ -20,7 +20,7 @@ from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.models.model_files import fingerprint
-from tests.helpers.pictures import write_picture
+from tests.helpers.pictures import folder_of_pictures, write_picture
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for number in range(6):
-        write_picture(tmp_path / "photos" / "deep" / f"{number}.png", number)
-    (tmp_path / "photos" / "notes.txt").write_text("no image")
-    write_picture(tmp_path / "photos" / ".hidden" / "x.png", 9)
-    return tmp_path / "photos"
+    return folder_of_pictures(tmp_path / "photos")
 
 
 def test_a_bad_image_is_named_and_what_was_done_is_kept(
