@@ -58,8 +58,25 @@ class Candidates:
     scores: Vectors | None = None
 
 
+@dataclass(frozen=True)
+class GalleryContent:
+    """What a gallery is built from.
+
+    Attributes:
+        blocks: vectors (m, D) and m items each; at least one row in all.
+        manifest: kind, model and run of the gallery; the backend fills in the rest.
+        total: the number of rows in all, for the progress bar; None where it is not known.
+        finish: is called with the gallery before it appears.
+    """
+
+    blocks: Iterable[Block]
+    manifest: Manifest
+    total: int | None = None
+    finish: Finish | None = None
+
+
 class Backend(ABC):
-    """The storage of a gallery.
+    """The storage of a gallery. Methods that take the ids of items raise GalleryError where there is no such item.
 
     Attributes:
         manifest: kind, model, threshold and the like.
@@ -107,27 +124,15 @@ class Backend(ABC):
 
     @abstractmethod
     def rows(self, ids: Ids) -> pd.DataFrame:
-        """The rows of the item table for these items, by id, in the order of the ids.
-
-        Raises:
-            GalleryError: there is no such item.
-        """
+        """The rows of the item table for these items, by id, in the order of the ids."""
 
     @abstractmethod
     def vectors(self, ids: Ids) -> Vectors:
-        """The vectors, float32 (n, D), of these items.
-
-        Raises:
-            GalleryError: there is no such item.
-        """
+        """The vectors, float32 (n, D), of these items."""
 
     @abstractmethod
     def file_stamps(self, ids: Ids) -> Rows:
-        """For each of these items which state of its file it was made from, int64 (n,); 0 where that is not known.
-
-        Raises:
-            GalleryError: there is no such item.
-        """
+        """For each of these items which state of its file it was made from, int64 (n,); 0 where that is not known."""
 
     @abstractmethod
     def ids_of(self, items: pd.DataFrame, columns: Sequence[str]) -> Rows:
@@ -188,11 +193,7 @@ class Backend(ABC):
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Check, before there is anything to write, that the gallery can be changed.
-
-        Raises:
-            GalleryError: it cannot.
-        """
+        """Raise GalleryError where the gallery cannot be changed; called before there is anything to write."""
 
     @abstractmethod
     def verify(self) -> str:
@@ -210,9 +211,6 @@ class Backend(ABC):
         """Remove items, by their ids or by a mask of truth values over the item table.
 
         This object no longer finds them; others no longer find them after `save`.
-
-        Raises:
-            GalleryError: there is no such item.
         """
 
     @abstractmethod
@@ -245,16 +243,8 @@ class Backend(ABC):
 
     @classmethod
     @abstractmethod
-    def _build(
-        cls,
-        place: str | Path,
-        blocks: Iterable[Block],
-        manifest: Manifest,
-        force: bool,
-        total: int | None,
-        finish: Finish | None,
-    ) -> Self:
-        """See Gallery.build; of the manifest kind, model and run are filled in."""
+    def _build(cls, place: str | Path, content: GalleryContent, force: bool) -> Self:
+        """See Gallery.build."""
 
     @classmethod
     @abstractmethod

@@ -16,7 +16,7 @@ import pandas as pd
 from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.errors import EmptyGalleryError, GalleryError, check_whole, counted
-from proxygml.gallery.backend import Backend, Embeddings, Finish
+from proxygml.gallery.backend import Backend, Embeddings, Finish, GalleryContent
 from proxygml.gallery.backends import backend_of, memory_backend
 from proxygml.gallery.filters.grammar import Where, describe, parse_where
 from proxygml.gallery.folder.manifest import Manifest, Threshold
@@ -151,7 +151,8 @@ class Gallery(Backend):
         """
         check_kind(kind)
         check_refine(kind, refine)
-        return backend_of(place)._build(place, blocks, Manifest(kind, model, run, refine), force, total, finish)
+        manifest = Manifest(kind, model, run, refine)
+        return backend_of(place)._build(place, GalleryContent(blocks, manifest, total, finish), force)
 
     @staticmethod
     @check_arguments

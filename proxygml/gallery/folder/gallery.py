@@ -6,7 +6,7 @@ The class is one thing, though long: the methods of backend.py, each a few lines
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arguments import check_arguments
-from proxygml.arrays import Block, Rows, Vectors
+from proxygml.arrays import Rows, Vectors
 from proxygml.errors import GalleryError, OverwriteError
 from proxygml.files import exclusive_lock
 from proxygml.gallery.approximate import ApproximateIndex
-from proxygml.gallery.backend import Candidates, Change, Embeddings, Finish
+from proxygml.gallery.backend import Candidates, Change, Embeddings, GalleryContent
 from proxygml.gallery.backends import backend_of
 from proxygml.gallery.base import Gallery, recall_sample
 from proxygml.gallery.filters.grammar import Condition
@@ -91,21 +91,13 @@ class FolderGallery(Gallery):
         return gallery
 
     @classmethod
-    def _build(
-        cls,
-        place: str | Path,
-        blocks: Iterable[Block],
-        manifest: Manifest,
-        force: bool,
-        total: int | None,
-        finish: Finish | None,
-    ) -> Self:
-        folder = Path(place)
+    def _build(cls, place: str | Path, content: GalleryContent, force: bool) -> Self:
+        folder, manifest = Path(place), content.manifest
         check_gallery_folder(folder, force)
         with exclusive_lock(folder / ".lock"):
             name = unfinished_vectors(folder)
             try:
-                table, schema, dimension, digest = write_blocks(blocks, folder / name, total)
+                table, schema, dimension, digest = write_blocks(content.blocks, folder / name, content.total)
                 made = FolderManifest(manifest.kind, manifest.model, manifest.run, manifest.refine, vectors=name)
                 made = replace(
                     made, dimension=dimension, rows=len(table), next_id=len(table), columns=column_texts(schema)
@@ -113,8 +105,8 @@ class FolderGallery(Gallery):
                 made = replace(made, generation=replaced_generation(folder))
                 gallery = cls(mapped_vectors(folder, made), ItemTable.of(table, schema), made, folder=folder)
                 gallery._build_index(folder / f".{manifest.kind}-{digest[:16]}.faiss")
-                if finish is not None:
-                    finish(gallery)
+                if content.finish is not None:
+                    content.finish(gallery)
                 gallery._publish(folder)
             except Exception:  # what was only stopped, by Ctrl-C too, stays and is continued
                 (folder / name).unlink(missing_ok=True)

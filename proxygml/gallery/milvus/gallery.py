@@ -4,7 +4,7 @@ What is stored there, and when it counts, is manifest.py's and writing.py's; how
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -12,13 +12,12 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from proxygml.arrays import Block, Rows
+from proxygml.arrays import Rows
 from proxygml.data.paths import rebased_paths
 from proxygml.errors import EmptyGalleryError, GalleryError, GalleryServerError, OverwriteError
 from proxygml.files import exclusive_lock
-from proxygml.gallery.backend import Addition, Change, Embeddings, Finish
+from proxygml.gallery.backend import Addition, Change, Embeddings, GalleryContent
 from proxygml.gallery.base import LAST_ITEM, recall_sample
-from proxygml.gallery.folder.manifest import Manifest
 from proxygml.gallery.items.coercion import check_items
 from proxygml.gallery.items.ids import Ids
 from proxygml.gallery.kinds import CODED, Kind
@@ -56,27 +55,19 @@ class MilvusGallery(ReadMilvusGallery):
         self._writer = writer or GalleryWriter(connection)
 
     @classmethod
-    def _build(
-        cls,
-        place: str | Path,
-        blocks: Iterable[Block],
-        manifest: Manifest,
-        force: bool,
-        total: int | None,
-        finish: Finish | None,
-    ) -> Self:
+    def _build(cls, place: str | Path, content: GalleryContent, force: bool) -> Self:
         """See Gallery.build. What a stopped build has inserted stays, and the next call continues after it."""
         address = Address.parse(place)
         with exclusive_lock(address.work("building") / ".lock"):
-            cls.check_place(place, manifest.kind, force)
+            cls.check_place(place, content.manifest.kind, force)
             connection = connect(address)
             before = read_manifest(connection)
             made = UnfinishedCollection(connection)
-            made.fill(blocks, total)
-            gallery = cls(connection, made.finish(before, manifest), np.empty(0, np.int64))
+            made.fill(content.blocks, content.total)
+            gallery = cls(connection, made.finish(before, content.manifest), np.empty(0, np.int64))
             gallery._build_index(made.rows)
-            if finish is not None:
-                finish(gallery)
+            if content.finish is not None:
+                content.finish(gallery)
             gallery.manifest = publish_built(connection, before, gallery.manifest)
         shutil.rmtree(address.work("building"), ignore_errors=True)
         return gallery
