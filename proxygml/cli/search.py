@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proxygml.cli.inputs import check_inputs
-from proxygml.cli.options import GALLERY_HELP, add_engine, add_on_bad, add_run, add_vectors, add_workers, chosen
+from proxygml.cli.options import (
+    GALLERY_HELP,
+    add_engine,
+    add_force,
+    add_on_bad,
+    add_run,
+    add_vectors,
+    add_workers,
+    chosen,
+)
 from proxygml.cli.output import output, say
 from proxygml.cli.parser import CONDITIONS, Parser
 from proxygml.errors import UserError, counted
@@ -25,15 +34,17 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         vectors=options.vectors,
         run=options.run,
     )
-    from proxygml.files import check_ending
+    from proxygml.files import check_ending, check_overwrite
     from proxygml.gallery.query import ANSWER_ENDINGS, draw_answers, printed, search, write_answers
 
     if bool(options.queries) == (options.vectors is not None):
         raise UserError("give either images, or folders of them, or --vectors FILE")
     if options.out is not None:
         check_ending(options.out, *ANSWER_ENDINGS)
+        check_overwrite(options.out, options.force)
     if options.show is not None:
         check_ending(options.show, ".png")
+        check_overwrite(options.show, options.force)
     answers = search(
         options.gallery,
         options.queries,
@@ -79,5 +90,6 @@ def _add_options(parser: Parser) -> None:
     parser.add_argument("--threshold", type=float | None, default=None, help=words)
     add_run(parser)
     add_on_bad(parser, "answer none")
+    add_force(parser)
     add_workers(parser)
     add_engine(parser)

@@ -95,6 +95,8 @@ def search(
         raise UserError(f"threshold is {threshold}, but must be a cosine, -1 to 1")
     loaded = gallery if isinstance(gallery, Gallery) else Gallery.load(os.fspath(gallery))
     model = Model.of_gallery(loaded, folder, engine)
+    if files and model.takes_vectors:
+        raise UserError(f"{model.run} takes vectors, not images: give the queries as --vectors FILE")
     if vectors is not None or model.takes_vectors:
         block = Source.of(images=files, vectors=vectors).vector_input(model).whole()
         return search_block(

@@ -116,9 +116,11 @@ def embed_images(
     if problems and (on_bad == "fail" or len(problems) == len(images)):
         first = ", ".join(images.paths[row] for row in list(problems)[:3]) + (", ..." if len(problems) > 3 else "")
         fix = "leave them out with --on_bad drop" if len(problems) < len(images) else "check the paths"
-        raise ImageError(
-            f"{len(problems):,} of {counted(len(images), 'image')} cannot be embedded ({first}): repair them, or {fix}"
-        )
+        if len(images) == 1 and images.paths[0].endswith((".csv", ".parquet")):
+            fix = "this is no image, but a table, which --catalog or --vectors may take"
+        else:
+            fix = f"repair them, or {fix}"
+        raise ImageError(f"{len(problems):,} of {counted(len(images), 'image')} cannot be embedded ({first}): {fix}")
     return EmbeddedImages(images, vectors, now, problems)
 
 

@@ -160,5 +160,6 @@ class RunFolder:
             RunError: this is no run folder.
         """
         if not self.recipe.is_file():
-            raise RunError(f"{self.path} is no run folder: it holds no recipe.yaml")
+            found = "it holds no recipe.yaml" if self.path.is_dir() else "there is no such folder"
+            raise RunError(f"{self.path} is no run folder: {found}")
         return Recipe.read(self.recipe)

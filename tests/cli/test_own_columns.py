@@ -28,5 +28,5 @@ def test_columns_of_a_csv_pass_from_prepare_to_the_answers_unchanged(tmp_path: P
     run("search", gallery, *files, "--k", 1, "--out", answers, "--workers", 0)
     found = pd.read_csv(answers, dtype=str, keep_default_na=False)
     assert found["article"].tolist() == ARTICLES
-    run("search", gallery, *files[:2], "--k", 6, "--where", "article=00123", "--out", answers, "--workers", 0)
+    run("search", gallery, *files[:2], "--k", 6, "--where", "article=00123", "--out", answers, "--force")
     assert pd.read_csv(answers, dtype=str)["article"].tolist() == ["00123", "00123"]

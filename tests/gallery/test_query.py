@@ -140,7 +140,12 @@ def test_the_commands_as_a_user_types_them(
     command("index", "--remove", "id=0", "id=3", "--out", gallery)
     command("index", "--remove", "label=class 13", "--out", gallery)
     assert "8 items removed, 134 now" in capsys.readouterr().out
-    command("search", gallery, photos, "--k", 1, "--leave-out-itself", "--rerank", "--out", out)
+    again = ["search", gallery, photos, "--k", 1, "--leave-out-itself", "--rerank"]
+    for option, file in (("--out", out), ("--show", picture)):
+        kept = file.read_bytes()
+        assert f"{file} is already there" in refused(capsys, *again, option, file)
+        assert file.read_bytes() == kept
+    command(*again, "--out", out, "--force")
     answers = pd.read_csv(out)
     assert len(answers) == 144
     assert not (answers["path"] == answers["query"]).any()
@@ -333,6 +338,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
         (["search", "GALLERY", "nowhere.jpg"], "there is no nowhere.jpg"),
         (["search", "GALLERY", "QUERY", "--k", "0"], "k is 0"),
         (["search", "GALLERY", "QUERY", "--where", "colour=red"], "no column 'colour'"),
+        (["search", "GALLERY", "CATALOG"], "this is no image, but a table, which --catalog or --vectors may take"),
         (["search", "GALLERY", "QUERY", "--out", "answers.txt"], "the name of a .csv or .parquet file"),
         (["search", "GALLERY", "QUERY", "--show", "answers.txt"], "the name of a .png file"),
         (["search", "GALLERY", "QUERY", "--where", "label=x", "label=y"], "none has label=x or y"),

@@ -83,7 +83,8 @@ def read_manifest(folder: Path) -> FolderManifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise GalleryError(f"{folder} is no gallery: it holds no {MANIFEST}; `proxygml index` makes one")
+        found = f"it holds no {MANIFEST}" if folder.is_dir() else "there is no such folder"
+        raise GalleryError(f"{folder} is no gallery: {found}; `proxygml index` makes one")
     check_no_links(folder)
     if (size := path.stat().st_size) > MANIFEST_BYTES:
         raise GalleryError(
