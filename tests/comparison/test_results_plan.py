@@ -82,11 +82,12 @@ def test_the_picture_is_of_the_rows_that_have_a_time(tmp_path: Path) -> None:
 
 
 def test_methods_are_compared_at_equal_cost_seed_by_seed() -> None:
-    """Ours beside another in the same way, of the seeds that both have."""
-    one = views.Row("birds", "net", views.OURS, 0, views.FINER, 96, 512, 2.5, "CPU", 0.5, 0.25)
+    """Ours beside another in the same way, of the seeds that both have, and of as many numbers."""
+    one = views.Row("birds", "net", views.OURS, 0, "finer map and mirror image", 96, 512, 2.5, "CPU", 0.5, 0.25)
     other = replace(one, method="Other", recall_at_1=0.4)
     rows = [one, replace(one, seed=1, recall_at_1=0.6), replace(one, seed=2, recall_at_1=0.9), other]
-    text = views.ahead([*rows, replace(other, seed=1, recall_at_1=0.5, map_at_r=0.2)])
+    rows += [replace(other, seed=1, recall_at_1=0.5, map_at_r=0.2), replace(other, seed=2, dimensions=64)]
+    text = views.ahead(rows)
     line = "| finer map and mirror image | Other | 2 | 10.0 (10.0 - 10.0) | 2.5 (-29.3 - 34.3) |"
     assert line in text
     assert "one view of the usual map | Other" not in text
