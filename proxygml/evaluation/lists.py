@@ -62,7 +62,7 @@ def score_by_lists(
     first_positive = torch.empty(len(order), dtype=torch.int64, device=device)
     precisions = torch.empty(2, len(order), device=device)
     full = torch.empty(len(order) if whole_ranking else 0, dtype=torch.float64, device=device)
-    for block in tracked(row_blocks(positives[order], rows.row_bytes, memory_limit), "Comparing", progress):
+    for block in tracked(row_blocks(positives[order], rows.row_bytes, memory_limit), "Comparing embeddings", progress):
         images = order[block]
         similarity = rows.similarities(images)
         codes, relevant = (task.tensor(array[images]) for array in (task.codes, positives))

@@ -267,7 +267,7 @@ def _count_by_rows(matrix: _Matrix, unit: Tensor, column_unit: Tensor, ranks: Ra
         right = _Side(matrix.columns_of(owner), visiting, int(matrix.column_bounds[owner]), None)
         tiles = _Tiles(matrix, left, right)
         numbers = [(row, column) for row in range(tiles.count[0]) for column in range(tiles.count[1])]
-        for row, column in tracked(numbers, "Comparing", progress):
+        for row, column in tracked(numbers, "Comparing embeddings", progress):
             tiles.look_at(row, column)
 
 
@@ -296,7 +296,7 @@ def _count_both_ways(matrix: _Matrix, unit: Tensor, ranks: Ranks, progress: bool
             # Half the way around, two processes meet each other: each takes every other tile.
             if not step or 2 * step < ring.size or (row + column) % 2 == (ring.rank < owner)
         ]
-        for row, column in tracked(numbers, "Comparing", progress):
+        for row, column in tracked(numbers, "Comparing embeddings", progress):
             tiles.look_at(row, column)
         if step:
             _deliver(matrix, visitor, ranks, step)

@@ -69,7 +69,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     check_local(folder, "the run folder", RunError)
     path = folder / DESCRIPTION
     if not path.exists():
-        raise RunError(f"{folder} holds no model.json: give a run folder in which training has finished")
+        missing = f"{folder} holds no {DESCRIPTION}" if folder.is_dir() else f"there is no folder {folder}"
+        raise RunError(f"{missing}: give a run folder in which training has finished")
     check_size(path, min(LARGEST_DESCRIPTION, psutil.virtual_memory().available // BYTES_IN_MEMORY), RunError)
     try:
         description = json.loads(path.read_text(encoding="utf-8"))

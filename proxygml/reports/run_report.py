@@ -263,7 +263,7 @@ def _neighbours_section(split: _TestSplit, queries: Indices, title: str) -> Sect
 def _grid_section(split: _TestSplit, queries: Indices, name: str, title: str, text: str) -> Section:
     similarity, neighbours = split.neighbours(queries)
     rows = []
-    for query, values, found in track(list(zip(queries, similarity, neighbours, strict=True)), "Drawing queries"):
+    for query, values, found in track(list(zip(queries, similarity, neighbours, strict=True)), f"Drawing {title}"):
         row = [figures.Tile(split.picture(query, TILE_PIXELS), split.labels[query])]
         for value, index in zip(values[found >= 0], found[found >= 0], strict=True):
             label = split.labels[index]

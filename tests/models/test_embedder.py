@@ -461,3 +461,8 @@ def test_a_finer_map_is_kept_with_the_model(tmp_path: Path) -> None:
 def test_a_backbone_that_has_no_finer_map_is_named(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=f"embedder.output_stride is .*{reason}"):
         ImageEmbedder(EmbedderSettings(**{"weights": "none", "output_stride": 8} | settings), SMALL)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no folder .*nowhere: give a run folder"):
+        Embedder.load(tmp_path / "nowhere")
