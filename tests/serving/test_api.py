@@ -322,7 +322,7 @@ def test_a_refusal_says_what_to_send_instead(client: "httpx.Client") -> None:
         assert error("POST", "/search", **sent) == f"image: is missing; {send}"
     assert error("POST", "/embed", files={"image": (None, "query.jpg")}) == f"image: is text, not a file; {send}"
     assert error("GET", "/search").endswith("send POST")
-    assert "/docs lists" in error("GET", "/serach")
+    assert "/docs lists" in error("GET", "/nowhere")
     assert error("DELETE", "/items/0").startswith("changes need the operator's token")
     wrong = {"Authorization": "Bearer wrong"}
     assert error("DELETE", "/items/0", headers=wrong).startswith("this is not the operator's token")
