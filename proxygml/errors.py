@@ -162,6 +162,6 @@ def counted(number: int, thing: str) -> str:
     """
     if number == 1:
         return f"1 {thing}"
-    ending = "es" if thing.endswith(("ss", "ch")) else "s"
+    ending = "es" if re.search("(ss|[^o]ch)$", thing) else "s"
     plural = f"{thing[:-1]}ies" if re.search("[^aeiou]y$", thing) else f"{thing}{ending}"
     return f"{number:,} {plural}"

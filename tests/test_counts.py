@@ -71,6 +71,7 @@ def test_such_a_text_is_found(source: str, number: int) -> None:
         (1, "class", "1 class"),
         (0, "class", "0 classes"),
         (2, "match", "2 matches"),
+        (2, "epoch", "2 epochs"),
         (3, "proxy", "3 proxies"),
         (4, "query", "4 queries"),
         (1500, "key", "1,500 keys"),

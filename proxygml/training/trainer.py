@@ -89,6 +89,8 @@ def resume(run: RunFolder) -> None:
         if accelerator.is_main_process:
             remove_leftovers(run.checkpoints)
         training = Training(recipe, run, accelerator)
+        if accelerator.is_main_process and training.progress.epoch >= recipe.epochs:
+            console.print(f"{run.path} has been trained to its end: no epoch is left", markup=False)
         start_tracking(accelerator, recipe)
         training.run_to_end()
 

@@ -38,6 +38,7 @@ def test_prepare_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     (folder / "evaluation.json").unlink()
     run("train", "--resume", folder)
+    assert "no epoch is left" in capsys.readouterr().err
     run("evaluate", folder, "--catalog", catalog)
     printed = capsys.readouterr().out
     assert "Recall@1" in printed
