@@ -29,8 +29,10 @@ def test_boxes_without_area_are_left_to_the_check_of_the_images(tmp_path: Path) 
 
 
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="ends with"):
+    with pytest.raises(CatalogError, match="is a folder, but a catalog is a .csv or a .parquet file"):
         table.read(tmp_path)
+    with pytest.raises(CatalogError, match="ends with .txt"):
+        table.read(tmp_path / "table.txt")
 
 
 def test_labels_that_mark_junk_and_distractors(tmp_path: Path) -> None:
