@@ -169,7 +169,7 @@ def test_what_cannot_be_rebased_is_named_and_stays(tmp_path: Path, capsys: Captu
     assert "damaged.parquet" in refused(
         capsys, "prepare", "--rebase", "/a", "/b", "--out", tmp_path / "damaged.parquet"
     )
-    assert "required: out" in refused(capsys, "prepare", "--rebase", "/old", "/new")
+    assert "--out must be given" in refused(capsys, "prepare", "--rebase", "/old", "/new")
 
 
 def test_files_that_are_not_there_are_counted(tmp_path: Path, capsys: Capture) -> None:

@@ -139,7 +139,7 @@ def test_fingerprints_tell_models_apart(run: Path, tmp_path: Path) -> None:
         embedder.head.linear.bias[0] += 1e-3  # type: ignore[index,operator]
     embedder.save(tmp_path)
     assert fingerprint(tmp_path) != fingerprint(run)
-    with pytest.raises(RunError, match=r"no model\.json"):
+    with pytest.raises(RunError, match=r"there is no folder .*none"):
         fingerprint(tmp_path / "none")
 
 
