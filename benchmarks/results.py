@@ -80,7 +80,7 @@ def comparison_of(setup: Setup, data: Path, workers: int, quick: bool) -> Compar
         catalog=str(data / f"{setup.data}.csv"),
         embedder=replace(shared.embedder, backbone=setup.backbone, weights=weights),
         images=replace(shared.images, size=setup.size, resize=round(setup.size * 8 / 7)),
-        precision=shared.precision if torch.cuda.is_available() else "fp32",  # which a CPU trains a third faster
+        precision=shared.precision if torch.cuda.is_available() else "fp32",  # a CPU may emulate bf16
         workers=workers,
     )
     if not quick:

@@ -250,10 +250,10 @@ class Catalog:
 def check_suffix(path: Place, known: Sequence[str] = SUFFIXES) -> None:
     """Raise CatalogError when the name does not end as that of a catalog."""
     if path.suffix.lower() not in known:
-        if known is READ_SUFFIXES and isinstance(path, Path) and path.is_dir():
+        if isinstance(path, Path) and path.is_dir():
             raise CatalogError(
-                f"{path} is a folder, but a catalog is a .csv or a .parquet file: of a folder of images, "
-                "`proxygml prepare folder` makes one"
+                f"{path} is a folder, but a catalog is a .csv or a .parquet file: `proxygml prepare folder` makes one "
+                "from a folder of images"
             )
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
 

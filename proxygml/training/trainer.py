@@ -117,10 +117,8 @@ class Training:
         turned = recipe.images.quarter_turns
         self.labels = turned_labels(labels, len(classes)) if turned else labels
         self.classes = turned_names(tuple(classes)) if turned else tuple(classes)
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = Batches(
-            self.labels.numpy(), recipe.batch_size, recipe.images_per_class, recipe.seed, rank, world_size
-        )
+        processes = accelerator.process_index, accelerator.num_processes
+        self.batches = Batches(self.labels.numpy(), recipe.batch_size, recipe.images_per_class, recipe.seed, *processes)
 
         restored = of_main_process(run.checkpoint)
         is_new = restored is None

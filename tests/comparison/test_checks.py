@@ -47,6 +47,7 @@ OF_BENCHMARKS = {
     "continuing",
     "real_size_trials",
     "real_size_views",
+    "real_size_birds_trials",
     "real_size_birds_views",
     "dimensions_views",
     "noise_views",
