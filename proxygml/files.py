@@ -159,12 +159,16 @@ def remove_folder(path: Path) -> None:
     _delete(temporary)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, *, fresh: bool = False) -> None:
     """Remove the temporary files and folders that killed processes have left in a folder.
 
-    A living process holds a lock on each of its own, which ends with the process. Those of the last minute are left.
-    A folder that was moved out of the way by a process that died before it could replace it is moved back. Where the
-    system has no such locks (Windows), nothing is removed.
+    A living process holds a lock on each of its own, which ends with the process. A folder that was moved out of the
+    way by a process that died before it could replace it is moved back. Where the system has no such locks (Windows),
+    nothing is removed.
+
+    Args:
+        folder: where to look.
+        fresh: remove those of the last minute too. Only for who alone writes there: a file has no lock at first.
     """
     if sys.platform == "win32" or not folder.is_dir():
         return
@@ -176,7 +180,7 @@ def remove_leftovers(folder: Path) -> None:
             status = leftover.lstat()
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 continue
-            if replaced or time.time() - status.st_mtime > _FRESH_SECONDS:
+            if fresh or replaced or time.time() - status.st_mtime > _FRESH_SECONDS:
                 fcntl.flock(_opened(leftover, held), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if replaced and not (folder / replaced[1]).exists():
                     leftover.rename(folder / replaced[1])

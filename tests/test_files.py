@@ -174,6 +174,9 @@ def test_only_temporary_files_of_ours_are_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "nowhere")
     assert {file.name for file in tmp_path.iterdir()} == {*kept, ".folder.12345678.tmp", ".new.12345678.tmp"}
+    with atomic_write(tmp_path / "mine", tidy=False) as mine:
+        remove_leftovers(tmp_path, fresh=True)
+        assert {file.name for file in tmp_path.iterdir()} == {*kept, mine.name}
 
 
 def test_a_command_removes_what_a_killed_one_left_where_it_writes(tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ def _publish(work: PartedEmbedding, index: PartsIndex, pieces: Sequence[Place]) 
     replaced = [] if old is None or old.key == work.key else [part_file(work.out, old.key, n) for n in range(old.parts)]
     for place in (*pieces, *replaced, work.images_file):
         remove_file(place)
+    if isinstance(work.out, Path):
+        remove_leftovers(work.out, fresh=True)  # of actors that were killed a moment ago
     return index
 
 

@@ -75,7 +75,7 @@ def test_a_killed_process_loses_nothing_and_nothing_comes_twice(
     """The first command is stopped by an unreadable image, after all others are embedded; the second goes on."""
     out = tmp_path / "vectors"
     words = ["embed", str(run), "--images", str(photos), "--out", str(out), *PARTS]
-    with killing_one(lambda: len(list(out.glob("part-*"))) >= 2) as killed, pytest.raises(SystemExit):
+    with killing_one(lambda: any(out.glob("part-*"))) as killed, pytest.raises(SystemExit):
         main(words)
     assert killed, "the command ended before a process could be killed"
     assert "1 of 73 images cannot be embedded" in capsys.readouterr().err.replace("\n", " ")
