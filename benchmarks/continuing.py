@@ -13,7 +13,6 @@ prints the table of the kept rows.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -85,11 +84,11 @@ class Trial:
         of_data = kept[(kept["data"] == self.data) & (kept["start"] == "continued")]
         for warmup in of_data["warmup_epochs"]:
             self._check_warmup(warmup, "the kept rows")
-        table = pd.read_parquet(self.catalog)
-        training = table["split"] == "train"
-        classes = np.unique(table.loc[training, "label"])
+        items = pd.read_parquet(self.catalog)
+        training = items["split"] == "train"
+        classes = np.unique(items.loc[training, "label"])
         half = np.random.default_rng(self.seed).permutation(classes)[: len(classes) // 2]
-        few = table[~training | table["label"].isin(half)]
+        few = items[~training | items["label"].isin(half)]
         path = self.catalog.with_name(f"{self.catalog.stem}-half-{self.seed}.parquet")  # paths are relative to it
         few.to_parquet(path)
         whole, part = int(training.sum()), int((few["split"] == "train").sum())
@@ -152,31 +151,38 @@ def measure(trial: Trial, epochs: Sequence[int], path: Path) -> None:
         console.print(row)
 
 
-def _ahead(part: pd.DataFrame, continued: pd.DataFrame, epochs: pd.Series, figure: str) -> str:
-    """Points of continued runs, less those of runs anew of so many epochs; over the seeds, with the 95% t interval."""
-    anew = part[part["start"] == "anew"].set_index(["seed", "epochs"])[figure]
-    pairs = zip(continued["seed"], epochs, continued[figure], strict=True)
-    found = [100 * (value - anew[seed, count]) for seed, count, value in pairs]
-    half = stats.t.ppf(0.975, len(found) - 1) * stats.sem(found) if len(found) > 1 else math.nan
-    return f"{np.mean(found):+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-
-
-def print_table(rows: pd.DataFrame) -> None:
+def table(rows: pd.DataFrame) -> str:
     """As Markdown: how far continued runs are ahead of runs anew, of the same epochs and of the same whole cost."""
     heads = ["continued", "ahead of anew, same epochs", "ahead of anew, same whole cost"]
     names = [f"{name}: {head}" for name in FIGURES.values() for head in heads]
-    print("| data | seeds | " + " | ".join(names) + " |")
-    print("|---" * (2 + len(names)) + "|")
-    for data, part in rows.groupby("data", sort=False):
-        continued = part[part["start"] == "continued"]
-        whole = continued["epochs"] + (continued["before"] * continued["epochs"] / continued["images"]).round().astype(
-            int
-        )
-        cells = []
+    lines = ["| data | epochs | seeds | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    for (data, epochs), continued in _beside_anew(rows).groupby(["data", "epochs"], sort=False):
+        cells = [str(data), str(epochs), str(len(continued))]
         for figure in FIGURES:
             cells.append(f"{100 * continued[figure].mean():.1f}")
-            cells += [_ahead(part, continued, epochs, figure) for epochs in (continued["epochs"], whole)]
-        print(f"| {data} | {len(continued)} | " + " | ".join(cells) + " |")
+            gaps = (100 * (continued[figure] - continued[f"{figure}_{anew}"]) for anew in ("anew", "anew_whole"))
+            cells += map(_mean_and_interval, gaps)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _beside_anew(rows: pd.DataFrame) -> pd.DataFrame:
+    """The continued runs beside the figures of the two runs anew; without those whose measuring was stopped between."""
+    continued = rows[rows["start"] == "continued"]
+    more = (continued["before"] * continued["epochs"] / continued["images"]).astype(float).round().astype(int)
+    continued = continued.assign(whole_epochs=continued["epochs"] + more)
+    anew = rows[rows["start"] == "anew"][["data", "seed", "epochs", *FIGURES]]
+    whole = anew.rename(columns={"epochs": "whole_epochs"})
+    continued = continued.merge(anew, on=["data", "seed", "epochs"], suffixes=("", "_anew"))
+    return continued.merge(whole, on=["data", "seed", "whole_epochs"], suffixes=("", "_anew_whole"))
+
+
+def _mean_and_interval(points: pd.Series) -> str:
+    """The mean over seeds, and half of its 95% t interval where there are several."""
+    mean = f"{points.mean():+.1f}"
+    if len(points) < 2:
+        return mean
+    return f"{mean} ± {stats.t.ppf(0.975, len(points) - 1) * stats.sem(points):.1f}"
 
 
 def main() -> None:
@@ -206,7 +212,7 @@ def main() -> None:
         except UserError as error:
             sys.exit(str(error))
         return
-    print_table(read_rows(options.rows))
+    print(table(read_rows(options.rows)))
 
 
 if __name__ == "__main__":
