@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from benchmarks.measure import default_device, synchronize
 from proxygml import evaluate
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import ImageDataset, collate
+from proxygml.errors import UserError
 from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder import Embedder
 from proxygml.models.image_embedder import ImageEmbedder
@@ -213,15 +215,22 @@ class Judge:
 
 
 def add_times(run: Path, out: Path) -> None:
-    """Time every way once, with the network of the first finished cell, for all rows that have no time.
+    """Time every way once, with the network of the first finished cell, for its rows that have no time.
 
     The weights change nothing about the time. Nothing else should run on the device meanwhile.
+
+    Raises:
+        UserError: no cell is finished.
     """
-    rows, device = read(out), default_device()
+    first = next(cells(run), None)
+    if first is None:
+        raise UserError(f"{run} has no finished cell: give the folder of a comparison, its `--run`")
+    rows, device, folder = read(out), default_device(), first[-1]
+    trained = Embedder.load(folder)
+    own = trained.settings.backbone, trained.images.size, trained.embedding_size, _name_of(device)
     times: dict[str, float] = {}
-    *_, folder = next(cells(run))
     for number, row in enumerate(rows):
-        if row.milliseconds is None:
+        if row.milliseconds is None and (row.backbone, row.size, row.dimensions, row.device) == own:
             if row.way not in times:
                 times[row.way] = time_of(embedder_of(folder, WAYS[row.way], device), device)
             rows[number] = replace(row, milliseconds=times[row.way])
@@ -245,10 +254,13 @@ def time_of(embedder: Embedder, device: torch.device) -> float:
     return round(median(taken[1:]), 3)
 
 
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def _row(data: str, method: str, seed: int, way: str, size: int, embedder: Embedder, device: torch.device) -> Row:
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     backbone, dimensions = embedder.settings.backbone, embedder.embedding_size
-    return Row(data, backbone, method, seed, way, size, dimensions, None, name, 0.0, 0.0)
+    return Row(data, backbone, method, seed, way, size, dimensions, None, _name_of(device), 0.0, 0.0)
 
 
 def _to_packshots(photos: Tensor, of_photos: Catalog, shots: Tensor, of_shots: Catalog) -> tuple[float, float]:
@@ -310,7 +322,7 @@ def ahead(rows: Sequence[Row]) -> str:
     text = []
     for group in dict.fromkeys(row.group for row in rows):
         found = [row for row in rows if row.group == group]
-        figures = [name for name in FIGURES if getattr(found[0], name) is not None]
+        figures = [name for name in FIGURES if all(getattr(row, name) is not None for row in found)]
         columns = ["way to embed", "ahead of", "seeds", *(FIGURES[name] for name in figures)]
         text += [heading(group), "", "| " + " | ".join(columns) + " |"]
         text.append("|---" * len(columns) + "|")
@@ -337,7 +349,7 @@ def _pairs(rows: Sequence[Row], method: str, way: str) -> list[tuple[Row, Row]]:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Recall@1 against milliseconds an image: a panel for each data set and backbone, with its Pareto front.
+    """Recall@1 against milliseconds an image: one of `panels` beside the other, each with its Pareto front.
 
     Rows without a time are left out; where none has one, there is no picture.
     """
@@ -350,18 +362,18 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     rows = [row for row in rows if row.milliseconds is not None]
     if not rows:
         return
-    panels = sorted({(row.data, row.backbone) for row in rows})
+    shown = panels(rows)
     methods = sorted({row.method for row in rows})
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        places, title = _places([row for row in rows if (row.data, row.backbone) == panel])
+    figure, axes = plt.subplots(1, len(shown), figsize=(6 * len(shown), 4.5), squeeze=False)
+    for axis, (title, found) in zip(axes[0], shown.items(), strict=True):
+        places, label = _places(found)
         for number, method in enumerate(methods):
             own = sorted(place for (name, *_), place in places.items() if name == method)
             if own:
                 axis.plot(*zip(*own, strict=True), "o-", color=f"C{number}", label=method, linewidth=0.8)
         front = pareto_front([*places.values()])
         axis.step(*zip(*front, strict=True), where="post", color="black", linestyle=":", label="Pareto front")
-        axis.set(xscale="log", xlabel="milliseconds an image", ylabel=title, title=", ".join(panel))
+        axis.set(xscale="log", xlabel="milliseconds an image", ylabel=label, title=title)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
@@ -369,6 +381,14 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each panel of the picture by its title: all are of vectors of one size, and timed on one device."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row.data, row.backbone, row.dimensions, row.device)):
+        found[f"{row.data}, {row.backbone}, {row.dimensions} numbers, {row.device}"].append(row)
+    return found
 
 
 def _places(rows: Sequence[Row]) -> tuple[dict[tuple[str, str, int], tuple[float, float]], str]:
@@ -412,7 +432,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "measure":
         Judge(options.catalog, options.packshots, options.out, options.workers, options.ways).judge(options.run)
-        add_times(options.run, options.out)
+        try:
+            add_times(options.run, options.out)
+        except UserError as error:
+            sys.exit(str(error))
         return
     rows = [row for path in options.rows for row in read(path)]
     print(tables(rows))

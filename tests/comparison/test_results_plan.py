@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxygml import evaluate
 from proxygml.comparison.row import Row
 from proxygml.data.image_settings import ImageSettings
+from proxygml.errors import UserError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
@@ -37,9 +39,15 @@ def test_methods_out_of_the_race_get_no_further_seeds() -> None:
     assert results.staying(ahead) == ["Our recipe", "SoftTriple", "Proxy-NCA"]  # ours does not raise the bar
 
 
-@pytest.mark.parametrize("setup", results.SETUPS[1:3], ids=lambda setup: f"{setup.data}-{setup.backbone}-{setup.size}")
-def test_the_seeds_that_follow_have_the_settings_that_the_trials_chose(setup: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setup", "gpu"), [(results.SETUPS[1], False), (results.SETUPS[2], True)], ids=["birds", "groceries"]
+)
+def test_the_seeds_that_follow_have_the_settings_that_the_trials_chose(
+    setup: object, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     plan = results.comparison_of(setup, tmp_path, workers=0, quick=False)
+    assert plan.shared.precision == ("bf16" if gpu else "fp32")
     chosen = trials(**{method.name: [0.2, 0.3, 0.1] for method in plan.methods})
     rest = results.finish(plan, chosen)
     assert (rest.seeds, rest.trials, len(rest.methods)) == ((1, 2, 3, 4), 0, len(plan.methods))
@@ -81,6 +89,35 @@ def test_the_picture_is_of_the_rows_that_have_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_panel_of_the_picture_mixes_neither_sizes_of_vectors_nor_devices() -> None:
+    one = views.Row("birds", "net", "Ours", 0, views.USUAL, 96, 512, 2.5, "CPU", 0.5, 0.25)
+    rows = [one, replace(one, dimensions=64), replace(one, device="GPU"), replace(one, seed=1)]
+    assert views.panels(rows) == {
+        "birds, net, 64 numbers, CPU": [rows[1]],
+        "birds, net, 512 numbers, CPU": [one, rows[3]],
+        "birds, net, 512 numbers, GPU": [rows[2]],
+    }
+
+
+def test_rows_of_other_networks_get_no_time_of_this_one(tmp_path: Path) -> None:
+    folder, out = tmp_path / "run" / "Ours" / "seed-0", tmp_path / "views.csv"
+    with pytest.raises(UserError, match="run has no finished cell"):
+        views.add_times(tmp_path / "run", out)
+    folder.mkdir(parents=True)
+    settings = EmbedderSettings("mobilenetv2_035", "none", embedding_size=8)
+    ImageEmbedder(settings, ImageSettings(size=16, resize=18), ["a", "b"]).save(folder)
+    (folder / "evaluation.json").write_text("{}")
+    device = views._name_of(views.default_device())
+    own = views.Row("birds", "mobilenetv2_035", "Ours", 0, views.USUAL, 16, 8, None, device, 0.5, 0.25)
+    others = [replace(own, size=32), replace(own, dimensions=16), replace(own, backbone="net")]
+    timed = replace(own, seed=1, milliseconds=1e6)
+    views.write(out, [own, timed, *others])
+    views.add_times(tmp_path / "run", out)
+    first, *rest = views.read(out)
+    assert first.milliseconds is not None and replace(first, milliseconds=None) == own
+    assert rest == [timed, *others]
+
+
 def test_methods_are_compared_at_equal_cost_seed_by_seed() -> None:
     """Ours beside another in the same way, of the seeds that both have, and of as many numbers."""
     one = views.Row("birds", "net", views.OURS, 0, "finer map and mirror image", 96, 512, 2.5, "CPU", 0.5, 0.25)
@@ -91,6 +128,8 @@ def test_methods_are_compared_at_equal_cost_seed_by_seed() -> None:
     line = "| finer map and mirror image | Other | 2 | 10.0 (10.0 - 10.0) | 2.5 (-29.3 - 34.3) |"
     assert line in text
     assert "one view of the usual map | Other" not in text
+    some = [replace(row, packshot_recall_at_1=0.5) if row.seed == 0 else row for row in rows]
+    assert views.ahead(some) == text  # what only some of the rows have is no figure of all
 
 
 def test_the_notebook_has_the_table_at_equal_cost_that_the_kept_rows_give() -> None:
