@@ -39,6 +39,16 @@ class SafeConsole(Console):
 console = SafeConsole(stderr=True)
 
 
+def note(text: str, style: str | None = None) -> None:
+    """Print a text as it is on standard error: no line is broken, no number coloured, no bracket read as markup."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print what the user should look at, in yellow; see note."""
+    note(f"warning: {text}", "yellow")
+
+
 def progress_bar(disable: bool = False) -> Progress:
     """A progress bar on standard error; tasks may carry a `note` field, shown at the right."""
     return Progress(

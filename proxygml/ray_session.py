@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from proxygml.console import console
+from proxygml.console import note
 from proxygml.errors import UserError, check_extra
 from proxygml.files import PathLike
 
@@ -73,7 +73,7 @@ def _connect(ray: Any, address: str, cpus: int) -> None:
             ray.init(address="auto", **quiet)
             return
     if address in (RUNNING_OR_LOCAL, "local"):
-        console.print("starting Ray on this machine", markup=False)
+        note("starting Ray on this machine")
         _start(ray, cpus, quiet)
         return
     try:

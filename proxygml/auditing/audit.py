@@ -17,7 +17,7 @@ from proxygml.auditing.outliers import class_distances
 from proxygml.auditing.page import MOST_ITEMS, Audited, page
 from proxygml.auditing.summary import classes_summary, copies_summary, summary
 from proxygml.auditing.table import LIKELY, alike_table, audit_table, duplicates_table, mixed_table
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.data.catalog import Catalog
 from proxygml.errors import MOST_WORKERS, OverwriteError, check_setting, check_whole
 from proxygml.files import PathLike, atomic_folder, check_overwrite, local_path, remove_leftovers
@@ -111,7 +111,7 @@ def _audited(
 ) -> Audited:
     features = audited_features(run, images, workers)
     if features.warning:
-        console.print(features.warning, style="yellow", markup=False)
+        warn(features.warning)
     classes = images.classes
     numbers = {label: number for number, label in enumerate(classes)}
     labels = np.array([numbers[label] for label in images.labels], np.int64)

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from proxygml import __version__
 from proxygml.cli.output import say
-from proxygml.console import console
+from proxygml.console import console, note
 from proxygml.errors import OtherProcessError, UserError, did_you_mean, has_lost_another
 from proxygml.files import translating_os_errors
 
@@ -57,14 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         # The other process prints what is wrong. A traceback of this one would only hide it.
         why = str(error) if isinstance(error, OtherProcessError) else "another one has stopped"
-        console.print(f"proxygml: process {_process()} stops, because {why}", markup=False)
+        note(f"proxygml: process {_process()} stops, because {why}")
         sys.exit(1)
     except KeyboardInterrupt:
         if _process() == 0:
-            console.print(
-                "stopped; to continue, repeat the command (embed, index, cluster, compare), or use train --resume RUN",
-                markup=False,
-            )
+            note("stopped; to continue, repeat the command (embed, index, cluster, compare), or use train --resume RUN")
         sys.exit(130)
 
 

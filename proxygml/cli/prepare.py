@@ -72,14 +72,14 @@ def _rebase(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--rebase", nargs=2, metavar=("OLD", "NEW"), required=True, help=words)
     parser.add_argument("--out", type=Path, required=True, help="the catalog, or a file that `proxygml embed` wrote")
     options = parser.parse(arguments)
-    from proxygml.console import console
+    from proxygml.console import warn
     from proxygml.data.rebase import rebase_catalog
     from proxygml.errors import counted, first_few
 
     done = rebase_catalog(options.out, *options.rebase)
     if done.missing:
-        words = f"warning: {counted(len(done.missing), 'file')} not found at the new place: {first_few(done.missing)}"
-        console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        words = f"{counted(len(done.missing), 'file')} not found at the new place: {first_few(done.missing)}"
+        warn(words)
     say(f"{done.changed:,} of {counted(done.rows, 'path')} changed: {options.out}")
 
 
@@ -96,8 +96,9 @@ def _correct(parser: Parser, arguments: Sequence[str]) -> None:
     add_force(parser)
     options = parser.parse(arguments)
     check_inputs(catalog=options.catalog)
+    from proxygml.console import warn
     from proxygml.data.corrections import correct_labels
-    from proxygml.data.prepare import print_counts, warn
+    from proxygml.data.prepare_report import print_counts
     from proxygml.errors import counted
 
     done = correct_labels(options.labels, options.catalog, options.out, **chosen(options, "new_classes", "force"))

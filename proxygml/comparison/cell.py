@@ -20,7 +20,7 @@ from accelerate import PartialState
 from pydantic import Field
 
 from proxygml.comparison.row import METRICS, MOST_SHARE, Cost, Key
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.errors import DivergedError, RunError
 from proxygml.files import atomic_write, check_size
 from proxygml.training.checkpoint import loss_parameters
@@ -158,7 +158,7 @@ def _train(cell: Cell, recipe: Recipe) -> bool:
     except DivergedError as error:
         # A setting that is too bold is a result of its method; the cells after it are trained all the same.
         if state.is_main_process:
-            console.print(str(error), style="yellow", markup=False)
+            warn(str(error))
             _write(cell.diverged_file, str(error))
         return False
     if state.is_main_process:

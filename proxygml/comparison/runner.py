@@ -25,7 +25,7 @@ from proxygml.comparison.process import train_in_process
 from proxygml.comparison.results import Results
 from proxygml.comparison.row import Key, Row
 from proxygml.comparison.store import Inputs, Store
-from proxygml.console import console
+from proxygml.console import console, warn
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.urls import as_place
@@ -91,7 +91,7 @@ class Runner:
             self._run_cell(key, self.grid.trial_recipe(method, number), place)
         chosen = self.results.chosen(method)
         if method.tune and chosen is None:
-            console.print(f"{method.name}: every trial diverged, so it has no cells", style="yellow", markup=False)
+            warn(f"{method.name}: every trial diverged, so it has no cells")
             return
         for key in self.grid.cells(method):
             self._run_cell(key, self.grid.cell_recipe(method, key.seed, chosen), place)

@@ -13,7 +13,7 @@ from proxygml.comparison.cell import Cell
 from proxygml.comparison.plan import Method
 from proxygml.comparison.row import Key
 from proxygml.comparison.runner import Runner
-from proxygml.console import console, progress_bar
+from proxygml.console import progress_bar, warn
 from proxygml.training.recipe import Recipe
 
 
@@ -84,7 +84,7 @@ class _Tasks:
             return
         chosen = results.chosen(method)
         if method.tune and chosen is None:
-            console.print(f"{method.name}: every trial diverged, so it has no cells", style="yellow", markup=False)
+            warn(f"{method.name}: every trial diverged, so it has no cells")
             return
         for key in grid.cells(method):
             self._start(key, grid.cell_recipe(method, key.seed, chosen))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from proxygml.console import console, progress_bar
+from proxygml.console import note, progress_bar, warn
 from proxygml.data.archive_names import is_of_a_file_manager, tar_name, zip_name
 from proxygml.data.image_files import Kind, LeftOut
 from proxygml.data.image_folders import ImageFolders
@@ -132,16 +132,12 @@ def unpack(archive: Path, folder: Path) -> None:
         advice = "" if isinstance(error, OSError) and error.errno else ": is the download complete? Fetch it again"
         raise DatasetError(f"{archive} cannot be unpacked ({reason}){advice}") from error
     if left_out:
-        console.print(f"{archive}: {left_out}", markup=False, highlight=False, soft_wrap=True)
+        note(f"{archive}: {left_out}")
     if guessed:
-        console.print(
+        warn(
             f"{archive} does not say in which characters its names are written "
             f"({first_few(guessed, 3)}): if they look wrong, unpack it with the program that made it, and give the "
-            "folder",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            "folder"
         )
 
 

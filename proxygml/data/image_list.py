@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.data.catalog import Catalog, boxes_of
 from proxygml.data.columns import EMBEDDING, EMBEDDING_ROW
 from proxygml.data.image_files import image_files
@@ -97,7 +97,7 @@ class ImageList:
             found = f"{left_out}. Give" if left_out else "give"
             raise ImageError(f"there is no image in {names}: {found} image files, or folders of them")
         if left_out:
-            console.print(f"{names}: {left_out}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            warn(f"{names}: {left_out}")
         return cls(pd.DataFrame({"path": files}))
 
     @property

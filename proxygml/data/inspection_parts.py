@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxygml.console import console
+from proxygml.console import note
 from proxygml.data.decoder_pool import DecoderPool
 from proxygml.data.image_parts import facts_with, stamps_of_files, stamps_of_part, write_list
 from proxygml.data.inspection import Inspection, inspect
@@ -84,7 +84,7 @@ def inspect_on_ray(paths: Sequence[Place], out: Path, address: str, workers: int
         task = PartTask(parts, len(places), partial(PartInspector, work), workers, ACTOR_BYTES, "Opening images")
         made = run_parts(ray, task)
     if made.kept:
-        console.print(f"{made.kept:,} of {counted(made.items, 'image')} were opened already", highlight=False)
+        note(f"{made.kept:,} of {counted(made.items, 'image')} were opened already")
     rows = (row for number in range(parts) for row in pq.read_table(work.part(number), partitioning=None).to_pylist())
     return {path: Inspection(**row) for path, row in zip(places.values(), rows, strict=True)}
 

@@ -89,6 +89,6 @@ def tell_once(assumption: Assumption | None) -> None:
     at = (OWN, *_RANGES).index(assumption.white)
     if not _told[at]:
         _told[at] = 1
-        from proxygml.console import console  # noqa: PLC0415  # the processes that decode do without it
+        from proxygml.console import warn  # noqa: PLC0415  # the processes that decode do without it
 
-        console.print(f"warning: {assumption.text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        warn(assumption.text)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxygml.console import console, track
+from proxygml.console import note, track
 from proxygml.data.catalog import Catalog
 from proxygml.data.decode import read_file
 from proxygml.data.packed import IMAGE, NAME, packed_path, packed_place
@@ -70,7 +70,7 @@ def pack_images(catalog: Catalog, folder: Path, workers: int | None = None, shar
     finally:
         pool.shutdown(cancel_futures=True)
     images, files = counted(len(places), "image"), counted(len(shards), "shard")
-    console.print(f"{images} in {files}: {folder}", markup=False, highlight=False)
+    note(f"{images} in {files}: {folder}")
     return Catalog(catalog.table.assign(path=[places[path] for path in catalog.paths]), folder)
 
 

@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from rich.markup import escape
-from rich.table import Column, Table
 
 from proxygml.arguments import check_arguments
-from proxygml.console import console
+from proxygml.console import note, warn
 from proxygml.data.archives import ARCHIVE_SUFFIXES, is_archive, unpacked
 from proxygml.data.bounds import MAX_PIXELS
 from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix, split_classes
@@ -32,31 +29,15 @@ from proxygml.data.image_list import file_stamps
 from proxygml.data.inspection import Inspection, inspect_all
 from proxygml.data.inspection_parts import inspect_on_ray, remove_inspections
 from proxygml.data.pack import pack_images
+from proxygml.data.prepare_report import Finding, OnBad, check_free, print_counts, print_findings, publish
+from proxygml.data.prepare_vectors import prepare_vectors
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, check_whole, counted
-from proxygml.files import PathLike, atomic_write, check_overwrite, local_path, remove_folder
+from proxygml.files import PathLike, local_path, remove_folder
 from proxygml.remote import local_file
-from proxygml.spreadsheet import without_formulas
 from proxygml.urls import Place, Url, as_place
 
-OnBad = Literal["fail", "drop"]
 Box = tuple[int, int, int, int]
-
-ROWS_SHOWN = 10
-"""Of each kind of problem, in the printed table."""
-
-
-class Finding(NamedTuple):
-    """A problem with one file that the user should know of."""
-
-    path: str
-    kind: str
-    """`missing`, `unreadable`, `out of place`, `duplicated` or `wrongly boxed`."""
-    problem: str
-    row: int | None = None
-    """Of the catalog; None for a file that is not in it."""
-    bad: bool = True
-    """False for what is reported, but stays as it is."""
 
 
 @check_arguments
@@ -116,8 +97,6 @@ def prepare(
     place, out = None if root is None else as_place(root, "root"), local_path(out, "out")
     dataset = (find_dataset(dataset) if isinstance(dataset, str) else dataset).with_options(options or {})
     if dataset.has_vectors:
-        from proxygml.data.prepare_vectors import prepare_vectors  # noqa: PLC0415  (it uses this module)
-
         if resize is not None:
             raise DatasetError("resize is for images, and vectors have none: leave it out")
         if pack or ray is not None:
@@ -132,7 +111,7 @@ def prepare(
     catalog = _read(dataset, place, images.base, force, made_anew=force or not out.exists())
     _compare_counts(catalog, dataset)
     if dataset.hidden is not None and (left_out := dataset.hidden(catalog.folder)):
-        console.print(f"{catalog.folder}: {left_out}", markup=False, highlight=False, soft_wrap=True)
+        note(f"{catalog.folder}: {left_out}")
     strays = _strays(dataset, catalog, {out, dropped_list, out.with_suffix("")})
     catalog = _without_listing(catalog)
     split_classes(catalog)  # a class in two splits is named before the images are opened, which may take hours
@@ -141,7 +120,7 @@ def prepare(
     in_rows = [found[path] for path in paths]
     findings, catalog = _judge(catalog, in_rows, benchmark=dataset.published is not None)
     findings = strays + findings
-    _print_findings(findings, on_bad)
+    print_findings(findings, on_bad)
     if bad := [finding for finding in findings if finding.bad]:
         catalog = _drop(catalog, bad, len(catalog) + len(strays), on_bad)
         _compare_counts(catalog, dataset)
@@ -163,17 +142,6 @@ def prepare(
     return Catalog.read(out)
 
 
-def check_free(out: Path, dropped_list: Path, force: bool) -> None:
-    """Raise OverwriteError where the catalog, or a file of another kind under the name of its list, is there."""
-    check_overwrite(out, force)
-    if not force and dropped_list.exists():
-        with dropped_list.open("rb") as file:
-            ours = (
-                file.readline().strip() == b"path,problem"
-            )  # of a command that was killed before it wrote the catalog
-        check_overwrite(dropped_list, ours)
-
-
 def _origin(catalog: Catalog) -> str:
     """What smaller copies are made from: a digest of the images' paths, sizes and times."""
     digest = blake2b(digest_size=16)
@@ -181,15 +149,6 @@ def _origin(catalog: Catalog) -> str:
     for path, stamp in zip(catalog.table["path"], stamps, strict=True):
         digest.update(f"{path}\0{stamp}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def publish(catalog: Catalog, out: Path, dropped: Sequence[Finding], dropped_list: Path, force: bool) -> None:
-    """Write the list of dropped files, then the catalog: a catalog without its list would hide what was left out."""
-    if dropped:
-        write_dropped(dropped, dropped_list)
-    catalog.write(out, force)
-    if not dropped:
-        dropped_list.unlink(missing_ok=True)  # of an earlier run, which --force replaces
 
 
 def _remove(superseded: Sequence[Path], out: Path) -> None:
@@ -365,40 +324,3 @@ def _summary(bad: Sequence[Finding], files: int) -> str:
             f"{len(paths):,} of {counted(files, 'file')} {'is' if len(paths) == 1 else 'are'} {kind} ({names})"
         )
     return "; ".join(parts)
-
-
-def write_dropped(dropped: Sequence[Finding], path: Path) -> None:
-    """The list of what was left out, as CSV beside the catalog."""
-    table = pd.DataFrame([(finding.path, finding.problem) for finding in dropped], columns=["path", "problem"])
-    with atomic_write(path) as temporary:
-        without_formulas(table).to_csv(temporary, index=False, errors="backslashreplace")
-
-
-def _print_findings(findings: Sequence[Finding], on_bad: OnBad) -> None:
-    if not findings:
-        return
-    table = Table(Column("image", overflow="fold"), Column("problem", overflow="fold"), "", title="Images to look at")
-    shown: defaultdict[str, int] = defaultdict(int)
-    for finding in findings:
-        shown[finding.kind] += 1
-        if shown[finding.kind] <= ROWS_SHOWN:
-            fate = "kept" if not finding.bad else "dropped" if on_bad == "drop" else "bad"
-            table.add_row(escape(finding.path), escape(finding.problem), fate)
-    for kind, count in shown.items():
-        if count > ROWS_SHOWN:
-            table.add_row("...", f"{count - ROWS_SHOWN:,} more are {kind}", "")
-    console.print(table)
-
-
-def print_counts(catalog: Catalog, out: Path) -> None:
-    """A table of the splits, on the console."""
-    items = "vectors" if catalog.vectors is not None else "images"
-    table = Table("split", items, "classes", title=escape(str(out)))
-    for part, count in catalog.counts.items():
-        table.add_row(part, f"{count.images:,}", f"{count.classes:,}")
-    console.print(table)
-
-
-def warn(message: str) -> None:
-    """A warning on the console."""
-    console.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from proxygml.console import progress_bar
+from proxygml.console import progress_bar, warn
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.data.class_names import check_class_names
 from proxygml.data.datasets.layout import Dataset, check_root
 from proxygml.data.datasets.vectors import VectorTable
-from proxygml.data.prepare import Finding, OnBad, check_free, print_counts, publish, warn
+from proxygml.data.prepare_report import Finding, OnBad, check_free, print_counts, publish
 from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, DatasetError, counted
 from proxygml.urls import Place, absolute

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from proxygml.console import console, track
+from proxygml.console import note, track
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.decode import read_file
@@ -73,7 +73,7 @@ def copy_smaller(
     after = sum(path.stat().st_size for path in copies.values())
     before = sum(path.stat().st_size for path in copies if isinstance(path, Path))
     of = f" of {before / 1e6:,.1f} MB" if before else ""
-    console.print(f"{counted(len(copies), 'smaller copy')} in {folder}: {after / 1e6:,.1f} MB{of}", markup=False)
+    note(f"{counted(len(copies), 'smaller copy')} in {folder}: {after / 1e6:,.1f} MB{of}")
     table = catalog.table.assign(path=[copies[path].relative_to(folder).as_posix() for path in catalog.paths])
     if BOX_COLUMNS[0] in table:
         table[list(BOX_COLUMNS)] = _scaled_boxes(catalog, sizes, shorter_side)

@@ -85,9 +85,9 @@ def _rounds(columns: _Columns, lengths: Array, memory_limit: int, progress: bool
 
 
 def _say(number: int, rounds: int) -> None:
-    from proxygml.console import console  # noqa: PLC0415  (with Rich; only needed here)
+    from proxygml.console import note  # noqa: PLC0415  (with Rich; only needed here)
 
-    console.print(f"comparing: {number + 1} of {rounds}")
+    note(f"comparing: {number + 1} of {rounds}")
 
 
 @dataclass

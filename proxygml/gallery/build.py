@@ -12,7 +12,7 @@ import pandas as pd
 
 from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_blocks import CatalogBlocks
 from proxygml.data.columns import BOX_COLUMNS
@@ -292,7 +292,7 @@ def _calibrate(
             return
     except UserError as error:  # also where no validation image can be read
         reason = str(error)
-    console.print(f"no threshold for `none of these`: {reason}", style="yellow", markup=False)
+    warn(f"no threshold for `none of these`: {reason}")
 
 
 def _why_no_validation(model: Model) -> str:

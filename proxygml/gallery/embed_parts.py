@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from proxygml.arrays import Vectors
-from proxygml.console import console
+from proxygml.console import note
 from proxygml.data.arrow import to_pandas
 from proxygml.data.catalog import boxes_of
 from proxygml.data.image_list import ImageList
@@ -123,7 +123,7 @@ def embed_in_parts(
     with ray_session(address) as ray:
         made = run_parts(ray, PartTask(parts, len(images), start, cpus, ACTOR_BYTES, "embedding", gpu=True))
     if made.kept:
-        console.print(f"{made.kept:,} of {counted(made.items, 'image')} were embedded already", highlight=False)
+        note(f"{made.kept:,} of {counted(made.items, 'image')} were embedded already")
     bad = _bad_pieces(work, parts) if made.bad else []
     problems = _report(bad, len(images), made.bad)
     if made.bad and (on_bad == "fail" or made.bad == len(images)):
@@ -192,9 +192,9 @@ def _report(pieces: Sequence[Place], images: int, bad: int, most: int = 10) -> s
             table = open_parquet(piece).read(["path", "problem"])
             shown += zip(*(table.column(name).to_pylist() for name in ("path", "problem")), strict=True)
     for _, problem in shown[:most]:
-        console.print(problem, style="yellow", markup=False, soft_wrap=True)
+        note(problem, "yellow")
     if bad > most:
-        console.print(f"and {bad - most:,} more of {counted(images, 'image')}", style="yellow")
+        note(f"and {bad - most:,} more of {counted(images, 'image')}", "yellow")
     return ", ".join(path for path, _ in shown[:3]) + (", ..." if bad > 3 else "")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from proxygml.arrays import Block, Vectors
-from proxygml.console import console, progress_bar
+from proxygml.console import note, progress_bar
 from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamps
 from proxygml.data.images import ImageDataset, collate
 from proxygml.data.vector_checks import ROWS_AT_A_TIME
@@ -145,7 +145,7 @@ def _opened(work: Path, key: str, count: int, size: int) -> tuple[np.memmap[Any,
     files = work / "vectors.npy", work / "stamps.npy"
     if (work / "key").is_file() and (work / "key").read_text() == key:
         found = [np.lib.format.open_memmap(file, "r+") for file in files]
-        console.print(f"going on with {np.count_nonzero(found[1]):,} of {counted(count, 'image')} embedded already")
+        note(f"going on with {np.count_nonzero(found[1]):,} of {counted(count, 'image')} embedded already")
         return found[0], found[1]
     (work / "key").unlink(missing_ok=True)
     with naming(work):
@@ -227,6 +227,6 @@ def _keep(
 
 def _report(problems: Mapping[int, str], images: ImageList, most: int = 10) -> None:
     for row in list(problems)[:most]:
-        console.print(problems[row], style="yellow", markup=False, soft_wrap=True)
+        note(problems[row], "yellow")
     if len(problems) > most:
-        console.print(f"and {len(problems) - most:,} more of {counted(len(images), 'image')}", style="yellow")
+        note(f"and {len(problems) - most:,} more of {counted(len(images), 'image')}", "yellow")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from proxygml.console import console
+from proxygml.console import note
 from proxygml.errors import WeightsError
 from proxygml.files import check_size
 from proxygml.models.bn_inception import BNInception
@@ -62,7 +62,7 @@ def load_weights(backbone: nn.Module, path: Place) -> None:
     state = _read(path, expected)
     prefix = _prefix(state, expected)
     if prefix:
-        console.print(f"{path}: removed {prefix!r} from the names of the weights", markup=False, soft_wrap=True)
+        note(f"{path}: removed {prefix!r} from the names of the weights")
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     load_state(backbone, state, path)
 
@@ -116,7 +116,7 @@ def _at_own_size(state: dict[str, Tensor], backbone: nn.Module, source: Place | 
     from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: PLC0415  (a backbone of timm has it loaded already)
 
     message = f"{source}: position embeddings of {side} x {side} patches interpolated to {grid[0]} x {grid[1]}"
-    console.print(message, markup=False, soft_wrap=True)
+    note(message)
     return state | {"pos_embed": resample_abs_pos_embed(given, list(grid), num_prefix_tokens=others)}
 
 

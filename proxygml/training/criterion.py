@@ -14,7 +14,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.errors import RecipeError, did_you_mean
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.training.loss_settings import OURS, Argument, LossSettings
@@ -102,7 +102,7 @@ def _ours(
         criterion = ProxyGMLLoss(num_classes, embedding_size, **arguments, dtype=dtype, process_group=process_group)
     if PartialState().is_main_process:
         for warning in caught:  # without the line of source that Python's own form shows
-            console.print(f"loss: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+            warn(f"loss: {warning.message}")
     return criterion
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from proxygml.arguments import check_arguments
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.errors import CatalogError, counted
 from proxygml.evaluation.metrics import Evaluation, evaluate
@@ -80,7 +80,7 @@ def evaluate_run(
     untrained = _before(recipe, embedder, test, accelerator) if before else None
     seen = sorted(set(test.classes) & set(embedder.classes))
     for warning in [*warnings, *_doubts(test, seen)] if accelerator.is_main_process else ():
-        console.print(warning, style="yellow", markup=False)
+        warn(warning)
     evaluation = _evaluate(embeddings, test, recipe, accelerator)
     earlier = None if untrained is None else _evaluate(untrained, test, recipe, accelerator)
     shorter = {

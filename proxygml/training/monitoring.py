@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.data.catalog import Catalog
 from proxygml.errors import DivergedError
 from proxygml.evaluation.metrics import score_queries
@@ -205,7 +205,7 @@ class Monitor:
     def _warn_of_collapse(self, cosine: float, epoch: int) -> None:
         """Once in a run."""
         if not self.progress.collapse_named and self.accelerator.is_main_process:
-            console.print(collapse_message(cosine, epoch, self.recipe), style="yellow", markup=False)
+            warn(collapse_message(cosine, epoch, self.recipe))
         self.progress.collapse_named = True
 
     def check_finite_loss(self, loss: Tensor, epoch: int, step: int) -> None:

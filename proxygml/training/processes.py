@@ -13,7 +13,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.errors import RecipeError
 from proxygml.models.embedder import Embedder
 from proxygml.training.recipe import Recipe
@@ -103,10 +103,9 @@ def share_batch_statistics(embedder: Embedder, recipe: Recipe, accelerator: Acce
     if accelerator.device.type == "cuda":
         embedder.backbone = _sharing_statistics(embedder.backbone)
     elif accelerator.is_main_process:
-        console.print(
+        warn(
             "batch_norm is trained: on CPUs each process normalises by its own share of the batch, so the result "
-            "differs from that of one process (with batch_norm frozen it does not)",
-            style="yellow",
+            "differs from that of one process (with batch_norm frozen it does not)"
         )
 
 

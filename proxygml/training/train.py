@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxygml.arguments import check_arguments
-from proxygml.console import console
+from proxygml.console import warn
 from proxygml.files import PathLike, local_path
 from proxygml.models.run_files import local_run
 from proxygml.training.adaptation import adapted_recipe
@@ -68,7 +68,7 @@ def _train(recipe: Recipe | PathLike | None, folder: RunFolder, catalog: PathLik
         with_absolute_paths(values if catalog is None else replace(values, catalog=str(catalog)))
     )
     if message and make_accelerator(fitting).is_main_process:
-        console.print(message, style="yellow", markup=False, soft_wrap=True)
+        warn(message)
     fit(fitting, folder)
 
 

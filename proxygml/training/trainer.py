@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from proxygml.console import console, progress_bar
+from proxygml.console import note, progress_bar
 from proxygml.data.catalog import Catalog
 from proxygml.files import remove_leftovers
 from proxygml.kept_memory import freed_memory_kept
@@ -90,7 +90,7 @@ def resume(run: RunFolder) -> None:
             remove_leftovers(run.checkpoints)
         training = Training(recipe, run, accelerator)
         if accelerator.is_main_process and training.progress.epoch >= recipe.epochs:
-            console.print(f"{run.path} has been trained to its end: no epoch is left", markup=False)
+            note(f"{run.path} has been trained to its end: no epoch is left")
         start_tracking(accelerator, recipe)
         training.run_to_end()
 
@@ -186,7 +186,7 @@ class Training:
         progress.start = {"epoch": 0} | validation_metrics(self._embed_validation(), validation, self.accelerator)
         if self.accelerator.is_main_process:
             self.embedder.save(self.run.best(0))
-            console.print(f"epoch 0, before the first step: {validation_message(progress.start)}")
+            note(f"epoch 0, before the first step: {validation_message(progress.start)}")
             write_history(self.run.metrics, progress.epochs)
 
     def _train_epoch(self, epoch: int, loader: Loader) -> EpochMetrics:
@@ -252,7 +252,7 @@ class Training:
                 self.embedder.save(self.run.best(epoch))
             if self.validation_images is not None:
                 remark = ", the highest MAP@R so far" if is_best else ""
-                console.print(f"epoch {epoch}: {validation_message(metrics)}{remark}")
+                note(f"epoch {epoch}: {validation_message(metrics)}{remark}")
             write_history(self.run.metrics, progress.epochs)
         # Last of all: a kill before this line repeats the epoch, and everything above comes out the same.
         self.checkpoints.save(progress)
@@ -266,7 +266,7 @@ class Training:
             best, judged = self.progress.best_epoch, self.progress.best_epoch or self.progress.start
             chosen = Embedder.load(self.run.best(best)) if judged else self.embedder
             chosen.save(self.run.path)
-            console.print(kept_message(self.progress))
+            note(kept_message(self.progress))
         self.accelerator.wait_for_everyone()
 
     # Data -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxygml.console import console
+from proxygml.console import note
 from proxygml.data.catalog import Catalog
 from proxygml.data.csv_form import CsvForm
 from proxygml.errors import DatasetError, did_you_mean
@@ -36,7 +36,7 @@ def read(
     """
     catalog = Catalog.read(root, check_boxes=False)
     if root.suffix.lower() != ".parquet" and (form := str(CsvForm.of(local_file(root, DatasetError)))):
-        console.print(f"{root}: read with {form}", markup=False, highlight=False, soft_wrap=True)
+        note(f"{root}: read with {form}")
     for column, label in (("is_junk", junk_label), ("is_distractor", distractor_label)):
         if label is not None:
             catalog = Catalog(_marked(catalog.table, column, label), catalog.folder)
