@@ -2,20 +2,39 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
+from proxygml.comparison.plan import Comparison
 from proxygml.errors import RecipeError
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "proxygml" / "recipes").glob("*.yaml"))
+COMPARISONS = sorted((RECIPES[0].parent / "compare").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_read(path: Path) -> None:
     assert Recipe.read(path).epochs > 0
     assert find_recipe(path.stem) == path
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *COMPARISONS], ids=lambda path: path.stem)
+def test_a_recipe_is_read_as_jsonargparse_reads_it_whole(path: Path) -> None:
+    """Sections and plain values are read one by one, which is faster."""
+    contents = [Recipe.read(path).content()] if path in RECIPES else contents_of(Comparison.read(path))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    for content in contents:
+        assert Recipe.of(content, "here") == parser.instantiate(parser.parse_object({"recipe": content})).recipe
+
+
+def contents_of(comparison: Comparison) -> list[dict[str, Any]]:
+    """The keys and values of every method as it is given."""
+    return [comparison.recipe_of(method, {}, 0).content() for method in comparison.methods]
 
 
 def test_published_settings() -> None:
