@@ -1,10 +1,11 @@
 """Searching a gallery with images or vectors: the answers as a table and as a picture."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -211,22 +212,26 @@ def write_answers(answers: Answers, path: Path) -> None:
 
 def printed(answers: Answers, query: int) -> Table:
     """The answer to one query, for the console."""
-    rows = answers.result.rows(query)
-    known = [name for name in ("label", "path", ITEM_ID) if name in rows]
-    own = [str(name) for name in rows if name not in ("rank", "score", "id")][:COLUMNS_SHOWN]
-    shown = ["rank", "score", *(known or own), *([] if "path" in rows else ["id"])]
+    columns = [str(name) for name in answers.result.table]
+    known = [name for name in ("label", "path", ITEM_ID) if name in columns]
+    shown = ["rank", "score", *(known or columns[:COLUMNS_SHOWN]), *([] if "path" in columns else ["id"])]
     title = escape(_near(answers.queries.names[query]))
     table = Table(title=title, title_justify="left", caption=_verdict(answers, query), caption_justify="left")
     for name in shown:
         table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
-    if "path" in rows:
-        rows["path"] = [_near(str(path)) for path in rows["path"]]
-    for _, row in rows.iterrows():
-        cells = [
-            f"{row[name]:.3f}" if name == "score" else "" if pd.isna(row[name]) else str(row[name]) for name in shown
-        ]
-        table.add_row(*map(escape, cells))
+    for item in answers.result.records(query):
+        cells = {name: _text(item[name]) for name in shown} | {"score": f"{item['score']:.3f}"}
+        if "path" in cells:
+            cells["path"] = _near(cells["path"])
+        table.add_row(*(escape(cells[name]) for name in shown))
     return table
+
+
+def _text(cell: object) -> str:
+    """A cell of the item table as a reader sees it: empty where it is missing, the parts of a list with commas."""
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return ", ".join(map(_text, cell))
+    return "" if pd.isna(cell) else str(cell)
 
 
 def _near(path: str) -> str:
@@ -256,21 +261,18 @@ def draw_answers(answers: Answers, path: Path) -> None:
         voted = None if answers.predictions is None else answers.predictions[place]
         note = "" if voted is None else "none of these" if voted.rejected else voted.label or ""
         row = [figures.Tile(thumbnail(query, box, TILE_PIXELS), Path(query).name, note)]
-        for _, item in answers.result.rows(place).head(ROWS_SHOWN).iterrows():
-            row.append(figures.Tile(_picture(item), _caption(item), f"{item['score']:.2f}"))
-        grid.append(row)
+        found = answers.result.records(place)[:ROWS_SHOWN]
+        grid.append([*row, *(figures.Tile(_picture(item), _caption(item), f"{item['score']:.2f}") for item in found)])
     drawn = figures.png(figures.retrieval_grid(grid))
     with atomic_write(path) as temporary:
         temporary.write_bytes(drawn)
 
 
-def _picture(item: pd.Series) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _picture(item: Mapping[str, Any]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     boxed = BOX_COLUMNS[0] in item and bool(pd.notna(item[BOX_COLUMNS[0]]))
-    return thumbnail(
-        str(item.get("path", "")), [int(item[column]) for column in BOX_COLUMNS] if boxed else None, TILE_PIXELS
-    )
+    box = [int(item[column]) for column in BOX_COLUMNS] if boxed else None
+    return thumbnail(str(item.get("path", "")), box, TILE_PIXELS)
 
 
-def _caption(item: pd.Series) -> str:
-    label = item.get("label")
-    return str(label) if isinstance(label, str) else Path(str(item.get("path", item["id"]))).name
+def _caption(item: Mapping[str, Any]) -> str:
+    return _text(item.get("label")) or Path(str(item.get("path", item["id"]))).name

@@ -81,6 +81,21 @@ def test_items_without_label_and_path_are_shown_by_their_own_columns(
     assert f"shelf of {labels[0]}" in capsys.readouterr().out
 
 
+def test_ranks_and_ids_are_shown_whole_and_lists_by_their_parts(
+    run: RunFolder, tmp_path: Path, capsys: Capture
+) -> None:
+    vectors = labelled_vectors()[0][:20]
+    np.save(tmp_path / "query.npy", vectors[7:8])
+    tags = [["red", "round"]] * 10 + [None] * 10
+    pd.DataFrame({"embedding": list(vectors)}).to_parquet(tmp_path / "bare.parquet")
+    pd.DataFrame({"tags": tags, "embedding": list(vectors)}).to_parquet(tmp_path / "tags.parquet")
+    for name, shown in (("bare", ["1", "1.000", "7"]), ("tags", ["1", "1.000", "red, round", "7"])):
+        index(run.path, tmp_path / name, vectors=tmp_path / f"{name}.parquet")
+        command("search", tmp_path / name, "--vectors", tmp_path / "query.npy", "--k", 1)
+        found = [cell.strip() for cell in capsys.readouterr().out.splitlines()[4].strip("\u2502").split("\u2502")]
+        assert found == shown
+
+
 def test_a_catalog_of_vectors_is_indexed_by_its_split(run: RunFolder, catalog: Path, tmp_path: Path) -> None:
     gallery = index(run.path, tmp_path / "g", catalog=catalog, split="test")
     assert len(gallery) == 240
