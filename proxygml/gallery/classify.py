@@ -89,7 +89,7 @@ def _vote(labels: Sequence[str | None], scores: Vectors, threshold: float | None
 def calibrate(
     gallery: Gallery,
     embeddings: Tensor | npt.NDArray[np.floating],
-    labels: Sequence[str],
+    labels: Sequence[object],
     false_accept_rate: float = 0.01,
 ) -> Threshold:
     """The lowest threshold at which at most this share of queries of unknown classes is accepted.
@@ -100,7 +100,7 @@ def calibrate(
     Args:
         gallery: with a column `label`.
         embeddings: (n, D) floats, of the images of the validation classes.
-        labels: n, of those images.
+        labels: n, of those images; text or numbers, as the gallery has them. Images without one are left out.
         false_accept_rate: 0 up to below 1.
 
     Raises:
@@ -111,11 +111,11 @@ def calibrate(
         raise GalleryError(f"the false-accept rate is {false_accept_rate}, but must be 0 up to below 1")
     if "label" not in gallery.columns:
         raise GalleryError("the gallery's items have no label: a threshold cannot be chosen")
-    names = np.array(list(labels), dtype=object)
+    embeddings, names = _labelled(embeddings, labels)
     wrong = _best_of_others(gallery, embeddings, names)
     falling = np.sort(wrong)[::-1]
     threshold = float(np.nextafter(falling[int(false_accept_rate * len(falling))], np.float32(2)))
-    right = _best_of_own(gallery, embeddings, names)
+    right = _best_of_own(embeddings, names)
     known = np.isfinite(right)
     accepted = np.maximum(right, wrong)[known] >= threshold
     found = Threshold(
@@ -127,6 +127,18 @@ def calibrate(
     )
     _check_useful(found, false_accept_rate)
     return found
+
+
+def _labelled(
+    embeddings: Tensor | npt.NDArray[np.floating], labels: Sequence[object]
+) -> tuple[Vectors, npt.NDArray[np.object_]]:
+    """The embeddings that have a label, and their labels as text: one file has numbers where another has text."""
+    texts = [_as_text(label) for label in labels]
+    rows = [row for row, text in enumerate(texts) if text is not None]
+    if not rows:
+        raise GalleryError("no validation image has a label: a threshold cannot be chosen")
+    vectors = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
+    return vectors[rows], np.array([texts[row] for row in rows], dtype=object)
 
 
 def _check_useful(found: Threshold, false_accept_rate: float) -> None:
@@ -146,16 +158,14 @@ def _check_useful(found: Threshold, false_accept_rate: float) -> None:
         )
 
 
-def _best_of_others(
-    gallery: Gallery, embeddings: Tensor | npt.NDArray[np.floating], labels: npt.NDArray[np.object_]
-) -> Vectors:
+def _best_of_others(gallery: Gallery, vectors: Vectors, labels: npt.NDArray[np.object_]) -> Vectors:
     """(n,): the similarity of each image's nearest item of another label."""
     best = np.full(len(labels), -np.inf, np.float32)
-    vectors = embeddings.detach().cpu().float().numpy() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
     todo, k = np.arange(len(labels)), 16
     while len(todo):
         found = gallery.search(vectors[todo], k)
-        names = found.table["label"].astype("string").reindex(found.ids.ravel()).to_numpy(dtype=object, na_value="")
+        texts = found.table["label"].astype(object).map(_as_text)
+        names = texts.reindex(found.ids.ravel()).to_numpy(dtype=object)
         other = names.reshape(found.ids.shape) != labels[todo, None]
         best[todo] = np.where(other, found.scores, -np.inf).max(axis=1)
         todo = todo[~other.any(axis=1)]
@@ -165,11 +175,9 @@ def _best_of_others(
     return best
 
 
-def _best_of_own(
-    gallery: Gallery, embeddings: Tensor | npt.NDArray[np.floating], labels: npt.NDArray[np.object_]
-) -> Vectors:
+def _best_of_own(vectors: Vectors, labels: npt.NDArray[np.object_]) -> Vectors:
     """(n,): the similarity of each image's nearest other image of its class; -inf where it is the only one."""
-    own = Gallery.create(embeddings, pd.DataFrame({"label": labels}))
+    own = Gallery.create(vectors, pd.DataFrame({"label": labels}))
     best = np.full(len(labels), -np.inf, np.float32)
     for label in set(labels):
         rows = np.flatnonzero(labels == label)

@@ -50,6 +50,19 @@ def test_where_nothing_found_has_a_label_there_is_nothing_to_vote_for() -> None:
     assert not is_labelled(SearchResult(scores, np.array([[0, 1]]), table.drop(columns="label")))
 
 
+def test_numbers_are_labels_as_their_text_is_and_images_without_one_do_not_count() -> None:
+    vectors, names = classes([f"v{n}" for n in range(8)], 25, 1)
+    texts = [name[1:] for name in names]
+    numbers: list[object] = [int(text) for text in texts]
+    searched = Gallery.create(vectors, pd.DataFrame({"label": numbers}))
+    found = calibrate(searched, vectors, numbers, 0.2)
+    assert found == calibrate(Gallery.create(vectors, pd.DataFrame({"label": texts})), vectors, texts, 0.2)
+    assert found.score < 0.99  # each image finds itself, of its own class
+    assert calibrate(searched, np.concatenate([vectors, vectors[:9]]), [*numbers, *[None] * 9], 0.2) == found
+    with pytest.raises(GalleryError, match="no validation image has a label"):
+        calibrate(searched, vectors[:1], [None], 0.2)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.2])
 def test_the_threshold_accepts_as_many_strangers_as_stated(rate: float, inside: bool) -> None:
