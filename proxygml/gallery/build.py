@@ -310,13 +310,19 @@ def _own_validation(gallery: Gallery) -> Block | None:
 
 
 def _vector_validation(gallery: Gallery, model: Model, source: Source) -> Block | None:
-    """The vectors and items of the gallery's own val split, or of the classes that the run held out."""
+    """The vectors and items of the gallery's own val split, or of the classes that the run held out.
+
+    Raises:
+        GalleryError: the run held out images of the table, which was given for its vectors.
+    """
     own = _own_validation(gallery)
     if own is not None:
         return own
     table = source.catalog or source.vectors
     if table is None or (source.catalog is None and not _recipe_with_held_out(model, table)):
         return None
+    if not model.takes_vectors:
+        raise GalleryError(f"the run held out classes of the images of {table}: give it as --catalog to embed those")
     if CatalogBlocks.of(table, "all") and not _recipe_with_held_out(model, table):
         if not CatalogBlocks.of(table, "val"):
             return None

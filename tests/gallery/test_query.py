@@ -395,3 +395,19 @@ def test_a_gallery_manifest_is_plain_json(run_folder: Path, small_catalog: Path,
     content = json.loads((tmp_path / "g" / "gallery.json").read_text())
     assert content["model"] == Model.of(run_folder).fingerprint
     assert content["run"] == str(run_folder.resolve())
+
+
+def test_the_runs_own_images_given_for_their_vectors_are_said_to_need_their_catalog(
+    run_folder: Path, small_catalog: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    table = Catalog.read(small_catalog).table
+    table = table[table["split"] != "val"].assign(
+        embedding=list(np.random.default_rng(0).normal(size=(len(table), 16)))
+    )
+    table.to_parquet(tmp_path / "both.parquet")
+    (run / "recipe.yaml").write_text(f"catalog: {tmp_path / 'both.parquet'}\nvalidation_classes: 0.5\n")
+    command("index", run, "--vectors", tmp_path / "both.parquet", "--out", tmp_path / "g")
+    assert f"images of {tmp_path / 'both.parquet'}: give it as --catalog" in "".join(
+        capsys.readouterr().err.split("\n")
+    )
