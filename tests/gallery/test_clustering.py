@@ -95,3 +95,13 @@ def test_the_folder_holds_tables_sheets_and_links(tmp_path: Path) -> None:
     assert all(path.is_file() and not path.is_symlink() for path in (out / "cluster-0000").iterdir())
     with pytest.raises(OverwriteError, match="no result of"):
         write_clusters(tmp_path / "photos", images, vectors, settings, "table", force=True)
+
+
+def test_vectors_without_path_or_id_are_named_by_their_row_in_both_tables(tmp_path: Path) -> None:
+    vectors, codes = groups([6, 4])
+    images = ImageList(pd.DataFrame({"label": ["x"] * 10}))
+    settings = ClusterSettings(num_clusters=2, duplicate_cosine=0.9)
+    write_clusters(tmp_path / "c", images, vectors, settings, "table")
+    clusters = pd.read_csv(tmp_path / "c" / "clusters.csv").set_index("item")
+    assert [int(clusters.loc[f"row {row}", "cluster"]) for row in range(10)] == codes
+    assert set(pd.read_csv(tmp_path / "c" / "duplicates.csv")["item"]) == set(clusters.index)

@@ -58,6 +58,8 @@ def write_clusters(
     closeness = _closeness(vectors, codes)
     with atomic_folder(out) as folder:
         table = images.table.assign(cluster=codes, cosine_to_centre=closeness.round(4))
+        if not {"path", "item_id", "item"} & set(table):  # the rows are sorted: nothing else says which is which
+            table.insert(0, "item", images.names)
         without_formulas(table).sort_values(["cluster", "cosine_to_centre"], ascending=[True, False]).to_csv(
             folder / "clusters.csv", index=False
         )
