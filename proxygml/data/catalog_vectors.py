@@ -103,5 +103,6 @@ def sample_of(source: VectorSource, rows: npt.NDArray[np.int64]) -> bytes:
         sample = source.mapped()[chosen]
     else:
         rising, places = np.unique(chosen, return_inverse=True)
-        sample = np.concatenate(list(blocks_of_rows(source, rising)))[places]
+        none = np.empty((0, source.size), source.dtype)
+        sample = np.concatenate([none, *blocks_of_rows(source, rising)])[places]
     return hashlib.sha256(np.ascontiguousarray(sample, np.float32).tobytes()).digest()

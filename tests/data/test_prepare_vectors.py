@@ -81,6 +81,7 @@ def test_catalogs_of_the_same_images_with_other_vectors_have_other_fingerprints(
     other = with_paths(-vectors, tmp_path / "other.parquet")
     assert one.fingerprint == same.fingerprint != other.fingerprint
     assert one.split("test").fingerprint != other.split("test").fingerprint
+    assert one.with_table(one.table[:0]).fingerprint == other.with_table(other.table[:0]).fingerprint  # of no rows
     mixed = one.table.sample(frac=1, random_state=0)
     shuffled = [catalog.with_table(mixed).fingerprint for catalog in (one, same, other)]
     assert shuffled[0] == shuffled[1] not in (shuffled[2], one.fingerprint)
