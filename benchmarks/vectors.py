@@ -169,7 +169,7 @@ def million(rows: int, size: int, classes: int, folder: Path) -> None:
     features, embedded = folder / "features.parquet", folder / "embedded.parquet"
     train = f"train --recipe vectors --catalog {catalog} --run {run} --epochs 1 --validation_classes 0.02"
     steps = {
-        "prepare vectors": f"prepare vectors --root {features} --test-classes 10 --out {catalog}",
+        "prepare vectors": f"prepare vectors --root {features} --test_classes 10 --out {catalog}",
         "train, one epoch": f"{train} --loss.scale 20 --loss.degree_normalized false",
         "embed": f"embed {run} --vectors {features} --out {embedded}",
         "index": f"index {run} --vectors {embedded} --out {folder / 'gallery'}",
