@@ -177,7 +177,8 @@ class Parser(ArgumentParser):
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         """Argparse's step from the words of the command line to an option's value."""
         self._reading = action, arg_strings
-        if "" in arg_strings and Path in _kinds(action):  # it would be the current folder
+        is_place = Path in _kinds(action) or action.dest in self._galleries
+        if "" in arg_strings and is_place:  # it would be the current folder
             raise UserError(f"{_name_of(action)} is empty: give a path")
         choices = [kind for kind in _kinds(action) if isinstance(kind, str)]
         return super()._get_values(action, [_as_choice(text, choices) for text in arg_strings])
@@ -192,7 +193,7 @@ class Parser(ArgumentParser):
         found = self._unknown_option()
         if not found:
             self._check_words()
-            found = _missing_value(message) or self._wrong_value() or self._missing(message)
+            found = _missing_value(message) or _left_over(message) or self._wrong_value() or self._missing(message)
         raise UserError(f"{found or message} (see {self.prog} --help)") from ex
 
     def _check_words(self) -> None:
@@ -255,6 +256,12 @@ def _missing_value(message: str) -> str:
     """What is wrong where argparse met an option and then no value for it."""
     option = re.match(r"argument (\S+): expected (one|at least one|\d+) argument", message)
     return f"{option[1].split('/')[0]} has no value: give one behind it" if option else ""
+
+
+def _left_over(message: str) -> str:
+    """The words that belong to no argument."""
+    words = re.match("unrecognized arguments: (.*)", message)
+    return f"{words[1]!r} is more than the command takes: leave it out" if words else ""
 
 
 def _check_text(text: str, name: str) -> None:

@@ -25,14 +25,9 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_datasets(parser)
         return
-    if any(argument.partition("=")[0] == "--labels" for argument in arguments) and arguments[0].startswith("-"):
-        _correct(parser, arguments)
-        return
-    if arguments[0].partition("=")[0] in ("--rebase", "--out"):
-        _rebase(parser, arguments)
-        return
     if arguments[0].startswith("-"):
-        raise UserError(f"name what to prepare first, as in `proxygml prepare folder {' '.join(arguments[:2])} ...`")
+        _change(parser, arguments)
+        return
     dataset = find_dataset(arguments[0])
     parser = Parser(f"prepare {dataset.name}", _purpose(dataset))
     given = 1 if dataset.makes_images else 0  # the folder to make images in is not an option; --root is one
@@ -63,6 +58,17 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
         **chosen(options, "on_bad", "force", *(() if dataset.has_vectors else ("workers", "resize", "pack", "ray"))),
     )
     say(f"catalog: {options.out}")
+
+
+def _change(parser: Parser, arguments: Sequence[str]) -> None:
+    """Change a catalog: no data set is named, but one of the options that say how."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    if "--labels" in given:
+        _correct(parser, arguments)
+    elif "--rebase" in given:
+        _rebase(parser, arguments)
+    else:
+        raise UserError(f"name what to prepare first, as in `proxygml prepare folder {' '.join(arguments[:2])} ...`")
 
 
 def _rebase(parser: Parser, arguments: Sequence[str]) -> None:

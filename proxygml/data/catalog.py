@@ -109,6 +109,11 @@ class Catalog:
         from proxygml.remote import local_file  # noqa: PLC0415
 
         place = as_place(path, "the catalog", CatalogError)
+        if isinstance(place, Path) and place.is_dir():
+            raise CatalogError(
+                f"{place} is a folder, but a catalog is a .csv or a .parquet file: `proxygml prepare folder` makes one "
+                "from a folder of images"
+            )
         check_suffix(place, READ_SUFFIXES)
         file = local_file(place, CatalogError)
         try:
@@ -250,11 +255,6 @@ class Catalog:
 def check_suffix(path: Place, known: Sequence[str] = SUFFIXES) -> None:
     """Raise CatalogError when the name does not end as that of a catalog."""
     if path.suffix.lower() not in known:
-        if isinstance(path, Path) and path.is_dir():
-            raise CatalogError(
-                f"{path} is a folder, but a catalog is a .csv or a .parquet file: `proxygml prepare folder` makes one "
-                "from a folder of images"
-            )
         raise CatalogError(f"{path} ends with {path.suffix or 'no suffix'}: a catalog is a .csv or a .parquet file")
 
 

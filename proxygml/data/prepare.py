@@ -102,8 +102,8 @@ def prepare(
         if pack or ray is not None:
             raise DatasetError("pack and ray are for images, and vectors have none: leave them out")
         return prepare_vectors(dataset, place, out, on_bad=on_bad, force=force)
-    dropped_list = out.with_suffix(".dropped.csv")
     check_suffix(out)
+    dropped_list = out.with_suffix(".dropped.csv")
     check_free(out, dropped_list, force)
     images, copies = ImageFolders(out.with_suffix("")), ImageFolders(out.with_suffix(f".{resize}px"))
     if resize is not None:

@@ -93,6 +93,16 @@ def test_prepare_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFix
         (["prepare", "vectors", "--root", "no", "--out", "c.parquet"], "give --root the .parquet file of your vectors"),
         (["prepare", "cub200", "--root", "no", "--out", "c.csv"], "give --root the archive or folder of cub200"),
         (["prepare", "--root", "a"], "name what to prepare first, as in `proxygml prepare folder --root a ...`"),
+        (["prepare", "--out", "c.csv", "--root", "a"], "name what to prepare first"),
+        (["prepare", "--force", "--rebase", "a", "b", "--out", "c.csv"], "there is no option --force"),
+        (
+            ["prepare", "folder", "--root", ".", "--out", "."],
+            "ends with no suffix: a catalog is a .csv or a .parquet",
+        ),
+        (["serve", ""], "GALLERY is empty: give a path"),
+        (["index", "r", "--images", "a", "--out", ""], "--out is empty: give a path"),
+        (["evaluate", "r", "more"], "'more' is more than the command takes"),
+        (["compare", ""], "'' is more than the command takes"),
     ],
 )
 def test_mistakes_get_one_message(

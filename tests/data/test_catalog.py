@@ -299,6 +299,9 @@ def test_a_file_that_is_no_catalog_is_named(tmp_path: Path) -> None:
         Catalog.read(tmp_path / "catalog.txt")
     with pytest.raises(CatalogError, match=r"is a folder, but a catalog is .*`proxygml prepare folder` makes one"):
         Catalog.read(tmp_path)
+    (tmp_path / "parts.parquet").mkdir()
+    with pytest.raises(CatalogError, match=r"parts\.parquet is a folder, but a catalog is"):
+        Catalog.read(tmp_path / "parts.parquet")
     with pytest.raises(CatalogError, match="ends with no suffix"):
         catalog_of(("a", "train")).write(tmp_path / "catalog")
     spreadsheet = tmp_path / "windows.csv"
