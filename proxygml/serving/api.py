@@ -275,12 +275,19 @@ def _explained(error: StarletteHTTPException) -> str:
     return str(error.detail)
 
 
+_HOW = {
+    "image": "send the file itself, as `curl -F image=@query.jpg` does",
+    "vector": "send it as text in a form (multipart/form-data), as `curl -F vector=0.1,0.2,...` does",
+}
+
+
 def _wrong_value(name: str, kind: str, message: str) -> str:
-    """What is wrong with a field, and how one that is a file is sent."""
-    how = "send the file itself, as `curl -F image=@query.jpg` does" if name == "image" else "send it with the form"
+    """What is wrong with a field, and how one is sent that is missing or of the wrong kind."""
     if kind == "missing":
-        return f"{name}: is missing; {how}"
-    return f"{name}: is text, not a file; {how}" if name == "image" else f"{name}: {message}"
+        return f"{name}: is missing; {_HOW.get(name, 'send it in a form (multipart/form-data)')}"
+    if name in _HOW:
+        return f"{name}: is {'text, not a file' if name == 'image' else 'a file, not text'}; {_HOW[name]}"
+    return f"{name}: {message}"
 
 
 def _answer_errors(app: FastAPI) -> None:

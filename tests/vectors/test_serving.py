@@ -71,6 +71,16 @@ def test_what_is_no_vector_is_refused(text: str, message: str, server: Running) 
     assert message in answer.json()["error"]
 
 
+def test_a_vector_that_is_sent_another_way_is_refused_with_the_right_one(server: Running) -> None:
+    send = "send it as text in a form (multipart/form-data), as `curl -F vector=0.1,0.2,...` does"
+    text = as_text(np.ones(SIZE))
+    for sent in ({"json": {"vector": text}}, {"data": {"vector": text}}, {}):  # the second is another type of form
+        answer = httpx.post(f"{server.address}/search", **sent, **TIMES)  # type: ignore[arg-type]
+        assert answer.json()["error"] == f"vector: is missing; {send}"
+    answer = httpx.post(f"{server.address}/search", files={"vector": ("v.txt", text.encode())}, **TIMES)
+    assert answer.json()["error"] == f"vector: is a file, not text; {send}"
+
+
 def test_an_image_is_refused_and_the_description_says_what_is_taken(server: Running) -> None:
     answer = httpx.post(f"{server.address}/search", files={"image": picture()}, **TIMES)
     assert answer.status_code == 422
