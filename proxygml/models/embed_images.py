@@ -27,6 +27,10 @@ from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
 
+_TABLE = "a table, which --catalog or --vectors"
+_OTHER_FILES = {".csv": _TABLE, ".tsv": _TABLE, ".parquet": _TABLE, ".npy": "a file of vectors, which --vectors"}
+"""What is sometimes given as an image, and the option that may take it."""
+
 SAVED_AT_A_TIME = 1024
 """So many images are embedded before their vectors are put on disk."""
 
@@ -116,10 +120,8 @@ def embed_images(
     if problems and (on_bad == "fail" or len(problems) == len(images)):
         first = ", ".join(images.paths[row] for row in list(problems)[:3]) + (", ..." if len(problems) > 3 else "")
         fix = "leave them out with --on_bad drop" if len(problems) < len(images) else "check the paths"
-        if len(images) == 1 and images.paths[0].endswith((".csv", ".parquet")):
-            fix = "this is no image, but a table, which --catalog or --vectors may take"
-        else:
-            fix = f"repair them, or {fix}"
+        other = _OTHER_FILES.get(Path(images.paths[0]).suffix.lower()) if len(images) == 1 else None
+        fix = f"repair them, or {fix}" if other is None else f"this is no image, but {other} may take"
         raise ImageError(f"{len(problems):,} of {counted(len(images), 'image')} cannot be embedded ({first}): {fix}")
     return EmbeddedImages(images, vectors, now, problems)
 

@@ -157,3 +157,13 @@ def test_the_room_on_the_disk_is_reserved_at_once(tmp_path: Path) -> None:
         file.truncate(10**6)
     reserve_space(tmp_path / "file")
     assert (tmp_path / "file").stat().st_blocks * 512 >= 10**6
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("V.NPY", "a file of vectors, which --vectors"), ("t.CSV", "a table, which")]
+)
+def test_a_table_or_vectors_given_as_an_image_is_called_so(run: Path, tmp_path: Path, name: str, fix: str) -> None:
+    (tmp_path / name).write_bytes(b"path,label")
+    images = ImageList(pd.DataFrame({"path": [str(tmp_path / name)]}))
+    with pytest.raises(ImageError, match=f"this is no image, but {fix}"):
+        embed_images(Embedder.load(run), "", images, tmp_path / "work", workers=0)
