@@ -13,7 +13,7 @@ from proxygml.cli.parser import Parser
 from proxygml.errors import UserError
 
 RAY = ("ray", "ray_cpus", "ray_gpus")
-OWN = ("recipe", "run", "from", "out", "parallel", *RAY)
+OWN = ("recipe", "run", "methods", "from", "out", "parallel", *RAY)
 
 
 def run(parser: Parser, arguments: Sequence[str]) -> None:
@@ -24,6 +24,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "the YAML file of a comparison, or the name of one that comes with proxygml, such as glyphs"
     parser.add_argument("--recipe", default="", help=words)
     parser.add_argument("--run", type=Path | None, default=None, help="the folder of the comparison")
+    words = "names of methods, or of families of them, that are compared; the others are left out (default: all)"
+    parser.add_argument("--methods", type=str, nargs="+", default=[], help=words)
     words = "cells.csv files of other machines or days: with --recipe, their rows are not trained again; with --out, "
     parser.add_argument("--from", type=Path, nargs="+", default=[], help=words + "the table is made of them alone")
     words = "the folder for a table of the rows of --from alone"
@@ -64,7 +66,11 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     if "ray" not in given and given:
         raise UserError(f"--{next(iter(given))} is for --ray, which is not given")
     parallel = options.get("parallel", 1)
-    if compare(replace(comparison, shared=shared), options.run, rows=rows, parallel=parallel, **given) is not None:
+    methods = options.get("methods", [])
+    found = compare(
+        replace(comparison, shared=shared), options.run, methods=methods, rows=rows, parallel=parallel, **given
+    )
+    if found is not None:
         say(f"cells:  {options.run / 'cells.csv'}")
         _print_table(options.run)
 

@@ -28,6 +28,7 @@ def compare(
     run: PathLike,
     *,
     catalog: PathLike | None = None,
+    methods: Sequence[str] = (),
     rows: PathLike | Sequence[PathLike] = (),
     parallel: int = 1,
     ray: str | None = None,
@@ -43,6 +44,8 @@ def compare(
         recipe: its values, its YAML file, or the name of a comparison that comes with proxygml ("glyphs").
         run: the folder of the comparison: a run folder for each cell, cells.csv, table.md, table.csv, comparison.html.
         catalog: the table of images, in place of the recipe's own.
+        methods: names of methods, or of families of methods: the others are left out, with their rows; by default none
+            is.
         rows: cells.csv files whose rows are not trained again.
         parallel: trials and cells that train at a time on this machine. They divide its processors, and take its GPUs
             in turn; on a large GPU, several networks that are too small to fill it share it.
@@ -68,7 +71,11 @@ def compare(
     folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
     shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
-    runner = Runner(replace(comparison, shared=with_absolute_paths(shared)), folder.resolve(), read_rows(files))
+    plan = replace(comparison, shared=with_absolute_paths(shared))
+    plan = plan.of_methods(methods) if methods else plan
+    left_out = {method.name for method in comparison.methods} - {method.name for method in plan.methods}
+    known = [row for row in read_rows(files) if row.method not in left_out]
+    runner = Runner(plan, folder.resolve(), known)
     several = "ray" if ray is not None else "parallel" if parallel != 1 else None
     if several and PartialState().num_processes > 1:
         raise UserError(f"--{several} starts the processes itself: call it without torchrun and accelerate launch")

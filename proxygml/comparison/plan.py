@@ -5,7 +5,7 @@ It is read from a YAML file. runner.py carries it out, tables.py makes the table
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -115,6 +115,19 @@ class Comparison:
             tune_on=_typed(content.get("tune_on", 0.25), float, f"{where}: tune_on"),
             where=where,
         )
+
+    def of_methods(self, names: Sequence[str]) -> "Comparison":
+        """The comparison of some of its methods, or families of methods, in its own order.
+
+        Raises:
+            RecipeError: there is no such method.
+        """
+        known = [name for method in self.methods for name in dict.fromkeys((method.name, method.family))]
+        for name in names:
+            self._check(name in known, f"there is no method {name!r}; {did_you_mean(name, known)}")
+        chosen = tuple(method for method in self.methods if method.name in names or method.family in names)
+        tuned = any(method.tune for method in chosen)
+        return replace(self, methods=chosen, trials=self.trials if tuned else 0)
 
     def recipe_of(self, method: Method, values: Mapping[str, Any], seed: int) -> Recipe:
         """The shared recipe with a method's changes, chosen values and a seed."""

@@ -17,7 +17,7 @@ from proxygml.cli.main import main
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.row import Key, read_rows, write_rows
 from proxygml.comparison.runner import Runner
-from proxygml.errors import RunError
+from proxygml.errors import RecipeError, RunError
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit
@@ -85,6 +85,18 @@ def retrain(run: Path) -> None:
     fit(recipe, RunFolder(run.parent / "anew"))
     shutil.move(run.parent / "anew" / "checkpoints", run / "checkpoints")
     shutil.rmtree(run.parent / "anew")
+
+
+def test_methods_that_are_left_out_are_neither_trained_nor_in_the_table(
+    content: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """Nor are their rows: all that are there are given."""
+    small, rows = write(content, tmp_path / "mine.yaml"), finished / "cells.csv"
+    chosen = compare(small, tmp_path / "run", "--methods", "N-pair", "ProxyGML", "--from", rows)
+    whole = table_of(rows)
+    assert_same_cells(chosen, whole[whole["method"] != "Proxy-Anchor"].reset_index(drop=True))
+    with pytest.raises(RecipeError, match="there is no method 'N-pairs'; did you mean 'N-pair'"):
+        Comparison.read(small).of_methods(["N-pairs"])
 
 
 def test_cells_are_ordinary_runs_with_the_chosen_values(
