@@ -48,11 +48,13 @@ def print_evaluation(
         before: whether the file also holds those of the network before training, to print beside them.
     """
     if evaluation is not None:
-        from proxygml.evaluation.metrics import Evaluation
+        from proxygml.evaluation.metrics import Estimate, Evaluation
 
         place = folder.evaluation_on(catalog)
         content = json.loads(place.figures.read_text(encoding="utf-8"))
-        output.print(evaluation.table(Evaluation.from_dict(content["before_training"]) if before else None))
+        earlier = Evaluation.from_dict(content["before_training"]) if before else None
+        gain = {name: Estimate(**estimate) for name, estimate in content.get("gain", {}).items()} if before else None
+        output.print(evaluation.table(earlier, gain))
         for size, figures in content.get("prefixes", {}).items():
             shorter = Evaluation.from_dict(figures).figures()
             values = ", ".join(f"{name} {100 * figure.value:.1f}" for name, figure in shorter.items())

@@ -39,16 +39,34 @@ def means_over_classes(
     scores: QueryScores, codes: Array, ks: Sequence[int], bootstrap: int, seed: int
 ) -> list[Estimate]:
     """Recall at each K, MAP@R and R-precision of queries of these classes, with intervals over the classes."""
+    sums, counts = _sums_by_class(scores, codes, ks)
+    values = sums.sum(axis=0) / len(codes)
+    low, high = bootstrap_interval(sums, counts, bootstrap, seed)
+    return [Estimate(*map(float, estimate)) for estimate in zip(values, low, high, strict=True)]
+
+
+def gains_over_classes(
+    after: QueryScores, before: QueryScores, codes: Array, ks: Sequence[int], bootstrap: int, seed: int
+) -> list[Estimate]:
+    """By how much the figures of `means_over_classes` differ for the same queries, with intervals over the classes."""
+    sums, counts = _sums_by_class(after, codes, ks)
+    sums = sums - _sums_by_class(before, codes, ks)[0]
+    values = sums.sum(axis=0) / len(codes)
+    low, high = bootstrap_interval(sums, counts, bootstrap, seed, lowest=-1.0)
+    return [Estimate(*map(float, estimate)) for estimate in zip(values, low, high, strict=True)]
+
+
+def _sums_by_class(scores: QueryScores, codes: Array, ks: Sequence[int]) -> tuple[Array, Array]:
+    """(C, len(ks) + 2): how many queries of each class are found at each K, their sums of AP@R and R-precision; and
+    (C, 1): how many queries it has.
+    """
     _, codes, counts = np.unique(codes, return_inverse=True, return_counts=True)
     # The queries of a class by the first K that holds a positive: as many columns as there are K, and one for beyond.
     first_k = np.searchsorted(ks, scores.first_positive, side="right")
     cells = np.bincount(codes * (len(ks) + 1) + first_k, minlength=len(counts) * (len(ks) + 1))
     found = cells.reshape(len(counts), -1).cumsum(axis=1)[:, :-1]
     precisions = (np.bincount(codes, weights=each) for each in (scores.average_precision, scores.r_precision))
-    sums = np.column_stack([found, *precisions])
-    values = sums.sum(axis=0) / len(codes)
-    low, high = bootstrap_interval(sums, counts[:, None].astype(np.float64), bootstrap, seed)
-    return [Estimate(*map(float, estimate)) for estimate in zip(values, low, high, strict=True)]
+    return np.column_stack([found, *precisions]), counts[:, None].astype(np.float64)
 
 
 def full_mean(scores: QueryScores, codes: Array, bootstrap: int, seed: int) -> Estimate:
@@ -60,8 +78,13 @@ def full_mean(scores: QueryScores, codes: Array, bootstrap: int, seed: int) -> E
     return Estimate(float(sums.sum() / len(codes)), float(low[0]), float(high[0]))
 
 
-def bootstrap_interval(numerators: Array, denominators: Array, resamples: int, seed: int) -> tuple[Array, Array]:
-    """95% percentile interval of the ratio of sums over classes, (C, m) by (C, 1), with the classes drawn anew."""
+def bootstrap_interval(
+    numerators: Array, denominators: Array, resamples: int, seed: int, lowest: float = 0.0
+) -> tuple[Array, Array]:
+    """95% percentile interval of the ratio of sums over classes, (C, m) by (C, 1), with the classes drawn anew.
+
+    Ratios are between `lowest` and 1; rounding takes none beyond.
+    """
     generator = np.random.default_rng(seed)
     num_classes = len(numerators)
     ratios = np.empty((resamples, numerators.shape[1]))
@@ -70,5 +93,5 @@ def bootstrap_interval(numerators: Array, denominators: Array, resamples: int, s
             [np.bincount(generator.integers(num_classes, size=num_classes), minlength=num_classes) for _ in batch]
         ).astype(np.float64)
         batch[:] = (drawn @ numerators) / (drawn @ denominators)
-    low, high = np.percentile(ratios, [2.5, 97.5], axis=0).clip(0.0, 1.0)
+    low, high = np.percentile(ratios, [2.5, 97.5], axis=0).clip(lowest, 1.0)
     return low, high

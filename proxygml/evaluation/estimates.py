@@ -25,6 +25,10 @@ class Estimate:
         """The three numbers under their names."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
+    def in_points(self) -> str:
+        """A difference in percentage points and its interval, such as `+1.7 (1.3 to 2.1)`."""
+        return f"{100 * self.value:+.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -104,8 +108,13 @@ class Evaluation:
             sentences.append(f"Distractors, which are searched and always wrong: {counts['distractor_images']:,}")
         return sentences
 
-    def table(self, before: Evaluation | None = None) -> Table:
-        """A table for the console, in per cent; the time of each part stands under it."""
+    def table(self, before: Evaluation | None = None, gain: Mapping[str, Estimate] | None = None) -> Table:
+        """A table for the console, in per cent; the time of each part stands under it.
+
+        Args:
+            before: figures to show beside these.
+            gain: by how much these are better than those, see evaluation/gains.py.
+        """
         from rich.table import Table  # noqa: PLC0415
 
         queries, classes = counted(self.num_queries, "query"), counted(self.num_classes, "class")
@@ -120,8 +129,12 @@ class Evaluation:
         earlier = {} if before is None else before.figures()
         for title in ("per cent", "95% interval", *(["before training"] if earlier else [])):
             table.add_column(title, justify="right")
+        if gain:
+            table.add_column("gain", justify="right", no_wrap=True)  # on 80 characters, a title gives way
         for name, estimate in self.figures().items():
             interval = f"{100 * estimate.low:.1f} - {100 * estimate.high:.1f}"
             compared = [f"{100 * earlier[name].value:.1f}"] if name in earlier else []
+            if gain and name in gain:
+                compared.append(gain[name].in_points())
             table.add_row(name, f"{100 * estimate.value:.1f}", interval, *compared)
         return table

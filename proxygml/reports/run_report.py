@@ -18,6 +18,7 @@ from proxygml.console import track
 from proxygml.data.catalog import Catalog
 from proxygml.data.images import thumbnail
 from proxygml.errors import UserError, counted
+from proxygml.evaluation.gains import Gain
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries
 from proxygml.evaluation.ring import Ring
 from proxygml.evaluation.rules import part_of
@@ -44,6 +45,7 @@ def write_report(
     catalog: Catalog,
     proxy_selections: npt.NDArray[np.int64] | None = None,
     before: Evaluation | None = None,
+    gain: Gain | None = None,
     shorter: Mapping[int, Evaluation] | None = None,
     facts: Sequence[tuple[str, str]] = (),
     others: tuple[Tensor, Catalog] | None = None,
@@ -61,6 +63,7 @@ def write_report(
         catalog: the test split.
         proxy_selections: (C, N) counts of how often each proxy was selected.
         before: the same evaluation before training.
+        gain: by how much the figures are better than those.
         shorter: the same by the first numbers of the embeddings, by how many.
         facts: settings that a reader should know, as pairs of name and value.
         others: embeddings of items of the other splits, and their rows, for the map.
@@ -76,7 +79,7 @@ def write_report(
     if process_group is not None and get_rank(process_group) > 0:
         return
     sections = [
-        _figures_section(evaluation, before, _protocol(evaluation, catalog)),
+        _figures_section(evaluation, before, gain, _protocol(evaluation, catalog)),
         *_shorter_sections(evaluation, shorter or {}, np.shape(embeddings)[1]),
         _curves_section(history),
         *_retrieval_sections(split),
@@ -176,16 +179,18 @@ def _own_part(count: int, total: int, group: ProcessGroup | None) -> slice:
     return slice(start, start + count)
 
 
-def _figures_section(evaluation: Evaluation, before: Evaluation | None, protocol: str) -> Section:
+def _figures_section(evaluation: Evaluation, before: Evaluation | None, gain: Gain | None, protocol: str) -> Section:
     estimates = evaluation.figures()
     earlier = None if before is None else before.figures()
     drawn = figures.png(figures.recall_bars(estimates, earlier))
-    head = ["", "per cent", "95% interval"] + (["before training"] if earlier else [])
+    head = ["", "per cent", "95% interval"] + (["before training"] if earlier else []) + (["gain"] if gain else [])
     rows = []
     for name, estimate in estimates.items():
         row = [name, f"{100 * estimate.value:.1f}", f"{100 * estimate.low:.1f} \N{EN DASH} {100 * estimate.high:.1f}"]
         if earlier:
             row.append(f"{100 * earlier[name].value:.1f}" if name in earlier else "")
+        if gain:
+            row.append(gain[name].in_points() if name in gain else "")
         rows.append(row)
     picture = Picture("recall", "Bars of Recall@K, MAP@R, R-precision and NMI with their intervals", drawn)
     return Section("How well it retrieves", protocol, (picture,), head, rows)

@@ -17,11 +17,13 @@ from proxygml.arguments import check_arguments
 from proxygml.console import warn
 from proxygml.data.catalog import Catalog, check_splits
 from proxygml.errors import CatalogError, counted
-from proxygml.evaluation.metrics import Evaluation, evaluate
+from proxygml.evaluation.gains import Gain, gains
+from proxygml.evaluation.metrics import Estimate, Evaluation, evaluate
 from proxygml.evaluation.rules import part_of
 from proxygml.files import PathLike, atomic_write
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import embed_catalog
+from proxygml.training.given_vectors import print_verdict
 from proxygml.training.history import read_history, read_kept_counts, trained_epochs
 from proxygml.training.initialization import initial_embedder
 from proxygml.training.processes import make_accelerator, own_slice, process_group
@@ -91,14 +93,18 @@ def evaluate_run(
     if rules := evaluation.rule_sentences():
         protocol["rules"] = "; ".join(rules)
     place = run.evaluation_on(table)
-    earlier = earlier or _kept_before(place, whole.fingerprint)
+    gain = None if earlier is None else gains(evaluation, earlier, test.labels, seed=recipe.seed)
+    if earlier is None:
+        earlier, gain = _kept_before(place, whole.fingerprint, evaluation)
     if accelerator.is_main_process:
-        _write(place, evaluation, earlier, shorter, protocol)
+        _write(place, evaluation, earlier, gain, shorter, protocol)
+        if before and recipe.takes_vectors and gain:
+            print_verdict(gain, embedder)
     if report:  # all processes look for what it shows
         beside = _others(whole, len(test), recipe.seed) if all_splits else None
         others = None if beside is None else (_embed(embedder, beside, recipe, accelerator), beside)
         group = process_group(accelerator)
-        _report(run, place, recipe, test, embeddings, evaluation, earlier, shorter, protocol, others, group)
+        _report(run, place, recipe, test, embeddings, evaluation, earlier, gain, shorter, protocol, others, group)
     return evaluation if accelerator.is_main_process else None
 
 
@@ -184,20 +190,30 @@ def _describe(
     }
 
 
-def _kept_before(place: EvaluationFolder, fingerprint: str) -> Evaluation | None:
-    """The figures of the network before training that an earlier call has written for the same images, if any."""
+def _kept_before(
+    place: EvaluationFolder, fingerprint: str, evaluation: Evaluation
+) -> tuple[Evaluation | None, Gain | None]:
+    """What an earlier call has written of the network before training, for the same images, if any.
+
+    By how much the model is better than that only holds for the same figures of the model.
+    """
     try:
         content = json.loads(place.figures.read_text(encoding="utf-8"))
-        same = content["protocol"]["catalog_fingerprint"] == fingerprint
-        return Evaluation.from_dict(content["before_training"]) if same else None
+        if content["protocol"]["catalog_fingerprint"] != fingerprint:
+            return None, None
+        before = Evaluation.from_dict(content["before_training"])
+        if Evaluation.from_dict(content) != evaluation or "gain" not in content:
+            return before, None
+        return before, {name: Estimate(**estimate) for name, estimate in content["gain"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return None, None
 
 
 def _write(
     place: EvaluationFolder,
     evaluation: Evaluation,
     before: Evaluation | None,
+    gain: Gain | None,
     shorter: Mapping[int, Evaluation],
     protocol: Protocol,
 ) -> None:
@@ -205,6 +221,8 @@ def _write(
     content: dict[str, Any] = evaluation.as_dict() | {"protocol": protocol}
     if before is not None:
         content["before_training"] = before.as_dict()
+    if gain is not None:
+        content["gain"] = {name: estimate.as_dict() for name, estimate in gain.items()}
     if shorter:
         content["prefixes"] = {str(size): found.as_dict() for size, found in shorter.items()}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -222,6 +240,7 @@ def _report(
     embeddings: Tensor,
     evaluation: Evaluation,
     before: Evaluation | None,
+    gain: Gain | None,
     shorter: Mapping[int, Evaluation],
     protocol: Protocol,
     others: tuple[Tensor, Catalog] | None,
@@ -238,6 +257,7 @@ def _report(
         catalog=test,
         proxy_selections=read_kept_counts(run.proxies, recipe.loss.proxies_per_class),
         before=before,
+        gain=gain,
         shorter=shorter,
         facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
         others=others,

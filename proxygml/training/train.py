@@ -9,6 +9,7 @@ from proxygml.files import PathLike, local_path
 from proxygml.models.run_files import local_run
 from proxygml.training.adaptation import adapted_recipe
 from proxygml.training.continuation import continuing
+from proxygml.training.given_vectors import print_validation_of_given
 from proxygml.training.processes import make_accelerator
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
@@ -61,6 +62,7 @@ def train(
 def _train(recipe: Recipe | PathLike | None, folder: RunFolder, catalog: PathLike | None, old: Path | None) -> None:
     if recipe is None and old is None:
         resume(folder)
+        print_validation_of_given(folder)
         return
     values = _values(recipe, old)
     folder.check_first_start()
@@ -70,6 +72,7 @@ def _train(recipe: Recipe | PathLike | None, folder: RunFolder, catalog: PathLik
     if message and make_accelerator(fitting).is_main_process:
         warn(message)
     fit(fitting, folder)
+    print_validation_of_given(folder)
 
 
 def _values(recipe: Recipe | PathLike | None, old: Path | None) -> Recipe:
