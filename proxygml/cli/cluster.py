@@ -37,6 +37,8 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     found = cluster(
         options.run, options.out, settings, **chosen(options, *SOURCE, "vectors", "layout", *EMBEDDING, "engine")
     )
-    say(describe(found, "image" if options.vectors is None else "vector"), f"clusters: {options.out / 'clusters.csv'}")
-    if (options.out / "sheets").is_dir():  # of vectors without images there are none
+    has_sheets = (options.out / "sheets").is_dir()  # of vectors without images, in a file or a catalog, there are none
+    noun = "image" if has_sheets and options.vectors is None else "vector"
+    say(describe(found, noun), f"clusters: {options.out / 'clusters.csv'}")
+    if has_sheets:
         say(f"sheets:   {options.out / 'sheets'}")

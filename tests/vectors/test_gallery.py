@@ -147,10 +147,11 @@ def test_vectors_are_clustered_into_a_table_alone(run: RunFolder, features: Path
 
 
 def test_clusters_of_vectors_are_said_to_be_of_vectors(
-    run: RunFolder, features: Path, tmp_path: Path, capsys: Capture
+    run: RunFolder, features: Path, catalog: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    command("cluster", run.path, "--vectors", features, "--out", tmp_path / "c", "--num-clusters", "24")
-    assert "480 vectors in 24 clusters" in capsys.readouterr().out
+    for source in (("--vectors", features), ("--catalog", catalog)):
+        command("cluster", run.path, *source, "--out", tmp_path / "c", "--num-clusters", "24", "--force")
+        assert "480 vectors in 24 clusters" in capsys.readouterr().out
 
 
 def test_a_null_among_the_vectors_is_named_and_nothing_is_written(run: RunFolder, tmp_path: Path) -> None:
