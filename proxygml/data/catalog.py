@@ -181,7 +181,10 @@ class Catalog:
             CatalogError: The rows have no paths.
         """
         if not self.has_images:
-            raise CatalogError("the catalog has vectors but no images: give one with a column `path`")
+            raise CatalogError(
+                "the catalog has vectors but no images: train on them with --recipe vectors, or give a catalog with a "
+                "column `path`"
+            )
         return LazyList(self.table["path"], partial(place_in, self.folder))
 
     @property
