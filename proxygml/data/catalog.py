@@ -36,6 +36,10 @@ SUFFIXES = (".csv", ".parquet")
 READ_SUFFIXES = (*SUFFIXES, ".tsv")
 """Of the tables that are read: one whose columns are separated by tabs may be called so."""
 
+_NO_IMAGES = (
+    "the catalog has vectors but no images: train on them with --recipe vectors, or give a catalog with a column `path`"
+)
+
 _ROWS_AT_A_TIME = 2**16
 
 
@@ -109,12 +113,7 @@ class Catalog:
         from proxygml.remote import local_file  # noqa: PLC0415
 
         place = as_place(path, "the catalog", CatalogError)
-        if isinstance(place, Path) and place.is_dir():
-            raise CatalogError(
-                f"{place} is a folder, but a catalog is a .csv or a .parquet file: `proxygml prepare folder` makes one "
-                "from a folder of images"
-            )
-        check_suffix(place, READ_SUFFIXES)
+        _check_file(place)
         file = local_file(place, CatalogError)
         try:
             vectors = vectors_of(place, file)
@@ -181,10 +180,7 @@ class Catalog:
             CatalogError: The rows have no paths.
         """
         if not self.has_images:
-            raise CatalogError(
-                "the catalog has vectors but no images: train on them with --recipe vectors, or give a catalog with a "
-                "column `path`"
-            )
+            raise CatalogError(_NO_IMAGES)
         return LazyList(self.table["path"], partial(place_in, self.folder))
 
     @property
@@ -253,6 +249,16 @@ class Catalog:
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+def _check_file(place: Place) -> None:
+    """Raise CatalogError for what can be no catalog by its name, or is a folder."""
+    if isinstance(place, Path) and place.is_dir():
+        raise CatalogError(
+            f"{place} is a folder, but a catalog is a .csv or a .parquet file: `proxygml prepare folder` makes one "
+            "from a folder of images"
+        )
+    check_suffix(place, READ_SUFFIXES)
 
 
 def check_suffix(path: Place, known: Sequence[str] = SUFFIXES) -> None:
