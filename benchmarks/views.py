@@ -437,7 +437,7 @@ def main() -> None:
         except UserError as error:
             sys.exit(str(error))
         return
-    rows = [row for path in options.rows for row in read(path)]
+    rows = [*dict.fromkeys(row for path in options.rows for row in read(path))]  # a row in two files counts once
     print(tables(rows))
     print(ahead(rows))
     if options.picture:
