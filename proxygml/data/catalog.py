@@ -325,7 +325,10 @@ def check_splits(catalog: Catalog) -> list[str]:
         if name not in parts
     ]
     if len(classes := parts.get("train", ())) == 1:
-        raise CatalogError(f"the train split has one class only ({next(iter(classes))!r}): at least 2 are needed")
+        raise CatalogError(
+            f"the train split has one class only ({next(iter(classes))!r}): at least 2 are needed, so label items of "
+            "more classes, or let fewer classes test"
+        )
     for name in ("val", "test"):
         if name in parts:
             warnings += _check_retrieval(catalog.split(name), name)

@@ -50,7 +50,10 @@ def prepare_vectors(
         raise DatasetError(f"{_summary(findings, found.vectors)}. {fix}. No catalog was written")
     if findings:
         warn(f"{_summary(findings, found.vectors)}: left out")
-    catalog = Catalog(found.table.iloc[good], found.folder, found.vectors)
+    try:
+        catalog = Catalog(found.table.iloc[good], found.folder, found.vectors)
+    except CatalogError as error:
+        raise CatalogError(f"{root}: {error}") from error
     for message in [*check_splits(catalog), *check_class_names(catalog), *_copies(catalog, digests[good])]:
         warn(message)
     publish(catalog, out, findings, dropped_list, force)

@@ -221,8 +221,10 @@ def vector_type(path: Place, column: str, error: type[UserError]) -> Any:
         raise error(f"{path} has {counted(len(fields), 'column')} {column!r}: rename all but one")
     if not is_vector_type(kind := fields[0].type):
         codes = b"proxygml" in (schema.metadata or {})
-        hint = ": `proxygml embed --dtype` wrote codes of vectors, which `index` and `search` read" if codes else ""
-        raise error(f"{path} has {kind} in its column {column!r}: expected lists of floats, one vector a row{hint}")
+        hint = "convert it, to float32 for example, or name another column"
+        if codes:
+            hint = "`proxygml embed --dtype` wrote codes of vectors, which `index` and `search` read"
+        raise error(f"{path} has {kind} in its column {column!r}: expected lists of floats, one vector a row: {hint}")
     return kind
 
 

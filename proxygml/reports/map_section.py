@@ -71,8 +71,9 @@ class MapItems:
 
 
 def item_names(catalog: Catalog) -> list[str]:
-    """What a table calls each item: by `id` where there is one, else by its row."""
-    return list(catalog.table["id"].astype(str)) if "id" in catalog.table else [f"row {n}" for n in range(len(catalog))]
+    """What a table calls each item: by `id` where it has one, else by its row."""
+    ids = catalog.table["id"] if "id" in catalog.table else [None] * len(catalog)
+    return [f"row {row}" if pd.isna(name) or name == "" else str(name) for row, name in enumerate(ids)]
 
 
 def _marks(catalog: Catalog) -> dict[str, list[str]]:

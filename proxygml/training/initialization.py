@@ -30,6 +30,9 @@ from proxygml.training.recipe import Recipe
 from proxygml.training.splits import class_numbers, split_for_training
 from proxygml.training.vectors import unit_blocks
 
+MOST_FEATURES = 32_768
+"""Of which the matrix of all pairs takes 8 GiB in float64."""
+
 
 def initial_embedder(
     recipe: Recipe,
@@ -66,6 +69,7 @@ def initial_embedder(
     if from_features and not restored:
         assert training is not None  # read above
         images, labels = training
+        check_num_features(embedder.num_features, recipe)
         if recipe.embedding_start != "random":
             check_directions(embedder.embedding_size, len(images), embedder.num_features)  # before any are computed
         blocks = partial(start_blocks, embedder, images, accelerator, recipe)
@@ -146,6 +150,19 @@ def start_head(head: Head, blocks: Callable[[], Iterator[Tensor]], labels: Tenso
     else:
         weight, bias = principal_directions(moments.products, size, recipe.whitening), torch.zeros(size)
     head.start_at(weight, bias)
+
+
+def check_num_features(features: int, recipe: Recipe) -> None:
+    """Raise RecipeError where features are too many for the matrix of all pairs of them that a start is found from."""
+    if features > MOST_FEATURES:
+        start, item = recipe.embedding_start, "vector" if recipe.takes_vectors else "image"
+        setting, other = f"embedding_start {start}", "embedding_start random and whitening 0"
+        if start == "random":
+            setting, other = "embedder.feature_norm standard", "embedder.feature_norm none"
+        raise RecipeError(
+            f"each {item} has {features:,} features, but {setting} takes at most {MOST_FEATURES:,}: shorten them "
+            f"first, by PCA for example, or take {other}"
+        )
 
 
 def check_directions(size: int, images: int, features: int) -> None:

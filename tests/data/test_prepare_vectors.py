@@ -176,18 +176,23 @@ def _no_rows(folder: Path) -> Path:
     return folder / "f.parquet"
 
 
+def _misspelt_split(folder: Path) -> Path:
+    return write_file(folder / "f.parquet", *labelled_vectors(8), split=["train", "tset"] * 4)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
         (_no_rows, {}, "f.parquet has no rows"),
         (_without_vectors, {}, "no column 'embedding' of vectors"),
         (_alike, {}, "all 8 vectors are the same"),
-        (_one_class, {}, "one class only"),
+        (_one_class, {}, "one class only.* label items of more classes, or let fewer classes test"),
         (_unlabelled, {}, "no label at all"),
         (_empty_cells, {}, "every cell is empty"),
         (_alike, {"label": "products"}, "did you mean 'product'"),
         (_alike, {"column": "embeddings"}, "did you mean 'embedding'"),
-        (_alike, {"column": "product"}, "expected lists of floats"),
+        (_alike, {"column": "product"}, "expected lists of floats, one vector a row: convert it, to float32 for"),
+        (_misspelt_split, {"test_classes": None}, "f.parquet: has the split 'tset' in row.* did you mean 'test'"),
         (_alike, {"test_classes": None}, "4 classes: say which are for testing"),
         (
             lambda folder: folder / "none.parquet",

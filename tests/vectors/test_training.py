@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from proxygml.data.prepare import prepare
 from proxygml.errors import CatalogError, RecipeError, RunError, UserError
 from proxygml.models.embedder_settings import EmbedderSettings, HeadKind
 from proxygml.models.vector_embedder import VectorEmbedder
+from proxygml.reports.map_section import item_names
 from proxygml.training.history import read_history
+from proxygml.training.initialization import check_num_features
 from proxygml.training.loss_settings import LossSettings
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
@@ -139,6 +142,28 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, run: RunFolder, tmp_
         _fit_and_stop(values, stopped)
     resume(stopped)
     assert_same_run(stopped, run)
+
+
+def test_vectors_too_long_for_their_start_are_named_with_what_to_do(recipe: Recipe) -> None:
+    message = "vector has 120,000 features, but embedding_start lda takes at most 32,768.*take embedding_start random"
+    with pytest.raises(RecipeError, match=message):
+        check_num_features(120_000, recipe)
+    normed = replace(recipe, embedding_start="random", whitening=0.0)
+    with pytest.raises(RecipeError, match=r"feature_norm standard takes at most .* take embedder\.feature_norm none"):
+        check_num_features(120_000, normed)
+    check_num_features(32_768, recipe)
+
+
+def test_a_report_calls_items_without_an_id_by_their_row(tmp_path: Path) -> None:
+    vectors, labels = labelled_vectors(4, classes=2)
+    names = {"some": ["a", None, "", "b"], "none": [None] * 4}
+    found = {}
+    for case, ids in names.items():
+        table = {"label": labels, "split": ["test"] * 4, "id": ids, "embedding": list(vectors)}
+        pd.DataFrame(table).to_parquet(tmp_path / "c.parquet")
+        found[case] = item_names(Catalog.read(tmp_path / "c.parquet"))
+    assert found["some"] == ["a", "row 1", "row 2", "b"]
+    assert found["none"] == ["row 0", "row 1", "row 2", "row 3"]
 
 
 @pytest.mark.parametrize("images", [False, True])
