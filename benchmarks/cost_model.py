@@ -20,7 +20,8 @@ from scipy.optimize import nnls
 
 from benchmarks.cases import Case, batch
 from benchmarks.measure import console, machine, table
-from benchmarks.sharded import Group
+from benchmarks.process_group import ProcessGroup
+from benchmarks.sharded import make_step
 from proxygml import ProxyGMLLoss
 from proxygml.loss import graph
 from proxygml.loss.sample_loss import sub_graph_loss
@@ -237,11 +238,11 @@ EXCHANGED = [Case("", M, D, 512, 1, 0.05, 0.0, 20.0) for M, D in [(32, 128), (25
 def least_step(case: Case, processes: int, folder: Path) -> float:
     """The least seconds of a step of the sharded loss, of 60."""
     folder.mkdir()
-    group = Group(case, processes, False, folder)
+    group = ProcessGroup(processes, make_step, folder, case, False)
     taken = []
     for _ in range(60):
         start = time.perf_counter()
-        group.step()
+        group.work()
         taken.append(time.perf_counter() - start)
     group.stop()
     return min(taken)

@@ -246,9 +246,11 @@ def show_processes(count: int, most: int, seconds: float) -> None:
             groups[str(number)] = ProcessGroup(number, prepared_part, place, count)
         taken = side_by_side({name: group.work for name, group in groups.items()}, seconds, rounds=3)
         costs = {name: group.costs() for name, group in groups.items()}
-        for name, (memory, busy) in costs.items():
-            faster, less = f"{taken['1'] / taken[name]:.2f}", f"{costs['1'][1] / busy:.2f}"
-            result.add_row(name, milliseconds(taken[name]), faster, milliseconds(busy), less, mebibytes(memory))
+        busy = {name: max(cost.seconds for cost in found) for name, found in costs.items()}
+        for name, found in costs.items():
+            faster, less = f"{taken['1'] / taken[name]:.2f}", f"{busy['1'] / busy[name]:.2f}"
+            memory = mebibytes(max(cost.peak - cost.held for cost in found))
+            result.add_row(name, milliseconds(taken[name]), faster, milliseconds(busy[name]), less, memory)
             groups[name].stop()
     console.print(result)
 

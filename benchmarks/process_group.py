@@ -7,13 +7,30 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch import Tensor, multiprocessing
 
 from benchmarks.measure import Work, resident
+
+MOVED = ("all_reduce", "all_gather_into_tensor", "broadcast")
+
+
+class Cost(NamedTuple):
+    """What the work takes in one process."""
+
+    idle: int
+    """Bytes of memory before the inputs were made."""
+    held: int
+    """Bytes with the inputs, before the first work."""
+    peak: int
+    """Bytes at most since, and at least `held`."""
+    seconds: float
+    """Of a CPU, the least of all works: on a machine that does other work too, it says more than a clock."""
+    moved: int
+    """Numbers that the last work exchanged with other processes."""
 
 
 class ProcessGroup:
@@ -43,14 +60,10 @@ class ProcessGroup:
         self._send("work")
         self._receive()
 
-    def costs(self) -> tuple[int, float]:
-        """What the work took in the process that took most: bytes of memory beyond its inputs, seconds of a CPU.
-
-        The seconds are of the quickest of all times. On a machine that does other work too, they say more than a clock.
-        """
+    def costs(self) -> list[Cost]:
+        """What the work took in each process."""
         self._send("costs")
-        costs = self._receive()
-        return max(memory for memory, _ in costs), max(seconds for _, seconds in costs)
+        return self._receive()
 
     def stop(self) -> None:
         """End the processes."""
@@ -62,7 +75,7 @@ class ProcessGroup:
         for end in self._ends:
             end.send(request)
 
-    def _receive(self) -> list[tuple[int, float]]:
+    def _receive(self) -> list[Cost]:
         return [end.recv() for end in self._ends]
 
 
@@ -71,16 +84,33 @@ def _serve(
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    work = prepare(*arguments)
     torch.ones(64, 64) @ torch.ones(64, 64)  # thread pools and their buffers are nobody's cost
+    idle, moved = resident("VmRSS"), _count_moved()
+    work = prepare(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before = resident("VmRSS")
-    end.send((0, 0.0))
-    least = math.inf
+    held, least = resident("VmRSS"), math.inf
+    end.send(Cost(idle, held, held, 0.0, 0))
     while (request := end.recv()) != "stop":
         if request == "work":
+            moved.clear()
             start = time.process_time()
             work()
             least = min(least, time.process_time() - start)
-        end.send((max(0, resident("VmHWM") - before), least))
+        end.send(Cost(idle, held, max(held, resident("VmHWM")), least, sum(moved)))
     dist.destroy_process_group()
+
+
+def _count_moved() -> list[int]:
+    """The numbers that each exchange is about, as they happen."""
+    moved: list[int] = []
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+            moved.append(tensor.numel())
+            return function(tensor, *arguments, **options)
+
+        return call
+
+    for name in MOVED:
+        setattr(dist, name, counting(getattr(dist, name)))
+    return moved

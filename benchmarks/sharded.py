@@ -9,88 +9,27 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing
 
 from benchmarks.cases import CUB, MILLION, SOP, SOP_REGULARISED, Case
-from benchmarks.measure import console, machine, mebibytes, milliseconds, resident, side_by_side, table
+from benchmarks.measure import Work, console, machine, mebibytes, milliseconds, side_by_side, table
+from benchmarks.process_group import ProcessGroup
 from proxygml import ProxyGMLLoss
 
-MOVED = ("all_reduce", "all_gather_into_tensor", "broadcast")
 
-
-class Group:
-    """Processes of one thread each that do a step of the loss when they are told to.
+def make_step(case: Case, replicated: bool) -> Work:
+    """A step of the loss in this process, which takes its part of the global batch.
 
     Args:
-        case: the loss and the global batch, which is divided evenly.
-        processes: how many.
+        case: the loss and the global batch.
         replicated: whether each process holds all proxies instead of those of its own classes.
-        folder: where the processes meet.
     """
-
-    def __init__(self, case: Case, processes: int, replicated: bool, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        ends = [context.Pipe() for _ in range(processes)]
-        self._ends = [ours for ours, _ in ends]
-        self._processes = [
-            context.Process(target=_serve, args=(theirs, rank, processes, case, replicated, folder))
-            for rank, (_, theirs) in enumerate(ends)
-        ]
-        for process in self._processes:
-            process.start()
-        for end in self._ends:
-            end.recv()
-
-    def step(self) -> None:
-        """Forward and backward on all processes."""
-        for end in self._ends:
-            end.send("step")
-        for end in self._ends:
-            end.recv()
-
-    def costs(self) -> tuple[int, int, int]:
-        """Bytes of the largest process, those it had before the loss, and the numbers that a step exchanges."""
-        for end in self._ends:
-            end.send("costs")
-        costs = [end.recv() for end in self._ends]
-        return *max((memory, before) for memory, before, _ in costs), costs[0][2]
-
-    def stop(self) -> None:
-        """End the processes."""
-        for end in self._ends:
-            end.send("stop")
-        for process in self._processes:
-            process.join()
-
-
-def _serve(end: Connection, rank: int, processes: int, case: Case, replicated: bool, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes)
-    before = resident("VmRSS")
-    step, counter = _make_step(rank, processes, case, replicated), _count_moved()
-    held = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    end.send("ready")
-    while (told := end.recv()) != "stop":
-        if told == "step":
-            counter.clear()
-            step()
-            end.send("done")
-        else:
-            end.send((max(resident("VmHWM"), held), before, sum(counter)))
-    dist.destroy_process_group()
-
-
-def _make_step(rank: int, processes: int, case: Case, replicated: bool) -> Callable[[], None]:
     torch.manual_seed(0)
+    rank, processes = dist.get_rank(), dist.get_world_size()
     group = None if replicated else dist.group.WORLD
     loss = ProxyGMLLoss(case.C, case.D, case.N, case.r, case.weight, case.scale, process_group=group)
     embeddings, labels = torch.randn(case.M, case.D), torch.randint(case.C, (case.M,))
@@ -113,43 +52,27 @@ def _make_step(rank: int, processes: int, case: Case, replicated: bool) -> Calla
     return step
 
 
-def _count_moved() -> list[int]:
-    """The numbers that each exchange is about, as they happen."""
-    moved: list[int] = []
-
-    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
-            moved.append(tensor.numel())
-            return function(tensor, *arguments, **options)
-
-        return call
-
-    for name in MOVED:
-        setattr(dist, name, counting(getattr(dist, name)))
-    return moved
-
-
 def show(case: Case, numbers: tuple[int, ...], replicated: tuple[int, ...], seconds: float) -> None:
     """A table with a row for each number of processes, sharded, and for some of them replicated."""
-    groups: dict[str, Group] = {}
+    groups: dict[str, ProcessGroup] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, counts in (("sharded", numbers), ("replicated", replicated)):
             for count in counts:
                 name = f"{kind}, {count}"
                 place = Path(folder) / name
                 place.mkdir()
-                groups[name] = Group(case, count, kind == "replicated", place)
-        taken = side_by_side({name: group.step for name, group in groups.items()}, seconds, rounds=5)
+                groups[name] = ProcessGroup(count, make_step, place, case, kind == "replicated")
+        taken = side_by_side({name: group.work for name, group in groups.items()}, seconds, rounds=5)
         one = f"sharded, {numbers[0]}"
         columns = ["processes", "a step", "times faster", "memory of a process", "beside PyTorch", "numbers exchanged"]
         columns.append("2 M D + 1,100 M")
         result = table(f"One thread a process, global batch: {case.symbols}", columns)
         formula = 2 * case.M * case.D + 1100 * case.M
         for name, group in groups.items():
-            memory, before, moved = group.costs()
+            cost = max(group.costs(), key=lambda cost: cost.peak)
             faster = f"{taken[one] / taken[name]:.2f}"
-            held = mebibytes(memory), mebibytes(memory - before)
-            result.add_row(name, milliseconds(taken[name]), faster, *held, f"{moved:,}", f"{formula:,}")
+            held = mebibytes(cost.peak), mebibytes(cost.peak - cost.idle)
+            result.add_row(name, milliseconds(taken[name]), faster, *held, f"{cost.moved:,}", f"{formula:,}")
         for group in groups.values():
             group.stop()
     console.print(result)
