@@ -109,7 +109,8 @@ class ImageList:
     def names(self) -> list[str]:
         """What identifies each to a reader: its path; of vectors without images their `item_id`, or their row."""
         key = next((name for name in ("path", "item_id") if name in self.table), None)
-        return [f"row {row}" for row in range(len(self))] if key is None else [str(cell) for cell in self.table[key]]
+        cells = [None] * len(self) if key is None else self.table[key].tolist()
+        return [f"row {row}" if pd.isna(cell) else str(cell) for row, cell in enumerate(cells)]
 
     @property
     def boxes(self) -> npt.NDArray[np.int64] | None:

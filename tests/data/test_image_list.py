@@ -165,3 +165,8 @@ def test_a_file_of_vectors_is_a_catalog_whose_vectors_are_left_out(tmp_path: Pat
     images = ImageList.from_catalog(Catalog.read(tmp_path / "vectors.parquet"))
     assert list(images.table.columns) == ["path", "label", "split"]
     assert images.paths == [str((tmp_path / "a.png").resolve())]
+
+
+def test_vectors_without_an_id_are_named_by_their_row() -> None:
+    assert ImageList(pd.DataFrame({"item_id": ["a", None]})).names == ["a", "row 1"]
+    assert ImageList(pd.DataFrame({"label": ["a", "b"]})).names == ["row 0", "row 1"]
