@@ -6,6 +6,7 @@ A layer that is trained on few classes can make vectors worse for classes that i
 import torch
 
 from proxygml.console import note, warn
+from proxygml.errors import counted
 from proxygml.evaluation.gains import Gain
 from proxygml.models.embedder import Embedder
 from proxygml.training.history import read_history
@@ -78,7 +79,7 @@ def verdict(gain: Gain) -> tuple[str, bool]:
 def advice(embedder: Embedder) -> str:
     """What to do where a head gains nothing."""
     given, made, classes = embedder.num_features, embedder.embedding_size, len(embedder.classes)
-    shorter = f", unless you want {made:,} numbers in place of {given:,}" if made < given else ""
+    shorter = f", unless you want {counted(made, 'number')} in place of {given:,}" if made < given else ""
     return (
         f"Use the vectors as they are{shorter}; or train on more classes (it had {classes:,}), or with another "
         "embedding_start, whitening or embedding_lr"
