@@ -160,8 +160,8 @@ def check_num_features(features: int, recipe: Recipe) -> None:
         if start == "random":
             setting, other = "embedder.feature_norm standard", "embedder.feature_norm none"
         raise RecipeError(
-            f"each {item} has {counted(features, "feature")}, but {setting} takes at most {MOST_FEATURES:,}: shorten them "
-            f"first, by PCA for example, or take {other}"
+            f"each {item} has {counted(features, 'feature')}, but {setting} takes at most {MOST_FEATURES:,}: shorten "
+            f"them first, by PCA for example, or take {other}"
         )
 
 
