@@ -6,6 +6,7 @@ It holds and checks the values. The other files of this folder use them.
 import json
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -230,7 +231,7 @@ def _parsed(content: Mapping[str, object]) -> Recipe:
         sections = {key: _cached(kinds[key], json.dumps(content[key])) for key in SECTIONS if key in content}
         recipe: Recipe = replace(_cached(Recipe, json.dumps(others)), **given, **sections)
     except (ArgumentError, RecipeError):
-        recipe = _instantiated(Recipe, content)
+        recipe = _cached(Recipe, json.dumps(content))
     return recipe
 
 
@@ -242,7 +243,8 @@ def _cached(kind: Any, text: str) -> Any:
 
 def _instantiated(kind: Any, content: Mapping[str, object]) -> Any:
     parser = _parser(kind)
-    return parser.instantiate(parser.parse_object({"recipe": dict(content)})).recipe
+    own = deepcopy(dict(content))  # into whose inner mappings jsonargparse writes
+    return parser.instantiate(parser.parse_object({"recipe": own})).recipe
 
 
 def _is_json(value: object) -> bool:

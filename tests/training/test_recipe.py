@@ -32,6 +32,14 @@ def test_a_recipe_is_read_as_jsonargparse_reads_it_whole(path: Path) -> None:
         assert Recipe.of(content, "here") == parser.instantiate(parser.parse_object({"recipe": content})).recipe
 
 
+def test_what_a_recipe_is_made_of_is_left_as_it_was() -> None:
+    """Also where its values fit each other only all together, and where they are not of JSON."""
+    for other in ({}, {"embedding_start": "lda", "whitening": 1}, {"milestones": (1, 2)}):
+        content = {"loss": {"name": "NPairsLoss", "arguments": {"given": "1"}}, **other}
+        assert Recipe.of(content, "here").loss.arguments == {"given": 1}
+        assert content["loss"] == {"name": "NPairsLoss", "arguments": {"given": "1"}}
+
+
 def contents_of(comparison: Comparison) -> list[dict[str, Any]]:
     """The keys and values of every method as it is given."""
     return [comparison.recipe_of(method, {}, 0).content() for method in comparison.methods]
