@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,7 +28,13 @@ def _written_out(character: str) -> str:
 
 
 class SafeConsole(Console):
-    """A Rich console whose text passes through `printable`, whichever table, message or progress bar it is part of."""
+    """A Rich console whose text passes through `printable`, whichever table, message or progress bar it is part of.
+
+    Text such as `:dog:`, which a file name may hold, is no emoji.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of what is printed; Rich's own control codes stay."""

@@ -31,6 +31,16 @@ def test_whatever_is_printed_is_written_out(terminal: bool) -> None:
     assert not set(shown) & set("\x1b\x07\x9b\u202e\udcff")
 
 
+def test_names_with_colons_are_printed_as_they_are() -> None:
+    """Rich writes :dog: as an emoji, so that the name of a file would be another."""
+    file = io.StringIO()
+    table = Table("image")
+    table.add_row("a:dog:b.jpg")
+    for printed in (table, "c:100:d.jpg"):
+        SafeConsole(file=file, width=200).print(printed, markup=False)
+    assert "a:dog:b.jpg" in file.getvalue() and "c:100:d.jpg" in file.getvalue()
+
+
 def test_text_is_no_formula_and_numbers_stay() -> None:
     table = pd.DataFrame(
         {"label": ["=cmd|'/C calc'!A0", "+1", "a=b", "@x", "-2+3", "-12.5", None], "score": range(-1, 6)}
