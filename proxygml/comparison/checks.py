@@ -1,6 +1,6 @@
 """Checks before a comparison starts to train, so that a mistake does not cost hours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from shlex import quote
 
@@ -95,21 +95,23 @@ def _other_origin(what: str, found: str, expected: str) -> str:
     return f"the rows are of {what} {found}, but the comparison is of {expected}: leave them out"
 
 
-def check_folder(store: Store, inputs: Inputs, catalog: str, known: Iterable[Key]) -> None:
+def check_folder(results: Results) -> None:
     """Raise RunError where cells of other inputs would be mixed in, or rows written over whose runs are gone."""
+    store, grid = results.store, results.grid
     if (store.folder / "recipe.yaml").exists() or store.folder.is_file():
         raise RunError(f"{store.folder} is a run or a file of its own: give the comparison another --run")
     kept = store.inputs()
     if kept is not None:
-        _check_same_inputs(store, kept, inputs, catalog)
+        _check_same_inputs(store, kept, results.inputs, grid.comparison.shared.catalog)
     if not store.rows_file.exists():
         return
-    known = set(known)
+    planned = grid.keys()
     for row in read_rows([store.rows_file]):
-        if row.key not in known and not store.cell(row.key).run.path.exists():
+        if row.key not in results.known and not store.cell(row.key).run.path.exists():
+            by_from = f"keep it by --from {store.rows_file}"
             raise RunError(
-                f"{store.rows_file} has a row of {row.key}, whose run is not there, and which would be lost: keep "
-                f"it by --from {store.rows_file}, or move the file away"
+                f"{store.rows_file} has a row of {row.key}, whose run is not there, and which would be lost: "
+                f"{by_from if row.key in planned else 'give the comparison another --run'}, or move the file away"
             )
 
 

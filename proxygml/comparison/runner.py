@@ -55,11 +55,7 @@ class Runner:
         self.results = Results(self.grid, self.store, inputs, {row.key: row for row in known})
         check_known_rows(known, self.grid, inputs, self.results.protocol())
         check_methods(self.grid, accelerator)
-        self._check_folder()
-
-    def _check_folder(self) -> None:
-        catalog = self.grid.comparison.shared.catalog
-        check_folder(self.store, self.results.inputs, catalog, self.results.known)
+        check_folder(self.results)
 
     def planned(self) -> list[tuple[str, int]]:
         """The method and seed of every cell that there should be."""
@@ -129,5 +125,5 @@ class Runner:
             RunError: a cell there was trained by another recipe, or rows there would be lost.
         """
         check_same_settings(self.results)
-        self._check_folder()  # again: another command may have left rows since
+        check_folder(self.results)  # again: another command may have left rows since
         return self.results.rows()

@@ -99,6 +99,20 @@ def test_methods_that_are_left_out_are_neither_trained_nor_in_the_table(
         Comparison.read(small).of_methods(["N-pairs"])
 
 
+def test_rows_of_methods_that_are_left_out_keep_their_folder(
+    content: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are all that there is of these methods; --from, which leaves them out too, could not keep them."""
+    small, rows = write(content, tmp_path / "mine.yaml"), tmp_path / "run" / "cells.csv"
+    compare(small, rows.parent, "--from", finished / "cells.csv")
+    kept = rows.read_bytes()
+    with pytest.raises(SystemExit):
+        compare(small, rows.parent, "--methods", "N-pair", "--from", rows)
+    message = "has a row of ProxyGML, seed 0, whose run is not there, and which would be lost: give the comparison anot"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert rows.read_bytes() == kept
+
+
 def test_cells_are_ordinary_runs_with_the_chosen_values(
     content: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
