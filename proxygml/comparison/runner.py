@@ -87,7 +87,8 @@ class Runner:
             self._run_cell(key, self.grid.trial_recipe(method, number), place)
         chosen = self.results.chosen(method)
         if method.tune and chosen is None:
-            warn(f"{method.name}: every trial diverged, so it has no cells")
+            if PartialState().is_main_process:
+                warn(f"{method.name}: every trial diverged, so it has no cells")
             return
         for key in self.grid.cells(method):
             self._run_cell(key, self.grid.cell_recipe(method, key.seed, chosen), place)

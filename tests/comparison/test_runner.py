@@ -22,6 +22,7 @@ from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit
 from tests.helpers.comparisons import METHODS, assert_same_cells, compare, table_of, write
+from tests.helpers.launch import launched
 
 
 def test_table_holds_every_cell_and_trial(finished: Path) -> None:
@@ -237,6 +238,9 @@ def test_a_diverging_cell_does_not_stop_the_others(small_comparison: Path, tmp_p
     text = (tmp_path / "run" / "table.md").read_text()
     assert "Missing: Wild, seed 0 (diverged); Tuned, seed 0." in text
     assert "| Tuned | as given | diverged |" in text
+    with launched(2, "compare", "--recipe", small_comparison, "--run", tmp_path / "run") as processes:
+        printed = [process.communicate(timeout=200)[1] for process in processes]
+    assert ["Tuned: every trial diverged" in text for text in printed] == [True, False]
 
 
 def test_table_is_drawn_from_the_rows_alone(finished: Path, tmp_path: Path) -> None:
