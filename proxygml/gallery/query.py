@@ -275,4 +275,4 @@ def _picture(item: Mapping[str, Any]) -> np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def _caption(item: Mapping[str, Any]) -> str:
-    return _text(item.get("label")) or Path(str(item.get("path", item["id"]))).name
+    return _text(item.get("label")) or Path(_text(item.get("path"))).name or str(item["id"])
