@@ -12,9 +12,9 @@ export OMP_WAIT_POLICY ?= passive
 demo: .venv/ready
 	$(BIN)/proxygml demo
 
-# Five workers on two cores: many tests wait for servers and for other processes.
+# Four workers on two cores: many tests wait for servers and for other processes.
 test: .venv/ready
-	$(BIN)/python -m pytest -n 5 --dist loadgroup $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n 4 --dist loadgroup $(PYTEST_OPTIONS)
 
 check: .venv/ready
 	$(BIN)/ruff check .
