@@ -67,12 +67,19 @@ def _hints(annotated: Any) -> dict[str, Any]:
 
 def _fits(value: object, hint: Any) -> bool:
     """Whether a value is of a type; True for types that are not checked here."""
-    kinds = _kinds(hint)
-    if any(not _is_checked(kind) for kind in kinds):
+    kinds = _checked_kinds(hint)
+    if not kinds:
         return True
     if isinstance(value, str) and (not value or "\0" in value) and os.PathLike in map(_origin, kinds):
         return False  # no path is empty or holds a NUL
     return any(_is_of(value, kind) for kind in kinds)
+
+
+@cache
+def _checked_kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type; none where one of them is not checked here."""
+    kinds = tuple(_kinds(hint))
+    return kinds if all(map(_is_checked, kinds)) else ()
 
 
 def _is_of(value: object, kind: Any) -> bool:

@@ -224,7 +224,7 @@ def _parsed(content: Mapping[str, object]) -> Recipe:
     """
     from jsonargparse import ArgumentError  # noqa: PLC0415
 
-    kinds: dict[str, Any] = {key: type(value) for key, value in vars(Recipe()).items()}
+    kinds = _kinds()
     given = {key: value for key, value in content.items() if type(value) is kinds[key]}
     others = {key: value for key, value in content.items() if key not in given and key not in SECTIONS}
     try:
@@ -233,6 +233,12 @@ def _parsed(content: Mapping[str, object]) -> Recipe:
     except (ArgumentError, RecipeError):
         recipe = _cached(Recipe, json.dumps(content))
     return recipe
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of each key's default; sections are dataclasses."""
+    return {key: type(value) for key, value in vars(Recipe()).items()}
 
 
 @lru_cache(maxsize=4096)
@@ -381,9 +387,10 @@ def check_content(content: Mapping[str, object], where: str) -> None:
             raise RecipeError(f"{where}: {key} is {value!r}, but must be {expected}; leave it out for the default")
 
 
-def recipe_keys() -> list[str]:
+@cache
+def recipe_keys() -> tuple[str, ...]:
     """Every key of a recipe, dotted: `epochs`, `loss`, `loss.scale`, ..."""
-    return list(flattened(asdict(Recipe())))
+    return tuple(flattened(asdict(Recipe())))
 
 
 def flattened(content: Mapping[str, object]) -> dict[str, object]:
