@@ -51,7 +51,7 @@ def test_the_loss_is_the_mean_over_the_prefixes_with_their_parts_of_the_proxies(
 
 
 def test_without_prefixes_it_is_the_loss_itself() -> None:
-    whole = ProxyGMLLoss(8, 8)
+    whole = ProxyGMLLoss(8, 8, neighbor_ratio=0.2)
     embeddings, labels = batch()
     found = PrefixLosses(Recipe(), whole, 8, 8, None)(whole, embeddings, labels)
     assert torch.equal(found, whole(embeddings, labels))
