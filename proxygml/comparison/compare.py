@@ -11,7 +11,7 @@ from proxygml.comparison.on_ray import RayOptions, run_on_ray
 from proxygml.comparison.plan import Comparison
 from proxygml.comparison.process import end_where_imported
 from proxygml.comparison.report import write_comparison
-from proxygml.comparison.row import read_rows, write_rows
+from proxygml.comparison.row import Row, read_rows, write_rows
 from proxygml.comparison.runner import Runner
 from proxygml.comparison.side_by_side import Processes, run_side_by_side
 from proxygml.comparison.tables import Summary
@@ -70,12 +70,7 @@ def compare(
     check_places(catalog=catalog)
     folder, files = local_path(run, "run"), local_paths(rows, "rows")
     comparison = recipe if isinstance(recipe, Comparison) else Comparison.read(find_recipe(str(recipe), "compare"))
-    shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
-    plan = replace(comparison, shared=with_absolute_paths(shared))
-    plan = plan.of_methods(methods) if methods else plan
-    left_out = {method.name for method in comparison.methods} - {method.name for method in plan.methods}
-    known = [row for row in read_rows(files) if row.method not in left_out]
-    runner = Runner(plan, folder.resolve(), known)
+    runner = _runner(comparison, folder, catalog, methods, read_rows(files))
     several = "ray" if ray is not None else "parallel" if parallel != 1 else None
     if several and PartialState().num_processes > 1:
         raise UserError(f"--{several} starts the processes itself: call it without torchrun and accelerate launch")
@@ -91,6 +86,17 @@ def compare(
     found = runner.rows()
     write_rows(runner.store.rows_file, found)
     return _write(Summary(found, runner.planned()), folder)
+
+
+def _runner(
+    comparison: Comparison, folder: Path, catalog: PathLike | None, methods: Sequence[str], known: Sequence[Row]
+) -> Runner:
+    """What trains the chosen methods on the catalog; rows of the methods that are left out are left out too."""
+    shared = comparison.shared if catalog is None else replace(comparison.shared, catalog=str(catalog))
+    plan = replace(comparison, shared=with_absolute_paths(shared))
+    plan = plan.of_methods(methods) if methods else plan
+    left_out = {method.name for method in comparison.methods} - {method.name for method in plan.methods}
+    return Runner(plan, folder.resolve(), [row for row in known if row.method not in left_out])
 
 
 @check_arguments

@@ -5,7 +5,7 @@ evaluation/ computes the figures and reports/ draws the page; this file puts the
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,18 +93,19 @@ def evaluate_run(
     if rules := evaluation.rule_sentences():
         protocol["rules"] = "; ".join(rules)
     place = run.evaluation_on(table)
-    gain = None if earlier is None else gains(evaluation, earlier, test.labels, seed=recipe.seed)
     if earlier is None:
         earlier, gain = _kept_before(place, whole.fingerprint, evaluation)
+    else:
+        gain = gains(evaluation, earlier, test.labels, seed=recipe.seed)
+    figures = _Figures(evaluation, earlier, gain, shorter, protocol)
     if accelerator.is_main_process:
-        _write(place, evaluation, earlier, gain, shorter, protocol)
+        _write(place, figures)
         if before and recipe.takes_vectors and gain:
             print_verdict(gain, embedder)
     if report:  # all processes look for what it shows
         beside = _others(whole, len(test), recipe.seed) if all_splits else None
         others = None if beside is None else (_embed(embedder, beside, recipe, accelerator), beside)
-        group = process_group(accelerator)
-        _report(run, place, recipe, test, embeddings, evaluation, earlier, gain, shorter, protocol, others, group)
+        _report(run, place, recipe, test, embeddings, figures, others, process_group(accelerator))
     return evaluation if accelerator.is_main_process else None
 
 
@@ -209,22 +210,29 @@ def _kept_before(
         return None, None
 
 
-def _write(
-    place: EvaluationFolder,
-    evaluation: Evaluation,
-    before: Evaluation | None,
-    gain: Gain | None,
-    shorter: Mapping[int, Evaluation],
-    protocol: Protocol,
-) -> None:
+@dataclass(frozen=True)
+class _Figures:
+    """All that evaluation.json holds."""
+
+    evaluation: Evaluation
+    before: Evaluation | None
+    """Before training."""
+    gain: Gain | None
+    """Over those."""
+    shorter: Mapping[int, Evaluation]
+    """By the first numbers of the embeddings, by how many."""
+    protocol: Protocol
+
+
+def _write(place: EvaluationFolder, figures: _Figures) -> None:
     """Write evaluation.json; a report of other figures is deleted first, so that none lies beside them after a kill."""
-    content: dict[str, Any] = evaluation.as_dict() | {"protocol": protocol}
-    if before is not None:
-        content["before_training"] = before.as_dict()
-    if gain is not None:
-        content["gain"] = {name: estimate.as_dict() for name, estimate in gain.items()}
-    if shorter:
-        content["prefixes"] = {str(size): found.as_dict() for size, found in shorter.items()}
+    content: dict[str, Any] = figures.evaluation.as_dict() | {"protocol": figures.protocol}
+    if figures.before is not None:
+        content["before_training"] = figures.before.as_dict()
+    if figures.gain is not None:
+        content["gain"] = {name: estimate.as_dict() for name, estimate in figures.gain.items()}
+    if figures.shorter:
+        content["prefixes"] = {str(size): found.as_dict() for size, found in figures.shorter.items()}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if not place.figures.is_file() or place.figures.read_bytes() != text.encode():
         place.report.unlink(missing_ok=True)
@@ -238,11 +246,7 @@ def _report(
     recipe: Recipe,
     test: Catalog,
     embeddings: Tensor,
-    evaluation: Evaluation,
-    before: Evaluation | None,
-    gain: Gain | None,
-    shorter: Mapping[int, Evaluation],
-    protocol: Protocol,
+    figures: _Figures,
     others: tuple[Tensor, Catalog] | None,
     group: ProcessGroup | None,
 ) -> None:
@@ -251,15 +255,15 @@ def _report(
     write_report(
         place.report,
         title=run.path.resolve().name,
-        evaluation=evaluation,
+        evaluation=figures.evaluation,
         history=read_history(run.metrics) if run.metrics.exists() else None,
         embeddings=embeddings,
         catalog=test,
         proxy_selections=read_kept_counts(run.proxies, recipe.loss.proxies_per_class),
-        before=before,
-        gain=gain,
-        shorter=shorter,
-        facts=[(name.replace("_", " "), str(value)) for name, value in protocol.items()],
+        before=figures.before,
+        gain=figures.gain,
+        shorter=figures.shorter,
+        facts=[(name.replace("_", " "), str(value)) for name, value in figures.protocol.items()],
         others=others,
         process_group=group,
     )
