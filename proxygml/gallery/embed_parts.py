@@ -38,7 +38,14 @@ from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, OverwriteEr
 from proxygml.files import remove_leftovers
 from proxygml.gallery.source import Model
 from proxygml.kept_memory import freed_memory_kept
-from proxygml.models.embed_images import ForgivingDataset, OnBad, embed_squares, images_key
+from proxygml.models.embed_images import (
+    PROBLEMS_SHOWN,
+    ForgivingDataset,
+    OnBad,
+    embed_squares,
+    images_key,
+    print_problems,
+)
 from proxygml.models.embedder import Embedder
 from proxygml.models.prefix import vector_prefix
 from proxygml.ray_parts import Made, PartTask, run_parts
@@ -184,17 +191,14 @@ def _publish(work: PartedEmbedding, index: PartsIndex, pieces: Sequence[Place]) 
     return index
 
 
-def _report(pieces: Sequence[Place], images: int, bad: int, most: int = 10) -> str:
+def _report(pieces: Sequence[Place], images: int, bad: int) -> str:
     """Print the first problems; the names of the first three images that have one."""
     shown: list[tuple[str, str]] = []
     for piece in pieces:
-        if len(shown) < most:
+        if len(shown) < PROBLEMS_SHOWN:
             table = open_parquet(piece).read(["path", "problem"])
             shown += zip(*(table.column(name).to_pylist() for name in ("path", "problem")), strict=True)
-    for _, problem in shown[:most]:
-        note(problem, "yellow")
-    if bad > most:
-        note(f"and {bad - most:,} more of {counted(images, 'image')}", "yellow")
+    print_problems([problem for _, problem in shown[:PROBLEMS_SHOWN]], bad, images)
     return ", ".join(path for path, _ in shown[:3]) + (", ..." if bad > 3 else "")
 
 

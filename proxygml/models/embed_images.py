@@ -4,7 +4,7 @@ What `embed`, `index` and `cluster` share. Vectors go to Parquet or on to a gall
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,9 @@ from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder import Embedder, checked_embeddings
 
 OnBad = Literal["fail", "drop"]
+
+PROBLEMS_SHOWN = 10
+"""Of the images that cannot be read; of the others, how many there are."""
 
 _TABLE = "a table, which --catalog or --vectors"
 _OTHER_FILES = {".csv": _TABLE, ".tsv": _TABLE, ".parquet": _TABLE, ".npy": "a file of vectors, which --vectors"}
@@ -116,7 +119,7 @@ def embed_images(
         now = file_stamps(images.paths)
         todo = np.flatnonzero((stamps != now) | (now == 0))
         problems = _embed_rows(embedder, images, todo, now, vectors, stamps, workers, batch_size)
-    _report(problems, images)
+    print_problems(list(problems.values())[:PROBLEMS_SHOWN], len(problems), len(images))
     if problems and (on_bad == "fail" or len(problems) == len(images)):
         first = ", ".join(images.paths[row] for row in list(problems)[:3]) + (", ..." if len(problems) > 3 else "")
         fix = "leave them out with --on_bad drop" if len(problems) < len(images) else "check the paths"
@@ -227,8 +230,9 @@ def _keep(
     rows.clear()
 
 
-def _report(problems: Mapping[int, str], images: ImageList, most: int = 10) -> None:
-    for row in list(problems)[:most]:
-        note(problems[row], "yellow")
-    if len(problems) > most:
-        note(f"and {len(problems) - most:,} more of {counted(len(images), 'image')}", "yellow")
+def print_problems(first: Sequence[str], problems: int, images: int) -> None:
+    """Print the first problems of so many, and how many more there are."""
+    for problem in first:
+        note(problem, "yellow")
+    if problems > len(first):
+        note(f"and {problems - len(first):,} more of {counted(images, 'image')}", "yellow")
