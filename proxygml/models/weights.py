@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def load_weights(backbone: nn.Module, path: Place) -> None:
     state = _read(path, expected)
     prefix = _prefix(state, expected)
     if prefix:
-        note(f"{path}: removed {prefix!r} from the names of the weights")
+        _note_once(f"{path}: removed {prefix!r} from the names of the weights")
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     load_state(backbone, state, path)
 
@@ -115,9 +116,14 @@ def _at_own_size(state: dict[str, Tensor], backbone: nn.Module, source: Place | 
         return state
     from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: PLC0415  (a backbone of timm has it loaded already)
 
-    message = f"{source}: position embeddings of {side} x {side} patches interpolated to {grid[0]} x {grid[1]}"
-    note(message)
+    _note_once(f"{source}: position embeddings of {side} x {side} patches interpolated to {grid[0]} x {grid[1]}")
     return state | {"pos_embed": resample_abs_pos_embed(given, list(grid), num_prefix_tokens=others)}
+
+
+def _note_once(text: str) -> None:
+    """Print a note; of several processes that train together, and all load the weights, the first prints it."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        note(text)
 
 
 def _read(path: Place, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

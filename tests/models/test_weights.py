@@ -1,6 +1,8 @@
 """Files of weights: of every training loop's names; and what is none, or damaged, is named before it is read."""
 
+import io
 import os
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.recipe import Recipe
+from tests.helpers.processes import in_processes
 from tests.helpers.runs import train
 
 IMAGES = ImageSettings(size=32, resize=32)
@@ -40,6 +43,19 @@ def test_prefixes_are_removed_and_named(
     loaded = build(file, backbone).backbone.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
     assert f"removed '{prefix}' from the names" in " ".join(capsys.readouterr().err.split())
+
+
+def printed_while_loading(file: str) -> str:
+    with redirect_stderr(io.StringIO()) as text:
+        build(file)
+    return text.getvalue()
+
+
+def test_of_several_processes_one_prints_what_is_removed(tmp_path: Path) -> None:
+    save_file({f"module.{name}": tensor for name, tensor in own_names().items()}, tmp_path / "w.safetensors")
+    first, second = in_processes(2, printed_while_loading, tmp_path / "meeting", str(tmp_path / "w.safetensors"))
+    assert "removed 'module.' from the names" in first
+    assert second == ""
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "checkpoints/epoch-0003/part-00000-of-00001.safetensors"])
