@@ -228,9 +228,14 @@ def printed(answers: Answers, query: int) -> Table:
 
 
 def _text(cell: object) -> str:
-    """A cell of the item table as a reader sees it: empty where it is missing, the parts of a list with commas."""
+    """A cell of the item table as a reader sees it: empty where it is missing, the parts of a list with commas.
+
+    Bytes are text, with escapes for what is not UTF-8, as in the answers of the server.
+    """
     if isinstance(cell, (list, tuple, np.ndarray)):
         return ", ".join(map(_text, cell))
+    if isinstance(cell, bytes):
+        return cell.decode(errors="backslashreplace")
     return "" if pd.isna(cell) else str(cell)
 
 

@@ -81,7 +81,7 @@ def test_items_without_label_and_path_are_shown_by_their_own_columns(
     assert f"shelf of {labels[0]}" in capsys.readouterr().out
 
 
-def test_ranks_and_ids_are_shown_whole_and_lists_by_their_parts(
+def test_ranks_and_ids_are_shown_whole_lists_by_their_parts_and_bytes_as_text(
     run: RunFolder, tmp_path: Path, capsys: Capture
 ) -> None:
     vectors = labelled_vectors()[0][:20]
@@ -89,7 +89,12 @@ def test_ranks_and_ids_are_shown_whole_and_lists_by_their_parts(
     tags = [["red", "round"]] * 10 + [None] * 10
     pd.DataFrame({"embedding": list(vectors)}).to_parquet(tmp_path / "bare.parquet")
     pd.DataFrame({"tags": tags, "embedding": list(vectors)}).to_parquet(tmp_path / "tags.parquet")
-    for name, shown in (("bare", ["1", "1.000", "7"]), ("tags", ["1", "1.000", "red, round", "7"])):
+    pd.DataFrame({"code": [b"caf\xc3\xa9 \xff"] * 20, "embedding": list(vectors)}).to_parquet(tmp_path / "code.parquet")
+    for name, shown in (
+        ("bare", ["1", "1.000", "7"]),
+        ("tags", ["1", "1.000", "red, round", "7"]),
+        ("code", ["1", "1.000", "café \\xff", "7"]),
+    ):
         index(run.path, tmp_path / name, vectors=tmp_path / f"{name}.parquet")
         command("search", tmp_path / name, "--vectors", tmp_path / "query.npy", "--k", 1)
         found = [cell.strip() for cell in capsys.readouterr().out.splitlines()[4].strip("\u2502").split("\u2502")]
