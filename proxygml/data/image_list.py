@@ -61,9 +61,11 @@ class ImageList:
     Attributes:
         table: `path` (absolute, or a URL), then any other columns; box columns as in a catalog. Vectors may come
             without images, and then without `path`.
+        rows: int64 (n,), the row of each in the whole table, where these are a part of one.
     """
 
     table: pd.DataFrame
+    rows: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def from_catalog(cls, catalog: Catalog) -> "ImageList":
@@ -110,7 +112,8 @@ class ImageList:
         """What identifies each to a reader: its path; of vectors without images their `item_id`, or their row."""
         key = next((name for name in ("path", "item_id") if name in self.table), None)
         cells = [None] * len(self) if key is None else self.table[key].tolist()
-        return [f"row {row}" if pd.isna(cell) else str(cell) for row, cell in enumerate(cells)]
+        rows = range(len(self)) if self.rows is None else self.rows
+        return [f"row {row}" if pd.isna(cell) else str(cell) for row, cell in zip(rows, cells, strict=True)]
 
     @property
     def boxes(self) -> npt.NDArray[np.int64] | None:

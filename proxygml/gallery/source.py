@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from proxygml.arrays import Rows
 from proxygml.data.catalog import Catalog
 from proxygml.data.image_list import ImageList
 from proxygml.data.vector_file import VectorFile
@@ -74,6 +76,12 @@ class Source:
         if self.catalog is None:
             raise UserError(f"{model.run} takes vectors, not images: give --vectors FILE or --catalog TABLE")
         return of_catalog_file(self.catalog, self.split, embedder)
+
+    def rows(self) -> Rows | None:
+        """The row in the catalog, int64 (n,), of each item of a split; None where the items are no part of a table."""
+        if self.catalog is None or self.split == "all":
+            return None
+        return np.flatnonzero(Catalog.read(self.catalog, own=False).table["split"] == self.split)
 
     def image_list(self) -> ImageList:
         """The images of the catalog or the folders."""

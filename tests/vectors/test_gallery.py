@@ -159,6 +159,17 @@ def test_clusters_of_vectors_are_said_to_be_of_vectors(
         assert "480 vectors in 24 clusters" in capsys.readouterr().out
 
 
+def test_items_of_a_split_are_named_by_their_rows_in_the_whole_table(
+    run: RunFolder, catalog: Path, tmp_path: Path
+) -> None:
+    table = pd.read_parquet(catalog).drop(columns=["path", "id"], errors="ignore")
+    table.to_parquet(tmp_path / "bare.parquet")
+    settings = ClusterSettings(num_clusters=12)
+    cluster(run.path, tmp_path / "c", settings, catalog=tmp_path / "bare.parquet", split="test")
+    names = pd.read_csv(tmp_path / "c" / "clusters.csv")["item"]
+    assert set(names) == {f"row {row}" for row in np.flatnonzero(table["split"] == "test")}
+
+
 def test_a_null_among_the_vectors_is_named_and_nothing_is_written(run: RunFolder, tmp_path: Path) -> None:
     cells: list[object] = [[1.0] * SIZE] * 30_000
     cells[20_001] = None

@@ -64,8 +64,10 @@ def cluster(
     model = Model.of(place, engine)
     if source.vectors is not None or model.takes_vectors:
         embeddings, items = source.vector_input(model).whole()
-        layout = layout if "path" in items else "table"  # without images there is nothing to sort or to show
-        return write_clusters(folder, ImageList(items), embeddings, settings, layout, force)
+        if "path" in items:
+            return write_clusters(folder, ImageList(items), embeddings, settings, layout, force)
+        # Without images there is nothing to sort or to show, and rows may have to name the items.
+        return write_clusters(folder, ImageList(items, source.rows()), embeddings, settings, "table", force)
     work = folder.with_name(f".{folder.name}.partial")
     embedded = embed_source(model, source, work, on_bad=on_bad, workers=workers, batch_size=batch_size)
     embeddings, items = embedded.whole()
