@@ -39,7 +39,6 @@ from benchmarks.vectors import run_measured, write_vectors
 from proxygml.arrays import Rows, Vectors
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of
 
 SHARES = (0.05, 0.1, 0.2)
 SEEDS = (1, 2, 3)
@@ -49,7 +48,7 @@ KEY = ["data", "noise", "share", "seed", "method"]
 def read_vectors(path: Path) -> tuple[Vectors, Rows, int]:
     """Vectors of length 1, their classes as numbers, and how many classes there are."""
     catalog = Catalog.read(path)
-    rows = rows_of(catalog)
+    rows = catalog.vector_rows
     assert catalog.vectors is not None
     vectors = FeatureRows(catalog.vectors.mapped(), rows).take(np.arange(len(rows)))
     classes, labels = np.unique(catalog.labels, return_inverse=True)

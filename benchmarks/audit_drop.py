@@ -23,7 +23,6 @@ from benchmarks.audit_rankings import with_noise
 from benchmarks.measure import console, table
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
 
@@ -57,7 +56,7 @@ def _trained(path: Path, folder: Path, noise: str, share: float, seed: int) -> I
     labels = right
     if share:
         assert whole.vectors is not None
-        vectors = FeatureRows(whole.vectors.mapped(), rows_of(whole)).take(training)
+        vectors = FeatureRows(whole.vectors.mapped(), whole.vector_rows).take(training)
         labels, wrong = with_noise(vectors, right.astype(np.int64), len(names), noise, share, seed)
     changed = whole.table.copy()
     changed.loc[training, "label"] = names[labels]
@@ -82,7 +81,7 @@ def _quality(catalog: Path, drop: str, run: Path, seed: int) -> dict[str, float]
     model = proxygml.Embedder.load(proxygml.train(replace(recipe, validation_classes=0.0), run).path)
     test = Catalog.read(catalog).split("test")
     assert test.vectors is not None
-    vectors = test.vectors.mapped()[rows_of(test)]
+    vectors = test.vectors.mapped()[test.vector_rows]
     embeddings = model.embed(vectors, progress=False)
     found = proxygml.evaluate(embeddings, test.labels, recall_at=(1,), nmi=False)
     return {"recall_at_1": round(found.recall[1].value, 5), "map_at_r": round(found.map_at_r.value, 5)}

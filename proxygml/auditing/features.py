@@ -8,7 +8,6 @@ import numpy as np
 
 from proxygml.auditing.feature_rows import FeatureRows
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of
 from proxygml.errors import CatalogError, UserError
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import cached_features
@@ -21,10 +20,9 @@ from proxygml.urls import absolute
 
 
 class AuditedFeatures(NamedTuple):
-    """The features of the images, and where they are from, in words."""
+    """The features of the images, and what the user should know of them; empty for nothing."""
 
     rows: FeatureRows
-    origin: str
     warning: str = ""
 
 
@@ -51,7 +49,7 @@ def audited_features(run: Path | None, catalog: Catalog, workers: int) -> Audite
     if recipe.takes_vectors:
         check_size(catalog, embedder.num_features)
         return _vectors(catalog)
-    origin, warning = "of the backbone of the run", ""
+    warning = ""
     if recipe.backbone_lr > 0 and recipe.epochs > recipe.warmup_epochs and _trained_on(recipe, catalog):
         if recipe.embedder.weights == "none":
             warning = (
@@ -60,16 +58,13 @@ def audited_features(run: Path | None, catalog: Catalog, workers: int) -> Audite
             )
         else:
             embedder = new_embedder(recipe, embedder.classes, None)
-            origin = "of the backbone before training, because the run trained it on images of this catalog"
     accelerator = make_accelerator(replace(recipe, precision="fp32"))
     features = cached_features(embedder.to(accelerator.device), catalog, accelerator, workers=workers).numpy()
-    return AuditedFeatures(FeatureRows(features, np.arange(len(features))), origin, warning)
+    return AuditedFeatures(FeatureRows(features, np.arange(len(features))), warning)
 
 
 def _vectors(catalog: Catalog) -> AuditedFeatures:
-    rows = rows_of(catalog)
-    assert catalog.vectors is not None  # rows_of checks it
-    return AuditedFeatures(FeatureRows(catalog.vectors.mapped(), rows), "the vectors of the catalog")
+    return AuditedFeatures(FeatureRows(catalog.vector_source.mapped(), catalog.vector_rows))
 
 
 def _trained_on(recipe: Recipe, catalog: Catalog) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from proxygml.arguments import check_arguments
 from proxygml.data.columns import (
     BOX_COLUMNS,
+    EMBEDDING_ROW,
     GROUP_COLUMNS,
     MARK_COLUMNS,
     ROLE_COLUMNS,
@@ -38,6 +39,11 @@ READ_SUFFIXES = (*SUFFIXES, ".tsv")
 
 _NO_IMAGES = (
     "the catalog has vectors but no images: train on them with --recipe vectors, or give a catalog with a column `path`"
+)
+
+_NO_VECTORS = (
+    "the catalog has no vectors, a column `embedding` of lists of floats, which this model takes: make one with "
+    "`proxygml prepare vectors`"
 )
 
 _ROWS_AT_A_TIME = 2**16
@@ -107,7 +113,7 @@ class Catalog:
         Raises:
             CatalogError: The file is missing or no table, or the table is wrong (see the class).
         """
-        from proxygml.data.catalog_blocks import table_in_blocks  # noqa: PLC0415
+        from proxygml.data.catalog_parquet import table_in_parts  # noqa: PLC0415
         from proxygml.data.catalog_table import check_box_areas, load_table  # noqa: PLC0415
         from proxygml.data.catalog_vectors import vectors_of  # noqa: PLC0415
         from proxygml.remote import local_file  # noqa: PLC0415
@@ -117,7 +123,7 @@ class Catalog:
         file = local_file(place, CatalogError)
         try:
             vectors = vectors_of(place, file)
-            table = table_in_blocks(file, place.parent, vectors, own=own)
+            table = table_in_parts(file, place.parent, vectors, own=own)
             if table is None:
                 catalog = cls(load_table(file, vectors), place.parent, vectors)
             else:
@@ -182,6 +188,23 @@ class Catalog:
         if not self.has_images:
             raise CatalogError(_NO_IMAGES)
         return LazyList(self.table["path"], partial(place_in, self.folder))
+
+    @property
+    def vector_source(self) -> "VectorSource":
+        """`vectors`, for those who need some.
+
+        Raises:
+            CatalogError: The catalog has no vectors.
+        """
+        if self.vectors is None:
+            raise CatalogError(_NO_VECTORS)
+        return self.vectors
+
+    @property
+    def vector_rows(self) -> npt.NDArray[np.int64]:
+        """(n,) int64, the row of its vector in `vectors`, for each row; of a catalog with vectors."""
+        rows: npt.NDArray[np.int64] = self.table[EMBEDDING_ROW].to_numpy(dtype=np.int64)
+        return rows
 
     @property
     def labels(self) -> list[str]:

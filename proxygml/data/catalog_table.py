@@ -99,6 +99,11 @@ def _read_csv(path: Path, form: CsvForm, **options: Any) -> pd.DataFrame:
 
 
 def normalised(table: pd.DataFrame, folder: Place) -> pd.DataFrame:
+    """The table of a catalog in a folder, index 0..n-1, each of our columns in the one type that `Catalog` describes.
+
+    Raises:
+        CatalogError: a column is missing, or holds what it may not hold.
+    """
     _check_columns(table)
     table = table.reset_index(drop=True)
     for column in _text_columns(table):
@@ -227,6 +232,7 @@ def _as_flags(column: pd.Series, splits: pd.Series) -> pd.Series:
 
 
 def check_box_areas(table: pd.DataFrame) -> None:
+    """Raise CatalogError where a box of a normalised table has no area, or begins outside of its image."""
     if BOX_COLUMNS[0] not in table:
         return
     x_1, y_1, x_2, y_2 = (table[column] for column in BOX_COLUMNS)

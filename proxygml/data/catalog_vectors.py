@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,6 @@ from proxygml.data.vector_file import write_parts
 from proxygml.data.vector_source import VectorSource, is_vector_type
 from proxygml.errors import CatalogError
 from proxygml.urls import Place
-
-if TYPE_CHECKING:
-    from proxygml.data.catalog import Catalog
 
 SAMPLED = 64
 """Vectors that stand for all in a fingerprint."""
@@ -37,21 +33,6 @@ def vectors_of(place: Place, file: Path) -> VectorSource | None:
     if EMBEDDING not in schema.names or not is_vector_type(schema.field(EMBEDDING).type):
         return None
     return VectorSource(place) if pq.read_metadata(file).num_rows else None
-
-
-def rows_of(catalog: "Catalog") -> npt.NDArray[np.int64]:
-    """The row of its vector, for each row of a catalog of vectors.
-
-    Raises:
-        CatalogError: the catalog has no vectors.
-    """
-    if catalog.vectors is None:
-        raise CatalogError(
-            "the catalog has no vectors, a column `embedding` of lists of floats, which this model takes: make one "
-            "with `proxygml prepare vectors`"
-        )
-    rows: npt.NDArray[np.int64] = catalog.table[EMBEDDING_ROW].to_numpy(dtype=np.int64)
-    return rows
 
 
 def blocks_of_rows(source: VectorSource, rows: npt.NDArray[np.int64]) -> Iterator[Floats]:

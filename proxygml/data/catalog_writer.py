@@ -1,4 +1,4 @@
-"""A catalog written to a file, CSV or Parquet; catalog_table.py and catalog_blocks.py read one."""
+"""A catalog written to a file, CSV or Parquet; catalog_table.py and catalog_parquet.py read one."""
 
 import os
 import posixpath

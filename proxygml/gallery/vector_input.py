@@ -13,7 +13,7 @@ from proxygml.arrays import Block, Vectors
 from proxygml.data.catalog import Catalog
 from proxygml.data.catalog_blocks import CatalogBlocks
 from proxygml.data.catalog_table import check_paths
-from proxygml.data.catalog_vectors import blocks_of_rows, rows_of
+from proxygml.data.catalog_vectors import blocks_of_rows
 from proxygml.data.columns import EMBEDDING_ROW
 from proxygml.data.paths import absolute_paths
 from proxygml.data.vector_checks import Floats
@@ -95,12 +95,11 @@ def of_catalog(catalog: Catalog, embedder: Embedder) -> VectorInput:
 
 
 def _catalog_blocks(catalog: Catalog, embedder: Embedder) -> Iterator[Block]:
-    assert catalog.vectors is not None  # check_size checks it
     table = catalog.table.drop(columns=EMBEDDING_ROW).rename(columns={"id": ITEM_ID})
     if catalog.has_images:
         table["path"] = absolute_paths(table["path"], catalog.folder)
     start = 0
-    for vectors in blocks_of_rows(catalog.vectors, rows_of(catalog)):
+    for vectors in blocks_of_rows(catalog.vector_source, catalog.vector_rows):
         part = table.iloc[start : start + len(vectors)].reset_index(drop=True)
         yield _embedded(embedder, vectors.astype(np.float32, copy=False)), part
         start += len(vectors)

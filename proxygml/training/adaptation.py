@@ -8,7 +8,6 @@ import math
 from dataclasses import replace
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of
 from proxygml.errors import counted
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.training.quarter_turns import num_trained
@@ -39,9 +38,7 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
     _check_input(recipe, images)
     number, classes = len(images), len(images.classes)
     trained = num_trained(classes, recipe.images)
-    directions = number
-    if recipe.takes_vectors and images.vectors is not None:
-        directions = min(number, images.vectors.size)
+    directions = min(number, images.vector_source.size) if recipe.takes_vectors else number
     fitting = replace(
         recipe,
         validation_classes=held_out,
@@ -61,10 +58,7 @@ def adapted_recipe(recipe: Recipe) -> tuple[Recipe, str]:
 
 def _check_input(recipe: Recipe, images: Catalog) -> None:
     """Raise CatalogError where a catalog has not what the network takes, before any weights are fetched."""
-    if recipe.takes_vectors:
-        rows_of(images)
-    else:
-        _ = images.paths
+    _ = images.vector_source if recipe.takes_vectors else images.paths
 
 
 def _training_classes(recipe: Recipe) -> int:

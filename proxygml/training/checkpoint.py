@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of, sample_of
+from proxygml.data.catalog_vectors import sample_of
 from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
 from proxygml.data.fingerprints import csv_parts
 from proxygml.errors import RunError, counted
@@ -82,8 +82,8 @@ def training_data_fingerprint(images: Catalog, takes_vectors: bool) -> str:
     digest = hashlib.sha256()
     for text in csv_parts(images.table[columns]):
         digest.update(text)
-    if takes_vectors and images.vectors is not None:
-        digest.update(sample_of(images.vectors, rows_of(images)))
+    if takes_vectors:
+        digest.update(sample_of(images.vector_source, images.vector_rows))
     item = "vector" if takes_vectors else "image"
     count, classes = counted(len(images), f"training {item}"), counted(len(images.classes), "class")
     return f"{count} of {classes} ({digest.hexdigest()[:12]})"

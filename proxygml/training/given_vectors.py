@@ -32,8 +32,7 @@ def print_validation_of_given(run: RunFolder) -> None:
         return
     accelerator = make_accelerator(recipe)
     part = own_slice(len(validation), accelerator)
-    size = validation.vectors.size if validation.vectors else 0
-    vectors = torch.cat([torch.empty(0, size), *unit_blocks(validation, part)])
+    vectors = torch.cat([torch.empty(0, validation.vector_source.size), *unit_blocks(validation, part)])
     given = validation_metrics(vectors, validation, accelerator)
     if not accelerator.is_main_process:
         return

@@ -15,7 +15,6 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of
 from proxygml.errors import RecipeError, counted
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.models.backbones import build_backbone
@@ -27,7 +26,7 @@ from proxygml.training.continuation import load_network
 from proxygml.training.features import cached_features, embed_features
 from proxygml.training.projections import Moments, discriminants, principal_directions
 from proxygml.training.recipe import Recipe
-from proxygml.training.splits import class_numbers, split_for_training
+from proxygml.training.splits import split_for_training
 from proxygml.training.vectors import unit_blocks
 
 MOST_FEATURES = 32_768
@@ -61,7 +60,7 @@ def initial_embedder(
     from_features = not continued and (recipe.embedding_start != "random" or recipe.embedder.feature_norm == "standard")
     if training is None and (recipe.takes_vectors or from_features):
         images = split_for_training(recipe, own=False)[0]
-        training = images, torch.from_numpy(class_numbers(images))
+        training = images, torch.from_numpy(images.class_numbers)
     embedder = new_embedder(recipe, classes, training and training[0], restored or continued)
     if continued and not restored:
         load_network(embedder, Path(recipe.start_from))
@@ -89,8 +88,7 @@ def new_embedder(recipe: Recipe, classes: Sequence[str], images: Catalog | None,
     settings = recipe.embedder
     if recipe.takes_vectors:
         assert images is not None
-        rows_of(images)  # raises where there are no vectors
-        return VectorEmbedder(settings, images.vectors.size if images.vectors else 0, classes)
+        return VectorEmbedder(settings, images.vector_source.size, classes)
     backbone = build_backbone(settings.backbone, "none", recipe.images) if restored else None
     return ImageEmbedder(settings, recipe.images, classes, backbone=backbone)
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import rows_of
-from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
+from proxygml.data.vector_checks import ROWS_AT_A_TIME
 from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, counted
 from proxygml.models.embedder import Embedder, checked_embeddings
@@ -25,8 +24,8 @@ class VectorDataset(Dataset[Batch]):
     """A catalog's vectors, scaled to length 1: a list of items at a time, as a batch; see `as_given`."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._rows = rows_of(catalog)
-        self._plain = _mapped(catalog)
+        self._plain = catalog.vector_source.mapped()
+        self._rows = catalog.vector_rows
 
     def set_epoch(self, epoch: int) -> None:
         """Does nothing: vectors are the same in every epoch."""
@@ -50,7 +49,7 @@ def as_given(batch: Batch) -> Batch:
 
 def unit_blocks(catalog: Catalog, part: slice = ALL) -> Iterator[Tensor]:
     """The vectors of these rows of a catalog, scaled to length 1, float32 (m, F) with m up to 16,384."""
-    rows, plain = rows_of(catalog)[part], _mapped(catalog)
+    plain, rows = catalog.vector_source.mapped(), catalog.vector_rows[part]
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         yield unit(torch.from_numpy(plain[rows[start : start + ROWS_AT_A_TIME]]))
 
@@ -64,7 +63,7 @@ def embed_vectors(embedder: Embedder, catalog: Catalog, part: slice = ALL) -> Te
         WeightsError: an embedding is NaN.
     """
     check_size(catalog, embedder.num_features)
-    embeddings = torch.empty(len(rows_of(catalog)[part]), embedder.embedding_size)
+    embeddings = torch.empty(len(catalog.vector_rows[part]), embedder.embedding_size)
     start, head = 0, embedder.head.eval()
     for block in unit_blocks(catalog, part):
         embeddings[start : start + len(block)] = head(block.to(embedder.device)).float().cpu()
@@ -74,9 +73,7 @@ def embed_vectors(embedder: Embedder, catalog: Catalog, part: slice = ALL) -> Te
 
 def check_size(catalog: Catalog, expected: int) -> None:
     """Raise CatalogError where the catalog's vectors are not of the size that a model takes."""
-    rows_of(catalog)
-    if catalog.vectors is not None:
-        check_source_size(catalog.vectors, expected)
+    check_source_size(catalog.vector_source, expected)
 
 
 def check_source_size(source: VectorSource, expected: int) -> None:
@@ -85,9 +82,3 @@ def check_source_size(source: VectorSource, expected: int) -> None:
         raise CatalogError(
             f"{source.path} has vectors of {counted(source.size, 'number')}, but the model takes {expected}"
         )
-
-
-def _mapped(catalog: Catalog) -> Floats:
-    rows_of(catalog)
-    assert catalog.vectors is not None  # rows_of checks it
-    return catalog.vectors.mapped()

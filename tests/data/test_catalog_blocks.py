@@ -47,7 +47,7 @@ def test_a_catalog_that_is_checked_in_blocks_is_that_of_a_whole(
     tmp_path: Path, columns: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also its digests, and with the user's own columns in their places, or without them."""
-    monkeypatch.setattr("proxygml.data.catalog_blocks.CHECKED_AT_A_TIME", 9_000)
+    monkeypatch.setattr("proxygml.data.catalog_parquet.CHECKED_AT_A_TIME", 9_000)
     path = written(tmp_path / "c.parquet", **{" note ": np.arange(ROWS)}, **columns)
     found = Catalog.read(path)
     expected = Catalog(load_table(path, found.vectors), tmp_path, found.vectors)
@@ -59,7 +59,7 @@ def test_a_catalog_that_is_checked_in_blocks_is_that_of_a_whole(
 
 
 def test_a_catalog_in_blocks_names_wrong_rows_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxygml.data.catalog_blocks.CHECKED_AT_A_TIME", 9_000)
+    monkeypatch.setattr("proxygml.data.catalog_parquet.CHECKED_AT_A_TIME", 9_000)
     label = [*map(str, np.arange(ROWS) % 50)]
     label[30_000] = ""
     with pytest.raises(CatalogError, match=r"c\.parquet: has no label in row 30000"):

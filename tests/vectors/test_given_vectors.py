@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from proxygml import Catalog, evaluate, evaluate_run
-from proxygml.data.catalog_vectors import rows_of
 from proxygml.evaluation.estimates import Estimate
 from proxygml.training.given_vectors import verdict
 from proxygml.training.recipe import Recipe
@@ -45,7 +44,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 def figures_of_given(catalog: str, split: str) -> tuple[float, float]:
     part = Catalog.read(catalog).split(split)
     assert part.vectors is not None
-    found = evaluate(torch.from_numpy(part.vectors.mapped()[rows_of(part)]), part.labels, (1,), nmi=False)
+    found = evaluate(torch.from_numpy(part.vectors.mapped()[part.vector_rows]), part.labels, (1,), nmi=False)
     return found.recall[1].value, found.map_at_r.value
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from proxygml import Catalog, Embedder, evaluate, evaluate_run
 from proxygml.comparison.store import Inputs
-from proxygml.data.catalog_vectors import rows_of
 from proxygml.data.prepare import prepare
 from proxygml.errors import CatalogError, RecipeError, RunError, UserError
 from proxygml.models.embedder_settings import EmbedderSettings, HeadKind
@@ -32,7 +31,7 @@ from tests.helpers.vector_files import SIZE, labelled_vectors, write_file
 
 def given(catalog: Catalog) -> np.ndarray:
     assert catalog.vectors is not None
-    return catalog.vectors.mapped()[rows_of(catalog)]
+    return catalog.vectors.mapped()[catalog.vector_rows]
 
 
 def test_a_trained_head_retrieves_unseen_classes_better_than_the_vectors_as_they_came(run: RunFolder) -> None:
