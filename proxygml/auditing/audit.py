@@ -113,8 +113,7 @@ def _audited(
     if features.warning:
         warn(features.warning)
     classes = images.classes
-    numbers = {label: number for number, label in enumerate(classes)}
-    labels = np.array([numbers[label] for label in images.labels], np.int64)
+    labels = images.class_numbers
     evidence = Evidence.of(features.rows, labels, len(classes), seed, duplicate_cosine)
     distances = class_distances(
         features.rows, labels, evidence.found.classes, evidence.found.kept_scores, evidence.groups, seed

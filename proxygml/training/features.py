@@ -26,7 +26,7 @@ from proxygml.files import atomic_write, cache_folder
 from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.views import ONE_VIEW, View, views_of
-from proxygml.training.processes import own_slice, parts_on_all
+from proxygml.training.processes import any_process, own_slice, parts_on_all
 from proxygml.training.tensor_file import Source, write_tensor_file
 from proxygml.training.vectors import embed_vectors
 from proxygml.urls import absolute_in
@@ -93,8 +93,7 @@ def cached_features(
     rows = own_slice(len(catalog), accelerator)
     kept = _read_cache(path, rows if own_part else slice(None))
     # Decided together, since machines may not share the folder: all compute, or none.
-    found = int(accelerator.reduce(torch.tensor(int(kept is not None), device=accelerator.device)))
-    if kept is not None and found == accelerator.num_processes:
+    if not any_process(kept is None, accelerator) and kept is not None:
         return kept
     compute = partial(embedder.features, views=views, finer=bool(stride))
     features = _compute(embedder, compute, embedder.num_features, catalog, images, accelerator, workers, batch_size)

@@ -93,11 +93,6 @@ def hold_out_classes(catalog: Catalog, fraction: float, seed: int) -> Catalog:
     return catalog.with_table(table)
 
 
-def class_numbers(images: Catalog) -> ClassNumbers:
-    """The number of each image's class, in the order of `images.classes`."""
-    return images.class_numbers
-
-
 def mislabelled(labels: ClassNumbers, num_classes: int, share: float, seed: int) -> ClassNumbers:
     """The labels with a share of them, rounded, replaced by another class, each equally likely; seeded.
 

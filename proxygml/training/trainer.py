@@ -53,7 +53,7 @@ from proxygml.training.quarter_turns import turned_labels, turned_names
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import Batches
-from proxygml.training.splits import class_numbers, mislabelled, split_for_training
+from proxygml.training.splits import mislabelled, split_for_training
 
 
 def fit(recipe: Recipe, run: RunFolder) -> None:
@@ -112,7 +112,7 @@ class Training:
         self.accelerator = accelerator
         self.train_images, self.validation_images = split_for_training(recipe, own=False)
         classes = self.train_images.classes
-        numbers = mislabelled(class_numbers(self.train_images), len(classes), recipe.label_noise, recipe.seed)
+        numbers = mislabelled(self.train_images.class_numbers, len(classes), recipe.label_noise, recipe.seed)
         labels = torch.from_numpy(numbers)
         turned = recipe.images.quarter_turns
         self.labels = turned_labels(labels, len(classes)) if turned else labels
