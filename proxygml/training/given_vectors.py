@@ -10,10 +10,10 @@ from proxygml.errors import counted
 from proxygml.evaluation.gains import Gain
 from proxygml.models.embedder import Embedder
 from proxygml.training.history import read_history
-from proxygml.training.monitoring import validation_message, validation_metrics
 from proxygml.training.processes import make_accelerator, own_slice
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.splits import split_for_training
+from proxygml.training.validation import validation_message, validation_metrics
 from proxygml.training.vectors import unit_blocks
 
 

@@ -13,15 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from proxygml.console import warn
-from proxygml.data.catalog import Catalog
 from proxygml.errors import DivergedError
-from proxygml.evaluation.metrics import score_queries
-from proxygml.evaluation.rules import part_of
 from proxygml.files import atomic_write
 from proxygml.loss.proxygml_loss import ProxyGMLLoss
 from proxygml.loss.sharded import classes_of
 from proxygml.training.checkpoint import EpochMetrics, Progress
-from proxygml.training.processes import any_process, own_slice, parts_of_processes, process_group
+from proxygml.training.processes import any_process, parts_of_processes
 from proxygml.training.recipe import Recipe
 
 LOG_EVERY = 20  # steps between two looks at the loss and the mean cosine; on a GPU a look waits for the queue
@@ -73,46 +70,6 @@ def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
         f"differ, even where the loss looks healthy. Try {warm_up}a lower backbone_lr than {recipe.backbone_lr:g} "
         f"or a higher proxy_lr than {recipe.proxy_lr:g}"
     )
-
-
-def validation_metrics(embeddings: Tensor, images: Catalog, accelerator: Accelerator) -> EpochMetrics:
-    """The figures that choose the epoch to keep, 0..1: the same on all processes.
-
-    Args:
-        embeddings: (m, D), of the validation images of this process, `own_slice`.
-        images: all validation images.
-        accelerator: the processes.
-    """
-    part = own_slice(len(images), accelerator)
-    scores = score_queries(
-        embeddings, images.labels[part], process_group=process_group(accelerator), **part_of(images.rules, part)
-    )
-    return {
-        "val_recall_at_1": float((scores.first_positive < 1).mean()),
-        "val_map_at_r": float(scores.average_precision.mean()),
-    }
-
-
-def validation_message(metrics: EpochMetrics) -> str:
-    """The validation figures of an epoch, in percent."""
-    return (
-        f"Recall@1 {100 * metrics['val_recall_at_1']:.1f}, MAP@R {100 * metrics['val_map_at_r']:.1f} "
-        "on the validation classes"
-    )
-
-
-def kept_message(progress: Progress) -> str:
-    """Which epoch's network is the model of a finished run."""
-    if not progress.history:
-        return "no epoch was trained: the model is the network as it starts"
-    why = "; no epoch has a higher MAP@R"
-    if not progress.best_epoch and progress.start:
-        return f"the model is the network before the first step (epoch 0): {validation_message(progress.start)}{why}"
-    if not progress.best_epoch:
-        return f"the model is the network after the last epoch, {progress.epoch}"
-    best = progress.history[progress.best_epoch - 1]
-    kept = f"the model is the network after epoch {progress.best_epoch} of {progress.epoch}"
-    return f"{kept}: {validation_message(best)}{why}"
 
 
 class Meter:

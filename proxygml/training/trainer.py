@@ -27,15 +27,7 @@ from proxygml.training.features import cached_features, embed_catalog, embed_fea
 from proxygml.training.history import write_history
 from proxygml.training.initialization import initial_embedder, start_embeddings, start_proxies
 from proxygml.training.loading import Loader, TrainingData, training_data, training_loader
-from proxygml.training.monitoring import (
-    Meter,
-    Monitor,
-    ProxyCounter,
-    kept_message,
-    mean_cosine,
-    validation_message,
-    validation_metrics,
-)
+from proxygml.training.monitoring import Meter, Monitor, ProxyCounter, mean_cosine
 from proxygml.training.optimization import check_learning_rates, freeze, make_optimizers, set_learning_rates
 from proxygml.training.prefixes import PrefixLosses
 from proxygml.training.processes import (
@@ -54,6 +46,7 @@ from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.sampler import Batches
 from proxygml.training.splits import mislabelled, split_for_training
+from proxygml.training.validation import kept_message, validation_message, validation_metrics
 
 
 def fit(recipe: Recipe, run: RunFolder) -> None:
