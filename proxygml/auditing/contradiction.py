@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from proxygml.arrays import Rows, Vectors
 from proxygml.auditing.feature_rows import FeatureRows, parts_of, scratch_array
 from proxygml.auditing.folds import FOLDS, stratified_folds
+from proxygml.auditing.references import references_of_classes
 from proxygml.auditing.whitening import Whitening
 from proxygml.console import track
 
@@ -24,9 +25,6 @@ KEPT_CLASSES = 20
 
 NEIGHBORS = 3
 """Most similar images of a class, whose mean similarity counts as much as that of the proxy."""
-
-MOST_REFERENCES = 1000
-"""Images of a class among which its nearest ones are looked for, chosen at random where there are more."""
 
 SIMILARITIES_AT_A_TIME = 2**24
 
@@ -154,7 +152,7 @@ def _judge(
         whitened[part] = whitening(features.take(part))
     proxies = _proxies(whitened, labels, training, num_classes)
     found.proxies[:] = proxies
-    references = _references(labels, training, num_classes, seed)
+    references = references_of_classes(labels, training, num_classes, seed)
     height = max(1, SIMILARITIES_AT_A_TIME // num_classes)
     for part in parts_of(judged, min(height, 2**14)):
         classes, to_proxies = _kept(whitened[part], labels[part], proxies)
@@ -170,14 +168,6 @@ def _proxies(whitened: Vectors, labels: Rows, training: Rows, num_classes: int) 
     proxies: Vectors = F.normalize(sums, dim=1).numpy()
     proxies[np.bincount(labels[training], minlength=num_classes) == 0] = np.nan
     return proxies
-
-
-def _references(labels: Rows, training: Rows, num_classes: int, seed: int) -> list[Rows]:
-    """For each class the images among which neighbours are looked for."""
-    order = np.random.default_rng(seed).permutation(training)
-    order = order[np.argsort(labels[order], kind="stable")]
-    ends = np.cumsum(np.bincount(labels[order], minlength=num_classes))
-    return [np.sort(rows[:MOST_REFERENCES]) for rows in np.split(order, ends[:-1])]
 
 
 def _kept(vectors: Vectors, labels: Rows, proxies: Vectors) -> tuple[Rows, Vectors]:

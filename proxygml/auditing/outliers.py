@@ -8,15 +8,13 @@ import numpy.typing as npt
 from proxygml.arrays import Rows, Vectors
 from proxygml.auditing.feature_rows import FeatureRows, parts_of
 from proxygml.auditing.probability import Doubles
+from proxygml.auditing.references import references_of_classes
 
 BEST_CLASSES = 5
 """Of the classes that an image keeps, those with the best scores, among which its most similar one is."""
 
 NEIGHBORS = 3
 """An image of a class has so many others of that class like it."""
-
-MOST_REFERENCES = 1000
-"""Images of a class, at random, among which those are looked for."""
 
 OUTLIER = 3.0
 """Standard deviations from which an image probably belongs to no class; one in 700 of a normal distribution."""
@@ -75,7 +73,7 @@ def class_distances(
     flat = kept[places, columns]
     order = np.argsort(flat, kind="stable")
     starts = np.flatnonzero(np.diff(flat[order], prepend=-1))
-    members = _members(labels, seed)
+    members = references_of_classes(labels, np.arange(len(labels)), int(labels.max(initial=-1)) + 1, seed)
     cosine, nearest = np.full(len(labels), -np.inf, np.float32), np.full(len(labels), -1)
     for pairs in np.split(order, starts[1:]) if len(order) else ():
         label = int(flat[pairs[0]])
@@ -103,14 +101,6 @@ def _copies(labels: Rows, groups: tuple[Rows, ...]) -> Rows:
         if len(few):
             copies[few] = few[0]
     return copies
-
-
-def _members(labels: Rows, seed: int) -> list[Rows]:
-    """For each class its images, or some of them where there are many; none for a class without images."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    ends = np.cumsum(np.bincount(labels))
-    return [np.sort(rows[:MOST_REFERENCES]) for rows in np.split(order, ends[:-1])]
 
 
 def _third(similarity: Vectors) -> Vectors:
