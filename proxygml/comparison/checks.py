@@ -20,7 +20,7 @@ from proxygml.models.weights import check_weights_file
 from proxygml.training.criterion import make_criterion
 from proxygml.training.initialization import check_directions, new_embedder
 from proxygml.training.optimization import check_learning_rates
-from proxygml.training.processes import check_batch_division, check_precision
+from proxygml.training.processes import check_batch_division, check_precision_and_tracker
 from proxygml.training.quarter_turns import num_trained
 from proxygml.training.recipe import Recipe
 from proxygml.training.sampler import check_batch_classes
@@ -55,7 +55,7 @@ def check_methods(grid: Grid, accelerator: Accelerator) -> None:
 def _check_trainable(recipe: Recipe, accelerator: Accelerator) -> None:
     """Check what depends neither on the images nor on the network."""
     check_learning_rates(recipe)
-    check_precision(recipe)
+    check_precision_and_tracker(recipe)
     check_batch_division(recipe, accelerator)
     if not recipe.loss.is_ours:
         make_criterion(recipe.loss, num_classes=2, embedding_size=2)

@@ -1,7 +1,7 @@
 """The gallery: vectors with a table of what they are, to be searched, added to and removed from.
 
-This module holds what is the same wherever a gallery is kept. folder.py keeps one in a folder, milvus.py in Milvus;
-each implements backend.py. No image is opened here and no network runs.
+This module holds what is the same wherever a gallery is kept. folder/gallery.py keeps one in a folder,
+milvus/gallery.py in Milvus; each implements backend.py. No image is opened here and no network runs.
 """
 
 from collections.abc import Container, Iterable
@@ -105,7 +105,7 @@ class Gallery(Backend):
             items: n rows, what is known of each; `path` and `label` are what the commands show.
             kind: exact; hnsw (fast, as large as the vectors once more); or codes of the vectors: int8 (a byte for each
                 number), binary (a bit for each, and 8 bytes), ivfbinary (the same in lists: fast), ivfpq (fast, small).
-            model: the fingerprint of the embedder (embedder.fingerprint).
+            model: the fingerprint of the embedder (model_files.fingerprint).
             run: its run folder.
             refine: for codes: how many candidates for each result are compared again, by their exact vectors; 10 if
                 left out. 0 compares none: then scores are those of the codes.
@@ -190,7 +190,7 @@ class Gallery(Backend):
             embeddings: (q, D) floats of any length, of the gallery's model.
             k: how many, 1 or more; fewer are returned where the gallery has fewer.
             where: only these items: {column: value, or several values of which one is enough}, all columns must agree;
-                or conditions such as ["price>=10", ("taken", "<", "2021-02")], of which all must hold (filters.py).
+                or conditions such as ["price>=10", ("taken", "<", "2021-02")], of which all must hold (filters/).
             exclude: for each query the id of an item that it may not find, such as its own; -1 for none.
             rerank: order the nearest 100 by their k-reciprocal neighbours (see reranking.py).
 

@@ -95,7 +95,7 @@ def embed(
     if dimensions is not None:  # named before anything is embedded
         check_dimensions(dimensions, model.embedder().embedding_size)
     content = Content(dimensions, dtype, columns)
-    how = Embedding(on_bad=on_bad, workers=workers, batch_size=batch_size)
+    how = EmbeddingOptions(on_bad=on_bad, workers=workers, batch_size=batch_size)
     if ray is not None:
         _write_parts(file, model, source, content, force, ray, part_rows, **how)
     elif source.vectors is not None or model.takes_vectors:
@@ -116,7 +116,7 @@ def _folder_of_parts(model: Model, source: Source, out: Place) -> Place:
     return out.resolve() if isinstance(out, Path) else out
 
 
-class Embedding(TypedDict):
+class EmbeddingOptions(TypedDict):
     """How images are embedded; see `embed`."""
 
     on_bad: OnBad
@@ -159,7 +159,7 @@ def _write_parts(
     force: bool,
     ray: str,
     part_rows: int,
-    **how: Unpack[Embedding],
+    **how: Unpack[EmbeddingOptions],
 ) -> None:
     """Embed images by many processes into a folder of parts; see `embed`."""
     where = _folder_of_parts(model, source, out)
@@ -184,7 +184,7 @@ def _write_vectors(file: Place, model: Model, source: Source, content: Content, 
 
 
 def _write_images(
-    file: Place, model: Model, source: Source, content: Content, force: bool, **how: Unpack[Embedding]
+    file: Place, model: Model, source: Source, content: Content, force: bool, **how: Unpack[EmbeddingOptions]
 ) -> None:
     """Embed images, and write their vectors."""
     if content.columns == "atlas":

@@ -110,7 +110,7 @@ def _check_names(names: Sequence[str], known: Sequence[str], kind: str) -> None:
 
 
 def read_conditions(texts: Sequence[str]) -> list[str]:
-    """Conditions of a filter, such as `price>=10`, checked to be short and printable; filters.py reads them.
+    """Conditions of a filter, such as `price>=10`, checked to be short and printable; gallery/filters reads them.
 
     Raises:
         RequestError: 422 for a text that is not.

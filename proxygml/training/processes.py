@@ -27,7 +27,7 @@ def make_accelerator(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     Raises:
         RecipeError: a precision or a tracker that this machine does not have.
     """
-    check_precision(recipe)
+    check_precision_and_tracker(recipe)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     logs = (
         None if folder is None or recipe.tracker == "none" else ProjectConfiguration(str(folder), str(folder / "logs"))
@@ -53,7 +53,7 @@ def of_main_process(path: Path | None) -> Path | None:
     return values[0]
 
 
-def check_precision(recipe: Recipe) -> None:
+def check_precision_and_tracker(recipe: Recipe) -> None:
     """Raise RecipeError for a precision or a tracker that this machine does not have."""
     if recipe.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("precision is fp16, which needs a GPU: take bf16 or fp32 here")

@@ -40,7 +40,7 @@ Start = Literal["random", "features"]
 EmbeddingStart = Literal["random", "features", "lda"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 
-LARGEST_BATCH = 2**16
+LARGEST_STEP = 2**16
 """Images of a step, all processes together."""
 
 
@@ -276,7 +276,7 @@ def _check_values(recipe: Recipe) -> None:
     check(recipe.seed < 2**32, "seed", "below 2**32")
     check(recipe.workers <= MOST_WORKERS, "workers", f"at most {MOST_WORKERS}")
     check(all(milestone >= 1 for milestone in recipe.milestones), "milestones", "1 or more each")
-    check(2 <= recipe.batch_size <= LARGEST_BATCH, "batch_size", f"2 to {LARGEST_BATCH:,}")
+    check(2 <= recipe.batch_size <= LARGEST_STEP, "batch_size", f"2 to {LARGEST_STEP:,}")
     for key in ("backbone_lr", "embedding_lr", "proxy_lr", "weight_decay"):
         value = getattr(recipe, key)
         check(value >= 0 and math.isfinite(value), key, "a number of 0 or more")

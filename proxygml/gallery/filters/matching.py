@@ -1,4 +1,4 @@
-"""Which rows of an item table meet a condition of a filter; see filters.py."""
+"""Which rows of an item table meet a condition of a filter; see grammar.py."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Numbers and points in time, read from text and from objects of Python, NumPy and pandas, exactly.
 
-What a value means for a column is cells.py's (items) and filters.py's (filters).
+What a value means for a column is cells.py's (items) and grammar.py's (filters).
 """
 
 import re

@@ -2,7 +2,7 @@
 
 gallery.json names the files of a state and is replaced in one step. A writer puts new files beside the old ones, or
 appends to the vectors beyond what any reader looks at; then it replaces gallery.json and deletes what is not named
-there any more. What a gallery answers is folder.py's.
+there any more. What a gallery answers is gallery.py's.
 """
 
 import hashlib
