@@ -4,15 +4,10 @@ datasets/ has one file for each data set, which knows its layout on disk. `prepa
 their order; its arguments, described in full, make it longer than a screen.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
 from proxygml.arguments import check_arguments
 from proxygml.console import note, warn
@@ -20,24 +15,22 @@ from proxygml.data.archives import ARCHIVE_SUFFIXES, is_archive, unpacked
 from proxygml.data.bounds import MAX_PIXELS
 from proxygml.data.catalog import SUFFIXES, Catalog, check_splits, check_suffix, split_classes
 from proxygml.data.class_names import check_class_names
-from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets import Dataset, find_dataset
 from proxygml.data.datasets.layout import check_root
+from proxygml.data.findings import Finding, findings_of
 from proxygml.data.image_files import ListedFolder
 from proxygml.data.image_folders import ImageFolders
 from proxygml.data.image_list import file_stamps
-from proxygml.data.inspection import Inspection, inspect_all
+from proxygml.data.inspection import inspect_all
 from proxygml.data.inspection_parts import inspect_on_ray, remove_inspections
 from proxygml.data.pack import pack_images
-from proxygml.data.prepare_report import Finding, OnBad, check_free, print_counts, print_findings, publish
+from proxygml.data.prepare_report import OnBad, check_free, print_counts, print_findings, publish
 from proxygml.data.prepare_vectors import prepare_vectors
 from proxygml.data.resize import Size, copy_smaller
 from proxygml.errors import DatasetError, check_whole, counted
 from proxygml.files import PathLike, local_path, remove_folder
 from proxygml.remote import local_file
 from proxygml.urls import Place, Url, as_place
-
-Box = tuple[int, int, int, int]
 
 
 @check_arguments
@@ -118,7 +111,7 @@ def prepare(
     paths, kept = catalog.paths, resize is not None or pack
     found = inspect_all(paths, workers, kept) if ray is None else inspect_on_ray(paths, out, ray, workers)
     in_rows = [found[path] for path in paths]
-    findings, catalog = _judge(catalog, in_rows, benchmark=dataset.published is not None)
+    findings, catalog = findings_of(catalog, in_rows, benchmark=dataset.published is not None)
     findings = strays + findings
     print_findings(findings, on_bad)
     if bad := [finding for finding in findings if finding.bad]:
@@ -226,79 +219,6 @@ def _strays(dataset: Dataset, catalog: Catalog, ours: set[Path]) -> list[Finding
         for path, problem in dataset.strays(catalog.folder)
         if isinstance(catalog.folder, Url) or (catalog.folder / path).resolve() not in written
     ]
-
-
-def _judge(catalog: Catalog, inspections: Sequence[Inspection], benchmark: bool) -> tuple[list[Finding], Catalog]:
-    """What is wrong with the rows; and the catalog, with a benchmark's boxes cut to their images."""
-    paths = catalog.table["path"].array
-    boxes = _boxes(catalog)
-    findings = []
-    for row, (path, inspection, box) in enumerate(zip(paths, inspections, boxes, strict=True)):
-        if inspection.problem:
-            findings.append(Finding(path, inspection.kind, inspection.problem, row))
-        elif box is not None and (problem := _box_problem(box, inspection)):
-            cut = _cut(box, inspection)
-            if benchmark and cut is not None:
-                boxes[row] = cut
-                problem += f"; cut to {cut}"
-            findings.append(Finding(path, "wrongly boxed", problem, row, bad=not (benchmark and cut is not None)))
-    bad = {finding.row for finding in findings if finding.bad}
-    good = np.setdiff1d(np.arange(len(catalog)), np.array([*bad], np.int64))
-    findings += _duplicates(catalog, inspections, boxes, good, benchmark)
-    if BOX_COLUMNS[0] not in catalog.table:
-        return findings, catalog
-    edges = pd.DataFrame([box or (pd.NA,) * 4 for box in boxes], columns=list(BOX_COLUMNS))
-    return findings, catalog.with_table(catalog.table.assign(**{name: edges[name] for name in BOX_COLUMNS}))
-
-
-def _boxes(catalog: Catalog) -> list[Box | None]:
-    if BOX_COLUMNS[0] not in catalog.table:
-        return [None] * len(catalog)
-    rows = catalog.table[list(BOX_COLUMNS)].itertuples(index=False, name=None)
-    return [None if pd.isna(row[0]) else (int(row[0]), int(row[1]), int(row[2]), int(row[3])) for row in rows]
-
-
-def _box_problem(box: Box, image: Inspection) -> str:
-    x_1, y_1, x_2, y_2 = box
-    if x_1 >= x_2 or y_1 >= y_2:
-        return f"has the box {box}, which has no area"
-    if x_1 < 0 or y_1 < 0 or x_2 > image.width or y_2 > image.height:
-        return f"has the box {box}, which reaches beyond its {image.width} x {image.height} pixels"
-    return ""
-
-
-def _cut(box: Box, image: Inspection) -> Box | None:
-    """The part of the box that lies in the image, None where there is none."""
-    x_1, y_1, x_2, y_2 = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
-    return (x_1, y_1, x_2, y_2) if x_1 < x_2 and y_1 < y_2 else None
-
-
-def _duplicates(
-    catalog: Catalog,
-    inspections: Sequence[Inspection],
-    boxes: Sequence[Box | None],
-    rows: npt.NDArray[np.int64],
-    benchmark: bool,
-) -> list[Finding]:
-    """Rows that show the same content, byte for byte, in the same box."""
-    paths, labels = catalog.table["path"].array, catalog.table["label"].array
-    same: defaultdict[tuple[bytes, Box | None], list[int]] = defaultdict(list)
-    hashes = np.fromiter((hash(inspections[row].digest) for row in rows), np.int64, len(rows))
-    for row in rows[pd.Series(hashes).duplicated(keep=False)].tolist():  # few of many: the others are left out here
-        same[inspections[row].digest, boxes[row]].append(row)
-    findings = []
-    for group in same.values():
-        first, *others = group
-        if len({labels[row] for row in group}) == 1:
-            problems = [(row, f"is the same image as {paths[first]}") for row in others]
-        else:
-            partner = {row: next(other for other in group if labels[other] != labels[row]) for row in group}
-            problems = [
-                (row, f"is of class {labels[row]!r}, but the same image as {paths[other]} of class {labels[other]!r}")
-                for row, other in partner.items()
-            ]
-        findings += [Finding(paths[row], "duplicated", problem, row, bad=not benchmark) for row, problem in problems]
-    return findings
 
 
 def _drop(catalog: Catalog, bad: Sequence[Finding], files: int, on_bad: OnBad) -> Catalog:

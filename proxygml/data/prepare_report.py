@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import pandas as pd
 from rich.markup import escape
@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from proxygml.console import console
 from proxygml.data.catalog import Catalog
+from proxygml.data.findings import Finding
 from proxygml.files import atomic_write, check_overwrite
 from proxygml.spreadsheet import without_formulas
 
@@ -18,19 +19,6 @@ OnBad = Literal["fail", "drop"]
 
 ROWS_SHOWN = 10
 """Of each kind of problem, in the printed table."""
-
-
-class Finding(NamedTuple):
-    """A problem with one file that the user should know of."""
-
-    path: str
-    kind: str
-    """`missing`, `unreadable`, `out of place`, `duplicated` or `wrongly boxed`."""
-    problem: str
-    row: int | None = None
-    """Of the catalog; None for a file that is not in it."""
-    bad: bool = True
-    """False for what is reported, but stays as it is."""
 
 
 def check_free(out: Path, dropped_list: Path, force: bool) -> None:
@@ -45,6 +33,7 @@ def check_free(out: Path, dropped_list: Path, force: bool) -> None:
 
 
 def print_findings(findings: Sequence[Finding], on_bad: OnBad) -> None:
+    """A table of the problems, on the console: of each kind the first, and how many more there are."""
     if not findings:
         return
     table = Table(Column("image", overflow="fold"), Column("problem", overflow="fold"), "", title="Images to look at")

@@ -13,7 +13,8 @@ from proxygml.data.catalog import Catalog, check_splits
 from proxygml.data.class_names import check_class_names
 from proxygml.data.datasets.layout import Dataset, check_root
 from proxygml.data.datasets.vectors import VectorTable
-from proxygml.data.prepare_report import Finding, OnBad, check_free, print_counts, publish
+from proxygml.data.findings import Finding
+from proxygml.data.prepare_report import OnBad, check_free, print_counts, publish
 from proxygml.data.vector_source import VectorSource
 from proxygml.errors import CatalogError, DatasetError, counted
 from proxygml.urls import Place, absolute
