@@ -155,9 +155,10 @@ def _check_columns(table: pd.DataFrame) -> None:
             )
     for column in _text_columns(table):
         if column not in columns:
-            also = " of images, and no 'embedding' of vectors" if column == "path" else ""
+            also = {"path": " of images, and no 'embedding' of vectors", "split": " of train, val or test"}
             raise CatalogError(
-                f"has no column {column!r}{also}; rename the one that holds it: {did_you_mean(column, columns)}"
+                f"has no column {column!r}{also.get(column, '')}; add it, or rename the one that holds it: "
+                f"{did_you_mean(column, columns)}"
             )
 
 

@@ -118,8 +118,8 @@ def _labels(
             raise CatalogError(f"{path} corrects row {row} but says no label: fill in `corrected`, or write remove")
         if label not in as_written and not new_classes:
             raise CatalogError(
-                f"{path} gives row {row} the label {label!r}, a class that the catalog does not have: "
-                f"{did_you_mean(label, known)}; for a class that is new, give --new_classes"
+                f"{path} gives row {row} the label {label!r}, a class that the catalog does not have (if it is new, "
+                f"give --new_classes): {did_you_mean(label, known)}"
             )
     return np.array([as_written.get(label, label) for label in labels], dtype=object)
 

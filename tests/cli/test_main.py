@@ -52,7 +52,7 @@ def test_prepare_train_resume_evaluate(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "message"),
     [
         (["trian"], "no command 'trian': did you mean 'train'?"),
-        (["prepare", "cub"], "'cub' is not a data set that can be prepared: did you mean 'cub200'?"),
+        (["prepare", "cub"], "for vectors 'vectors'): did you mean 'cub200'?"),
         (["prepare", "folder", "--out", "a.parquet"], "root"),
         (["prepare", "folder", "--root", "nowhere", "--out", "a.parquet"], "there is no nowhere"),
         (

@@ -89,7 +89,7 @@ def test_new_classes_need_an_option_and_names_that_a_spreadsheet_would_run_are_u
     rows = [("=ant", "train")] * 3 + [("bee", "train")] * 3
     catalog_of(*rows, folder=tmp_path).write(tmp_path / "a.csv")
     table = corrections(tmp_path, "0,0.jpg,'=ant,correct,wasp", "3,3.jpg,bee,correct,'=ant")
-    with pytest.raises(CatalogError, match=r"row 0 the label 'wasp'.*--new_classes"):
+    with pytest.raises(CatalogError, match=r"row 0 the label 'wasp'.*--new_classes.*: choose one of =ant, bee$"):
         correct_labels(table, tmp_path / "a.csv", tmp_path / "b.csv")
     after = correct_labels(table, tmp_path / "a.csv", tmp_path / "b.csv", new_classes=True).catalog.table
     assert after.loc[[0, 3], ["label", "split"]].to_numpy().tolist() == [["wasp", "train"], ["=ant", "train"]]

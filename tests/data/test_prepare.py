@@ -61,11 +61,15 @@ def test_what_is_wrong_with_the_table_is_said_before_images_are_opened(
     tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "own.csv"
-    for rows, message in (
-        ("a.jpg,cat,train\nb.jpg,cat,test\nc.jpg,dog,train\n", r"1 class in both train and test \(cat\)"),
-        ("", "the catalog has no rows"),
+    for content, message in (
+        (
+            "path,label,split\na.jpg,cat,train\nb.jpg,cat,test\nc.jpg,dog,train\n",
+            r"1 class in both train and test \(cat\)",
+        ),
+        ("path,label,split\n", "the catalog has no rows"),
+        ("path,label\na.jpg,cat\n", "has no column 'split' of train, val or test; add it, or rename"),
     ):
-        table.write_text(f"path,label,split\n{rows}")
+        table.write_text(content)
         with pytest.raises(CatalogError, match=message):
             prepare("table", table, out)
         assert "Opening images" not in printed(capsys)

@@ -30,8 +30,8 @@ def find_dataset(name: str) -> Dataset:
     known = {dataset.name: dataset for dataset in DATASETS}
     if name.replace("-", "_") not in known:
         raise DatasetError(
-            f"{name!r} is not a data set that can be prepared: {did_you_mean(name, known)}; for your own images take "
-            "'folder' or 'table', for vectors 'vectors'"
+            f"{name!r} is not a data set that can be prepared (for your own images take 'folder' or 'table', for "
+            f"vectors 'vectors'): {did_you_mean(name, known)}"
         )
     return known[name.replace("-", "_")]
 
