@@ -64,11 +64,14 @@ class CollapseWatch:
 
 def collapse_message(cosine: float, epoch: int, recipe: Recipe) -> str:
     """What a collapse is, and what to try."""
-    warm_up = "" if recipe.warmup_epochs else "a warm-up (warmup_epochs 1), "
+    if recipe.backbone_lr:
+        warm_up = "" if recipe.warmup_epochs else "a warm-up (warmup_epochs 1), "
+        rate = f"{warm_up}a lower backbone_lr than {recipe.backbone_lr:g}"
+    else:  # a backbone that is not trained cannot have collapsed: the layer has not spread its features yet
+        rate = f"a higher embedding_lr than {recipe.embedding_lr:g}"
     return (
         f"collapse: in epoch {epoch} the mean cosine between the embeddings of a batch is {cosine:.2f}; they hardly "
-        f"differ, even where the loss looks healthy. Try {warm_up}a lower backbone_lr than {recipe.backbone_lr:g} "
-        f"or a higher proxy_lr than {recipe.proxy_lr:g}"
+        f"differ, even where the loss looks healthy. Try {rate} or a higher proxy_lr than {recipe.proxy_lr:g}"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from proxygml.errors import DivergedError
-from proxygml.training.monitoring import CollapseWatch, mean_cosine
+from proxygml.training.monitoring import CollapseWatch, collapse_message, mean_cosine
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
@@ -31,6 +31,13 @@ def test_unspread_network_is_named_once(
     history = metrics(train(recipe, tmp_path / "run"))
     assert history["mean_cosine"].iloc[-1] > 0.9
     assert capsys.readouterr().err.count("collapse: in epoch 5") == 1
+
+
+def test_what_is_advised_against_a_collapse_can_be_done() -> None:
+    trained = collapse_message(0.95, 5, Recipe(backbone_lr=1e-4, warmup_epochs=0))
+    assert "Try a warm-up (warmup_epochs 1), a lower backbone_lr than 0.0001 or" in trained
+    frozen = collapse_message(0.95, 5, Recipe(backbone_lr=0.0, embedding_lr=1e-3, warmup_epochs=0))
+    assert "Try a higher embedding_lr than 0.001 or a higher proxy_lr than" in frozen
 
 
 def test_collapse_is_noticed_when_it_starts() -> None:
