@@ -46,6 +46,8 @@ class Source:
             raise UserError("give exactly one of --catalog TABLE, --images FOLDER or --vectors FILE")
         if self.split not in ("all", "train", "val", "test"):
             raise UserError(f"--split is {self.split!r}, but must be all, train, val or test")
+        if self.split != "all" and self.catalog is None:
+            raise UserError(f"--split {self.split} is a part of a catalog: give --catalog TABLE, or leave --split out")
 
     @classmethod
     def of(

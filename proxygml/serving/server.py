@@ -36,7 +36,7 @@ def listen(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise UserError(f"--host {host} --port {port} cannot be listened on: {reason}; choose others") from None
     with listening:
         # Connections inherit it. asyncio sets it for sockets of its own making alone, and without it the second part of

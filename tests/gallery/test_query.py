@@ -327,6 +327,7 @@ def test_adding_by_catalog_tells_boxes_of_one_file_apart(run_folder: Path, small
             "must be one of all, train, val, test",
         ),
         (["index", "RUN", "--catalog", "CATALOG", "--split", "val", "--out", "g"], "no split 'val'"),
+        (["embed", "RUN", "--images", "PHOTOS", "--split", "test", "--out", "v.parquet"], "a part of a catalog"),
         (["index", "RUN", "--images", "PHOTOS", "--out", "g", "--false-accept-rate", "2"], "0 up to below 1"),
         (["index", "--add", "--images", "PHOTOS", "--out", "g"], "g is no gallery"),
         (["index", "--remove", "label", "--out", "GALLERY"], "expected column=value"),

@@ -622,6 +622,7 @@ def test_wrong_options_are_named(
     folder = gallery_at(tmp_path / "gallery", run_folder, small_catalog)
     assert "max_k is 0" in refused(capsys, "serve", folder, "--max_k", 0)
     assert str(tmp_path / "none") in refused(capsys, "serve", tmp_path / "none")
+    assert "0-65535; choose others" in refused(capsys, "serve", folder, "--port", 99999, "--page", "false")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "cannot be listened on" in refused(capsys, "serve", folder, "--port", port, "--page", "false")
