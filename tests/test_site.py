@@ -139,7 +139,7 @@ def test_every_command_is_described(command: str) -> None:
 
 @pytest.mark.parametrize("limit", [field.name for field in fields(Limits)])
 def test_every_limit_of_the_server_is_described(limit: str) -> None:
-    assert f"`--{limit}`" in (ROOT / "docs" / "guide" / "galleries.md").read_text(encoding="utf-8")
+    assert f"`--{limit}`" in (ROOT / "docs" / "guide" / "serving.md").read_text(encoding="utf-8")
 
 
 def test_every_recipe_is_described() -> None:

@@ -1,6 +1,6 @@
 """What tools that show embeddings read beside the vectors: two coordinates, the nearest neighbours, a small picture.
 
-The columns have the form that Embedding Atlas reads (its options x, y, neighbors); docs/guide/galleries.md shows how.
+The columns have the form that Embedding Atlas reads (its options x, y, neighbors); docs/guide/export.md shows how.
 """
 
 import io
