@@ -21,6 +21,9 @@ from tests.helpers.milvus_server import shared_server
 from tests.helpers.object_store import running_server, settings_for
 from tests.helpers.places import BACKENDS, IN_MILVUS, place_for
 
+# As commands set it, but before a process that others are forked from loads PyTorch.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 # Files with tests that take long, most of them because they start processes of their own.
 STARTED_FIRST = (
     *("test_notebook.py", "test_processes.py", "test_process.py", "test_evaluate_run.py", "test_sharded.py"),

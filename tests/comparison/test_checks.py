@@ -1,11 +1,8 @@
 """Mistakes are named before anything is trained, and nothing is mixed in that does not belong there."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +24,7 @@ from proxygml.errors import RecipeError, RunError
 from proxygml.models.conv4 import Conv4
 from proxygml.training.recipe_files import find_recipe
 from tests.helpers.comparisons import METHODS, assert_same_cells, compare, table_of, write
+from tests.helpers.launch import launched
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TABULATED = {"cub200_2010_heads"}  # not continued: it is from before rows held all settings
@@ -72,17 +70,10 @@ def test_batch_norm_that_several_processes_cannot_share_is_named_before_anything
 ) -> None:
     normed = {"Normed": {"embedder": {"feature_norm": "batch"}}}
     recipe = write(content | {"methods": METHODS | normed}, tmp_path / "mine.yaml")
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "proxygml", "compare", "--recipe", recipe, "--run", tmp_path / "run"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "take layer, or one process" in " ".join(done.stderr.split())
+    with launched(2, "compare", "--recipe", recipe, "--run", tmp_path / "run") as started:
+        errors = [command.finish()[1] for command in started]
+        assert [command.status for command in started] == [2, 2]
+    assert "take layer, or one process" in " ".join(errors[0].split())
     assert not (tmp_path / "run").exists()
 
 

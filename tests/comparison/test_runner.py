@@ -238,8 +238,8 @@ def test_a_diverging_cell_does_not_stop_the_others(small_comparison: Path, tmp_p
     text = (tmp_path / "run" / "table.md").read_text()
     assert "Missing: Wild, seed 0 (diverged); Tuned, seed 0." in text
     assert "| Tuned | as given | diverged |" in text
-    with launched(2, "compare", "--recipe", small_comparison, "--run", tmp_path / "run") as processes:
-        printed = [process.communicate(timeout=200)[1] for process in processes]
+    with launched(2, "compare", "--recipe", small_comparison, "--run", tmp_path / "run") as started:
+        printed = [command.finish()[1] for command in started]
     assert ["Tuned: every trial diverged" in text for text in printed] == [True, False]
 
 

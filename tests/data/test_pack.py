@@ -19,7 +19,7 @@ from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import resume
-from tests.helpers.launch import launched
+from tests.helpers.launch import finish
 from tests.helpers.runs import assert_same_run, metrics, train
 
 
@@ -69,11 +69,12 @@ def test_two_processes_train_on_packed_images_as_on_single_files(
     small_recipe: Recipe, packed_catalog: Path, tmp_path: Path
 ) -> None:
     runs = []
-    for name, catalog in (("one", small_recipe.catalog), ("other", str(packed_catalog))):
-        recipe = tmp_path / f"{name}.yaml"
-        replace(small_recipe, catalog=catalog, images_per_class=2, epochs=1, batch_norm="frozen").write(recipe)
-        with launched(2, "train", "--recipe", recipe, "--run", tmp_path / name) as processes:
-            assert [process.wait(240) for process in processes] == [0, 0]
+    for name, path in (("one", small_recipe.catalog), ("other", packed_catalog)):
+        catalog = Catalog.read(path).split("train")  # no test rows: this is about training
+        catalog.write(catalog.folder / f"{name}.parquet")
+        recipe = replace(small_recipe, catalog=str(catalog.folder / f"{name}.parquet"), images_per_class=2, epochs=1)
+        replace(recipe, batch_norm="frozen").write(tmp_path / f"{name}.yaml")
+        finish(2, "train", "--recipe", tmp_path / f"{name}.yaml", "--run", tmp_path / name)
         runs.append(RunFolder(tmp_path / name))
     assert_same_run(*runs)
 

@@ -2,12 +2,27 @@
 
 import os
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
+
+PRELOADED = (
+    *("faiss", "hypothesis", "jsonargparse", "pandas", "pyarrow.parquet", "sklearn.metrics", "torch._dynamo"),
+    *("proxygml.cli.main", "proxygml.cli.train", "proxygml.comparison.process", "proxygml.reports.run_report"),
+    *("proxygml.training.evaluate_run", "proxygml.training.remote_run", "proxygml.training.train"),
+)
+
+
+def forking() -> ForkServerContext:
+    """Starts processes by forking one that has loaded PyTorch and done nothing with it."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def in_processes(
@@ -23,8 +38,7 @@ def in_processes(
         killed: which of them end before they return; only the others' results are returned then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Forked from one process that has loaded torch and done nothing with it: quicker than loading it in each.
-    multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "hypothesis", "proxygml.loss.proxygml_loss"])
+    forking()
     started = multiprocessing.start_processes(
         _joined, (count, function, folder, arguments), nprocs=count, join=not killed, start_method="forkserver"
     )

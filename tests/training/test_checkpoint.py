@@ -4,10 +4,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
 from tests.helpers.commands import run as command
+from tests.helpers.launch import kill_once
 from tests.helpers.runs import assert_same_run, metrics, train
 
 
@@ -31,12 +28,8 @@ def test_killed_and_resumed_run_ends_like_one_that_was_not(small_recipe: Recipe,
     whole = train(recipe, tmp_path / "whole")
     recipe.write(tmp_path / "recipe.yaml")
     run = RunFolder(tmp_path / "killed")
-    command = [sys.executable, "-m", "proxygml", "train", "--recipe", tmp_path / "recipe.yaml", "--run", run.path]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (run.metrics.exists() and len(metrics(run)) >= 2) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    command = ("train", "--recipe", tmp_path / "recipe.yaml", "--run", run.path)
+    kill_once(lambda: run.metrics.exists() and len(metrics(run)) >= 2, 1, *command)
     assert not run.model.exists(), "the run had finished before it was killed"
     resume(run)
     assert_same_run(run, whole)

@@ -1,10 +1,7 @@
 """Evaluating runs: each catalog's figures have a place of their own."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from proxygml.evaluation.metrics import evaluate, score_queries
 from proxygml.models.embedder import Embedder
 from proxygml.training.evaluate_run import evaluate_run
 from proxygml.training.recipe import Recipe
-from tests.helpers.launch import launched
+from tests.helpers.launch import finish, launched
 from tests.helpers.runs import train
 
 
@@ -86,17 +83,11 @@ def test_the_rules_of_a_table_hold_in_validation_and_evaluation(ruled_recipe: Re
 def test_two_processes_evaluate_like_one(ruled_recipe: Recipe, tmp_path: Path) -> None:
     """Every figure, and NMI, to the digit, and the report's neighbours; the main process writes and prints, once."""
     run = train(ruled_recipe, tmp_path / "run")
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    arguments = ["-m", "proxygml", "evaluate", str(run.path), "--before"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     judged, drawn = [], []
-    for command in (arguments, [*launch, *arguments]):
-        done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("figures:") == 1
-        assert done.stderr.count("has no other image that counts") == 1
+    for processes in (1, 2):
+        printed, errors = finish(processes, "evaluate", run.path, "--before")
+        assert printed.count("figures:") == 1
+        assert errors.count("has no other image that counts") == 1
         judged.append(json.loads(run.evaluation.read_text()))
         drawn.append({path.name: path.read_bytes() for path in run.path.glob("figures/retrieval_*.png")})
         shutil.rmtree(run.path / "figures")
@@ -130,8 +121,8 @@ def test_what_only_one_of_several_processes_finds_is_printed(
     shutil.copytree(small_catalog.parent, tmp_path / "damaged")
     (tmp_path / "damaged/17_1.png").write_bytes(b"no image")
     with launched(2, "evaluate", run.path, "--catalog", tmp_path / "damaged" / small_catalog.name) as started:
-        printed = [process.communicate(timeout=240)[1] for process in started]
-        assert [process.returncode for process in started] == [1, 2]
+        printed = [command.finish()[1] for command in started]
+        assert [command.status for command in started] == [1, 2]
     assert "process 1: " in printed[1]
     assert "17_1.png is no image" in printed[1]
     assert "process 0 stops" in printed[0]

@@ -24,6 +24,7 @@ from proxygml.training.processes import share_overflow
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder
 from proxygml.training.trainer import fit, resume
+from tests.helpers.launch import finish
 from tests.helpers.processes import in_processes
 from tests.helpers.runs import metrics, train
 
@@ -107,6 +108,17 @@ def test_an_overflow_on_one_process_is_skipped_by_all(tmp_path: Path) -> None:
         assert torch.allclose(parameter, torch.full((3,), 0.999), atol=1e-5)  # one step of Adam, not two
 
 
+def accelerated(processes: int, *arguments: object) -> str:
+    """What a command that `accelerate launch` starts prints to standard error."""
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--main_process_port", 0]
+    command = [sys.executable, "-m", *map(str, [*launch, "-m", "proxygml", *arguments])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment.pop("TORCH_CPP_LOG_LEVEL")  # a user has not set it
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, sharded: bool) -> None:
     """Losses, weights and figures of one process with the same global batch; 15 does not divide by 2, nor 96 by 15.
@@ -117,16 +129,12 @@ def test_two_processes_train_like_one(small_recipe: Recipe, tmp_path: Path, shar
     recipe = replace(recipe, loss=replace(recipe.loss, neighbor_ratio=0.1, sharded=sharded))
     recipe.write(tmp_path / "recipe.yaml")
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
-    arguments = ["-m", "proxygml", "train", "--recipe", str(tmp_path / "recipe.yaml"), "--run"]
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    for command in ([*arguments, str(one.path)], [*launch, *arguments, str(two.path)]):
-        done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("few images to train on") == 1
-        assert "Warning" not in done.stderr
+    command = ("train", "--recipe", tmp_path / "recipe.yaml", "--run")
+    _, alone = finish(1, *command, one.path)
+    together = finish(2, *command, two.path)[1] if sharded else accelerated(2, *command, two.path)
+    for printed in (alone, together):
+        assert printed.count("few images to train on") == 1
+        assert "Warning" not in printed
     expected, found = metrics(one), metrics(two)
     assert math.isfinite(expected["loss"].iloc[-1])
     pd.testing.assert_frame_equal(found, expected, check_exact=False, rtol=1e-4, atol=1e-6)

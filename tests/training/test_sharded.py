@@ -74,7 +74,7 @@ def test_a_run_may_go_on_with_any_number_of_processes(
     kill_once(lambda: is_after(after + 1), 2, "train", "--resume", run.path)
     assert not run.model.exists(), "the run had finished before it was killed"
     resume(run)
-    assert_alike(run, whole)
+    assert_alike(run, whole, tolerance=5e-4)
 
 
 def test_fewer_classes_than_processes(small_recipe: Recipe, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_fewer_classes_than_processes(small_recipe: Recipe, tmp_path: Path) -> N
     recipe = few_classes(small_recipe, 2, tmp_path)
     recipe.write(tmp_path / "recipe.yaml")
     one, three = train(recipe, tmp_path / "one"), RunFolder(tmp_path / "three")
-    printed = finish(3, "train", "--recipe", tmp_path / "recipe.yaml", "--run", three.path)
+    _, printed = finish(3, "train", "--recipe", tmp_path / "recipe.yaml", "--run", three.path)
     assert "Traceback" not in printed and "Warning" not in printed
     assert_alike(three, one)
     with three.proxies.open() as file:
