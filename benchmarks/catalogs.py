@@ -28,12 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-import proxygml.data.prepare as preparing
+import proxygml.data.preparing.prepare as preparing
 from benchmarks.measure import console, machine, mebibytes, table
 from benchmarks.vectors import run_measured
-from proxygml.data.image_list import ImageList, file_stamps
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.inspection import Inspection
+from proxygml.data.images.image_list import ImageList, file_stamps
+from proxygml.data.images.inspection import Inspection
+from proxygml.data.images.settings import ImageSettings
 from proxygml.gallery.backends import work_place
 from proxygml.gallery.embed import work_folder
 from proxygml.gallery.source import Model, Source
@@ -140,7 +140,7 @@ def prepare(folder: Path, rows: int) -> None:
     def inspected(paths: Any, *_: Any) -> dict[Any, Inspection]:
         return {path: Inspection(row.to_bytes(16, "big"), 400, 300) for row, path in enumerate(paths)}
 
-    with listed(rows), patch("proxygml.data.prepare.inspect_all", inspected):
+    with listed(rows), patch("proxygml.data.preparing.prepare.inspect_all", inspected):
         preparing.prepare("folder", STORE, folder / "prepared.parquet", workers=1)
 
 

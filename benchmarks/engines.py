@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxygml import Embedder
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.engines import openvino_compute
 from proxygml.models.image_embedder import ImageEmbedder

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.measure import MIB, console, default_device, machine, mebibytes, milliseconds, side_by_side, table
 from proxygml.arrays import Vectors
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.vector_file import write_vectors
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.vectors.file import write_vectors
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.kinds import Kind
 from proxygml.gallery.neighbors import recall_against_exact

@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from benchmarks.measure import console, machine, table
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder

@@ -31,11 +31,11 @@ from benchmarks.ray_kills import IMAGES as RAY_IMAGES
 from benchmarks.ray_kills import kill_workers
 from proxygml import Catalog, Gallery
 from proxygml.cli.main import main as proxygml
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.file import VectorFile
 
 CLASSES, IMAGES = 6, 12
 PRELOADED = [
-    *("proxygml.data.prepare", "proxygml.gallery.build", "proxygml.gallery.clusters.cluster"),
+    *("proxygml.data.preparing.prepare", "proxygml.gallery.build", "proxygml.gallery.clusters.cluster"),
     *("proxygml.training.train", "proxygml.training.evaluate_run", "proxygml.training.trainer", "faiss"),
 ]
 RECIPE = """

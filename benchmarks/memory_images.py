@@ -1,7 +1,7 @@
 """A catalog's images decoded once and kept in memory, and random crops of them made in batches on the device.
 
 For training many small networks on few images: a run then waits for no decoder. The crops are those that
-proxygml.data.images.ImageDataset draws for the same seed, epoch and image.
+proxygml.data.images.tensors.ImageDataset draws for the same seed, epoch and image.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import decode_image
-from proxygml.data.transforms import cut_box, random_crop, test_transform
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import decode_image
+from proxygml.data.images.transforms import cut_box, random_crop, test_transform
 
 WHOLE = (0, 0, 0, 0)
 

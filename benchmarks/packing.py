@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from benchmarks.measure import console
-from proxygml.data.pack import SCHEMA
-from proxygml.data.packed import KEPT_BYTES, PackedPlace, read_packed
+from proxygml.data.images.packed import KEPT_BYTES, PackedPlace, read_packed
+from proxygml.data.preparing.pack import SCHEMA
 
 PER_CLASS, CLASSES, DRAWN = 40, 8, 4
 """Images of a class; classes of a batch; images of each that a batch draws."""

@@ -25,10 +25,10 @@ from torchvision.transforms import v2
 from benchmarks.measure import Work, console, default_device, machine, milliseconds, side_by_side, synchronize, table
 from proxygml import ProxyGMLLoss
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import ImageDataset, collate, decode_image, decode_part
-from proxygml.data.resize import Size, copy_smaller
-from proxygml.data.transforms import random_crop, train_transform
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import ImageDataset, collate, decode_image, decode_part
+from proxygml.data.images.transforms import random_crop, train_transform
+from proxygml.data.preparing.resize import Size, copy_smaller
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.training.optimization import make_optimizers, set_learning_rates

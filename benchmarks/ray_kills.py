@@ -24,8 +24,8 @@ from rich.table import Table
 
 from benchmarks.measure import console
 from proxygml.cli.main import main as proxygml
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.vectors.file import VectorFile
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
 from proxygml.ray_session import OBJECT_STORE_BYTES, ray_session

@@ -31,9 +31,9 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from proxygml import Gallery
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import decode_image
-from proxygml.data.transforms import test_transform as square_transform
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import decode_image
+from proxygml.data.images.transforms import test_transform as square_transform
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.engines import Engine, load_embedder
 from proxygml.models.image_embedder import ImageEmbedder

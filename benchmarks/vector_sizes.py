@@ -21,8 +21,8 @@ from scipy import stats
 from benchmarks.measure import console
 from proxygml import Gallery
 from proxygml.arrays import Rows, Vectors
-from proxygml.data.vector_codes import decoded, encoded
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.codes import decoded, encoded
+from proxygml.data.vectors.file import VectorFile
 from proxygml.files import atomic_write
 from proxygml.gallery.index_kinds import balanced_directions, faiss
 from proxygml.models.prefix import vector_prefix

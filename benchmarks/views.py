@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from benchmarks.measure import default_device, synchronize
 from proxygml import evaluate
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageDataset, collate
+from proxygml.data.images.tensors import ImageDataset, collate
 from proxygml.errors import UserError
 from proxygml.kept_memory import freed_memory_kept
 from proxygml.models.embedder import Embedder

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from proxygml.auditing.audit import audit as audit
     from proxygml.comparison.compare import compare as compare
     from proxygml.data.catalog import Catalog as Catalog
-    from proxygml.data.prepare import prepare as prepare
+    from proxygml.data.preparing.prepare import prepare as prepare
     from proxygml.evaluation.metrics import evaluate as evaluate
     from proxygml.gallery.base import Gallery as Gallery
     from proxygml.gallery.build import index as index
@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "auditing.audit": ["audit"],
         "comparison.compare": ["compare"],
         "data.catalog": ["Catalog"],
-        "data.prepare": ["prepare"],
+        "data.preparing.prepare": ["prepare"],
         "evaluation.metrics": ["evaluate"],
         "gallery.base": ["Gallery"],
         "gallery.build": ["index"],

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.ray_session import ray_session
 from proxygml.training.loss_settings import LossSettings

@@ -12,7 +12,7 @@ import torch
 
 import proxygml
 from proxygml.arguments import check_types
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import RecipeError, UserError
 from proxygml.files import PathLike
 from proxygml.gallery.clusters.settings import ClusterSettings

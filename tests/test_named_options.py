@@ -33,7 +33,7 @@ def test_options_that_are_named_in_the_folders_of_a_command_are_its_own() -> Non
     """Folders whose messages come from few commands: at least one of those has the option."""
     commands = {
         "data/datasets": [f"prepare {data.name}" for data in DATASETS],
-        "data/prepare.py": ["prepare folder"],
+        "data/preparing/prepare.py": ["prepare folder"],
         "comparison": ["compare"],
         "training": ["train", "compare", "evaluate"],
         "serving": ["serve"],

@@ -19,9 +19,9 @@ from proxygml.comparison.compare import tabulate
 from proxygml.comparison.plan import Comparison
 from proxygml.data.catalog import Catalog
 from proxygml.data.datasets import DATASETS
-from proxygml.data.image_list import ImageList
-from proxygml.data.images import decode_image
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.images.tensors import decode_image
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import UserError
 from proxygml.files import PathLike, check_local
 from proxygml.gallery.clusters.settings import ClusterSettings

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from proxygml.arrays import Rows, Vectors
-from proxygml.data.vector_checks import ROWS_AT_A_TIME, Floats
+from proxygml.data.vectors.checks import ROWS_AT_A_TIME, Floats
 
 LARGEST_IN_MEMORY = 2**29
 """Bytes; larger arrays go to a temporary file."""

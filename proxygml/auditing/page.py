@@ -25,7 +25,7 @@ from proxygml.auditing.outliers import Distances
 from proxygml.auditing.table import NAMES
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import decode_image, small_picture
+from proxygml.data.images.tensors import decode_image, small_picture
 from proxygml.errors import ImageError, counted
 from proxygml.reports.html import content_policy
 

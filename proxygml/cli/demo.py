@@ -15,7 +15,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     words = "the folder to make; a stopped demo continues there"
     parser.add_argument("--out", type=Path, default=Path("demo"), help=words)
     options = parser.parse(arguments)
-    from proxygml.data.prepare import prepare
+    from proxygml.data.preparing.prepare import prepare
     from proxygml.training.recipe import Recipe
     from proxygml.training.recipe_files import find_recipe
     from proxygml.training.run_folder import RunFolder

@@ -48,7 +48,7 @@ def run(parser: Parser, arguments: Sequence[str]) -> None:
     root = options.get("root")
     if root is not None:
         check_root(as_place(root, "--root"), dataset.name)
-    from proxygml.data.prepare import prepare
+    from proxygml.data.preparing.prepare import prepare
 
     prepare(
         dataset,
@@ -79,7 +79,7 @@ def _rebase(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the catalog, or a file that `proxygml embed` wrote")
     options = parser.parse(arguments)
     from proxygml.console import warn
-    from proxygml.data.rebase import rebase_catalog
+    from proxygml.data.preparing.rebase import rebase_catalog
     from proxygml.errors import counted, first_few
 
     done = rebase_catalog(options.out, *options.rebase)
@@ -103,8 +103,8 @@ def _correct(parser: Parser, arguments: Sequence[str]) -> None:
     options = parser.parse(arguments)
     check_inputs(catalog=options.catalog)
     from proxygml.console import warn
-    from proxygml.data.corrections import correct_labels
-    from proxygml.data.prepare_report import print_counts
+    from proxygml.data.catalog.corrections import correct_labels
+    from proxygml.data.preparing.report import print_counts
     from proxygml.errors import counted
 
     done = correct_labels(options.labels, options.catalog, options.out, **chosen(options, "new_classes", "force"))

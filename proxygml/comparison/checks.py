@@ -13,7 +13,7 @@ from proxygml.comparison.row import Key, Row, read_rows
 from proxygml.comparison.settings import Settings, described, differences, portable
 from proxygml.comparison.store import Inputs, Store
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import RecipeError, RunError, UserError
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.weights import check_weights_file

@@ -1,6 +1,6 @@
 """How a CSV file is written: in which characters, and what separates its columns.
 
-Spreadsheets write `;` or tabs in many countries, and UTF-16 as "Unicode text". catalog_table.py reads the file.
+Spreadsheets write `;` or tabs in many countries, and UTF-16 as "Unicode text". catalog/table.py reads the file.
 """
 
 import codecs

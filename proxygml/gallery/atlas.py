@@ -15,9 +15,9 @@ from PIL import Image
 
 from proxygml.arrays import Block, Rows, Vectors
 from proxygml.console import console
-from proxygml.data.catalog import boxes_of
+from proxygml.data.catalog.catalog import boxes_of
 from proxygml.data.columns import MAP_COLUMNS
-from proxygml.data.images import thumbnail
+from proxygml.data.images.tensors import thumbnail
 from proxygml.errors import UserError, counted
 from proxygml.gallery.base import Gallery
 from proxygml.gallery.folder.files import mapped_vectors, read_manifest

@@ -14,9 +14,9 @@ from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows
 from proxygml.console import warn
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_blocks import CatalogBlocks
+from proxygml.data.catalog.blocks import CatalogBlocks
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.image_list import ImageList, file_stamps
+from proxygml.data.images.image_list import ImageList, file_stamps
 from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike, check_local
 from proxygml.gallery.backends import check_place, work_place

@@ -9,8 +9,8 @@ from typing import Literal, TypedDict, Unpack, get_args
 
 from proxygml.arguments import check_arguments
 from proxygml.arrays import Block
-from proxygml.data.vector_codes import Coded, Dtype
-from proxygml.data.vector_file import VectorFile, write_vectors
+from proxygml.data.vectors.codes import Coded, Dtype
+from proxygml.data.vectors.file import VectorFile, write_vectors
 from proxygml.errors import UserError
 from proxygml.files import PathLike, cache_folder, check_ending
 from proxygml.gallery.atlas import check_column_names, with_map_columns

@@ -26,14 +26,14 @@ from torch import Tensor
 from proxygml.arrays import Vectors
 from proxygml.console import note
 from proxygml.data.arrow import to_pandas
-from proxygml.data.catalog import boxes_of
-from proxygml.data.image_list import ImageList
-from proxygml.data.image_parts import facts_with, stamps_of_files, stamps_of_part, write_list
-from proxygml.data.images import ImageDataset, collate
+from proxygml.data.catalog.catalog import boxes_of
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.images.parts import facts_with, stamps_of_files, stamps_of_part, write_list
+from proxygml.data.images.tensors import ImageDataset, collate
 from proxygml.data.parquet import open_parquet
-from proxygml.data.vector_codes import Dtype, encoded
-from proxygml.data.vector_file import vector_facts, write_parts
-from proxygml.data.vector_parts import INDEX, UNREADABLE, PartsIndex, part_file
+from proxygml.data.vectors.codes import Dtype, encoded
+from proxygml.data.vectors.file import vector_facts, write_parts
+from proxygml.data.vectors.parts import INDEX, UNREADABLE, PartsIndex, part_file
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, OverwriteError, check_whole, counted
 from proxygml.files import remove_leftovers
 from proxygml.gallery.source import Model

@@ -15,8 +15,8 @@ from rich.table import Table
 from proxygml.arguments import check_arguments
 from proxygml.arrays import Block, Rows
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.image_list import ImageList
-from proxygml.data.images import thumbnail
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.images.tensors import thumbnail
 from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike, atomic_write, temporary_folder
 from proxygml.gallery.base import Gallery, SearchResult

@@ -9,8 +9,8 @@ import torch
 
 from proxygml.arrays import Rows
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_list import ImageList
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.files import PathLike
 from proxygml.gallery.base import Gallery

@@ -11,13 +11,13 @@ import pandas as pd
 
 from proxygml.arrays import Block, Vectors
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_blocks import CatalogBlocks
-from proxygml.data.catalog_table import check_paths
-from proxygml.data.catalog_vectors import blocks_of_rows
+from proxygml.data.catalog.blocks import CatalogBlocks
+from proxygml.data.catalog.table import check_paths
+from proxygml.data.catalog.vectors import blocks_of_rows
 from proxygml.data.columns import EMBEDDING_ROW
 from proxygml.data.paths import absolute_paths
-from proxygml.data.vector_checks import Floats
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.checks import Floats
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import GalleryError
 from proxygml.models.embedder import Embedder
 from proxygml.training.vectors import check_size, check_source_size

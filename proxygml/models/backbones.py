@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import RecipeError, WeightsError, check_setting, did_you_mean
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.conv4 import SMALL_WIDTHS, Conv4

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from proxygml.arrays import Block, Vectors
 from proxygml.console import note, progress_bar
-from proxygml.data.image_list import FILE_STAMP, ImageList, file_stamps
-from proxygml.data.images import ImageDataset, collate
-from proxygml.data.vector_checks import ROWS_AT_A_TIME
+from proxygml.data.images.image_list import FILE_STAMP, ImageList, file_stamps
+from proxygml.data.images.tensors import ImageDataset, collate
+from proxygml.data.vectors.checks import ROWS_AT_A_TIME
 from proxygml.errors import LARGEST_BATCH, MOST_WORKERS, ImageError, check_whole, counted
 from proxygml.files import atomic_write, exclusive_lock, naming, remove_folder, reserve_space
 from proxygml.kept_memory import freed_memory_kept

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from proxygml.arguments import check_arguments
 from proxygml.console import track
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import (
     LARGEST_BATCH,
     MOST_WORKERS,

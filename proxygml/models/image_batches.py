@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from proxygml.data.decode import upright_pixels
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import ImageDataset, collate
-from proxygml.data.transforms import test_transform
+from proxygml.data.images.decode import upright_pixels
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import ImageDataset, collate
+from proxygml.data.images.transforms import test_transform
 from proxygml.errors import ImageError
 
 ImageLike = str | Path | Tensor | npt.NDArray[np.uint8] | Image.Image

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import RecipeError
 from proxygml.models.backbones import Backbone, build_backbone
 from proxygml.models.dilation import FinerMap

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.vector_checks import LARGEST_VECTOR
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.vectors.checks import LARGEST_VECTOR
 from proxygml.errors import RunError, did_you_mean
 from proxygml.models.backbones import InputSpace
 from proxygml.models.embedder_settings import EmbedderSettings

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proxygml.data.vector_checks import ROWS_AT_A_TIME, checked_matrix
+from proxygml.data.vectors.checks import ROWS_AT_A_TIME, checked_matrix
 from proxygml.errors import UserError, counted
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings

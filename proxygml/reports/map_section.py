@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 from proxygml.console import console, track
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import thumbnail
+from proxygml.data.images.tensors import thumbnail
 from proxygml.errors import counted
 from proxygml.evaluation.metrics import QueryScores
 from proxygml.evaluation.sharded import vectors_of

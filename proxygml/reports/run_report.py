@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup, get_rank
 
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import thumbnail
+from proxygml.data.images.tensors import thumbnail
 from proxygml.errors import UserError, counted
 from proxygml.evaluation.gains import Gain
 from proxygml.evaluation.metrics import Evaluation, QueryScores, nearest, score_queries

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from proxygml import __version__
-from proxygml.data.formats import FORMATS, readable_formats
+from proxygml.data.images.formats import FORMATS, readable_formats
 from proxygml.serving.answers import Added, Embedding, SearchAnswer, search_answer
 from proxygml.serving.body_limit import BodyLimit
 from proxygml.serving.docs import add_docs

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 import torch
 from torch import Tensor
 
-from proxygml.data.orientation import Pixels
-from proxygml.data.transforms import test_transform
+from proxygml.data.images.orientation import Pixels
+from proxygml.data.images.transforms import test_transform
 from proxygml.models.embedder import Embedder
 from proxygml.serving.batcher import Batcher
 from proxygml.serving.decoder import Decoder

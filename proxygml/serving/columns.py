@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from proxygml.data.packed import file_behind
+from proxygml.data.images.packed import file_behind
 from proxygml.errors import GalleryError, GalleryServerError
 from proxygml.gallery.base import Gallery
 

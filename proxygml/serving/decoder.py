@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from proxygml.data.decoder_pool import DecoderPool, DecoderStoppedError
-from proxygml.data.formats import image_kind, image_size, readable_formats
-from proxygml.data.orientation import Pixels
+from proxygml.data.images.decoder_pool import DecoderPool, DecoderStoppedError
+from proxygml.data.images.formats import image_kind, image_size, readable_formats
+from proxygml.data.images.orientation import Pixels
 from proxygml.errors import ImageError
 from proxygml.serving.limits import RequestError
 

@@ -11,7 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from proxygml.data.vector_checks import LARGEST_VECTOR
+from proxygml.data.vectors.checks import LARGEST_VECTOR
 from proxygml.errors import UserError, counted, did_you_mean
 from proxygml.gallery.filters.grammar import column_values
 from proxygml.serving.limits import RequestError

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.decode import read_file
-from proxygml.data.images import grey_square, small_picture
-from proxygml.data.orientation import Pixels
+from proxygml.data.images.decode import read_file
+from proxygml.data.images.orientation import Pixels
+from proxygml.data.images.tensors import grey_square, small_picture
 from proxygml.errors import GalleryError, ImageError
 from proxygml.serving.current import CurrentGallery, refusal_of
 from proxygml.serving.decoder import Decoder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proxygml.data.columns import BOX_COLUMNS
-from proxygml.data.formats import FORMATS
+from proxygml.data.images.formats import FORMATS
 from proxygml.errors import GalleryError, did_you_mean
 from proxygml.gallery.base import Gallery, SearchResult
 from proxygml.gallery.classify import Prediction, predict

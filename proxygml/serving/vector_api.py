@@ -8,7 +8,7 @@ from fastapi import FastAPI, Form
 from fastapi.params import Depends as Dependency
 from torch import Tensor
 
-from proxygml.data.vector_checks import checked_matrix
+from proxygml.data.vectors.checks import checked_matrix
 from proxygml.errors import counted
 from proxygml.serving.answers import Added, Embedding, SearchAnswer, search_answer
 from proxygml.serving.forms import WHERE, read_conditions, read_item

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.catalog_vectors import sample_of
+from proxygml.data.catalog.fingerprints import csv_parts
+from proxygml.data.catalog.vectors import sample_of
 from proxygml.data.columns import BOX_COLUMNS, EMBEDDING_ROW
-from proxygml.data.fingerprints import csv_parts
 from proxygml.errors import RunError, counted
 from proxygml.files import atomic_write, check_ending, check_overwrite, remove_folder
 from proxygml.loss.lazy_adam import LazyAdam

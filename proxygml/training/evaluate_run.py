@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 from proxygml.arguments import check_arguments
 from proxygml.console import warn
-from proxygml.data.catalog import Catalog, check_splits
+from proxygml.data.catalog.catalog import Catalog, check_splits
 from proxygml.errors import CatalogError, counted
 from proxygml.evaluation.gains import Gain, gains
 from proxygml.evaluation.metrics import Estimate, Evaluation, evaluate

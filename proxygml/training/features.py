@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from proxygml.console import track
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_list import file_stamps
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import ImageDataset, collate
+from proxygml.data.images.image_list import file_stamps
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import ImageDataset, collate
 from proxygml.data.lazy_list import LazyList
 from proxygml.files import atomic_write, cache_folder
 from proxygml.kept_memory import freed_memory_kept

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageDataset, collate
+from proxygml.data.images.tensors import ImageDataset, collate
 from proxygml.models.embedder import Embedder
 from proxygml.training.features import FeatureDataset, cached_features
 from proxygml.training.quarter_turns import TurnedImages

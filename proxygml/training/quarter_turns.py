@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import ImageDataset
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import ImageDataset
 
 TURNS = 4
 """Upright, and turned by 90, 180 and 270 degrees against the clock."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import yaml
 
 from proxygml.arguments import check_fields
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import MOST_WORKERS, RecipeError, check_setting, did_you_mean
 from proxygml.files import atomic_write, check_local
 from proxygml.models.embedder_settings import EmbedderSettings

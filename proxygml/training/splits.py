@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from proxygml.data.catalog import Catalog, check_splits
+from proxygml.data.catalog.catalog import Catalog, check_splits
+from proxygml.data.catalog.kept_rows import kept_rows
 from proxygml.data.columns import ROLE_COLUMNS
-from proxygml.data.kept_rows import kept_rows
 from proxygml.errors import CatalogError, RecipeError, counted
 from proxygml.training.recipe import Recipe
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.vector_checks import ROWS_AT_A_TIME
-from proxygml.data.vector_source import VectorSource
+from proxygml.data.vectors.checks import ROWS_AT_A_TIME
+from proxygml.data.vectors.source import VectorSource
 from proxygml.errors import CatalogError, counted
 from proxygml.models.embedder import Embedder, checked_embeddings
 from proxygml.models.vector_embedder import unit

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 import proxygml
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe
 from tests.helpers.commands import refused, run

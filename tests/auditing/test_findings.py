@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 from tests.helpers.commands import run
 from tests.helpers.digits import digits, photo_pieces
 from tests.helpers.vector_files import write_file

@@ -10,7 +10,7 @@ import pytest
 
 import proxygml
 from proxygml.data.catalog import Catalog
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 from tests.helpers.browser import chromium
 from tests.helpers.commands import run
 from tests.helpers.noise import clustered, mislabelled_at_random

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxygml import evaluate
 from proxygml.comparison.row import Row
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from proxygml import Gallery, embed, index
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import UserError
 from proxygml.gallery import atlas
 from tests.helpers.commands import refused, run

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxygml.data.image_list import ImageList
+from proxygml.data.images.image_list import ImageList
 from proxygml.errors import OverwriteError, UserError
 from proxygml.evaluation.duplicates import near_duplicates
 from proxygml.gallery.clusters.clustering import cluster_vectors

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from proxygml.cli.main import main
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import GalleryError
 from proxygml.gallery import Gallery
 from proxygml.models.image_embedder import ImageEmbedder

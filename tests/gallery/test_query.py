@@ -12,7 +12,7 @@ from PIL import Image
 
 from proxygml import Embedder, Gallery, evaluate
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_list import ImageList
+from proxygml.data.images.image_list import ImageList
 from proxygml.errors import UserError
 from proxygml.gallery.build import add_items, build_gallery
 from proxygml.gallery.query import answers_table, search_images

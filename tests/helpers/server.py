@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from proxygml import Gallery
-from proxygml.data.formats import register_heif
+from proxygml.data.images.formats import register_heif
 from proxygml.gallery.build import build_gallery
 from proxygml.gallery.source import Model, Source
 from proxygml.models.engines import Engine, load_embedder

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 
 CLASSES, SIZE = 24, 12
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_list import ImageList
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import ImageError, OverwriteError, RunError, UserError
 from proxygml.files import reserve_space
 from proxygml.models.embed_images import embed_images
@@ -45,7 +45,7 @@ def test_a_bad_image_is_named_and_what_was_done_is_kept(
     with pytest.raises(ImageError, match=r"1 of 6 images cannot be embedded .*2\.png"):
         embed_images(embedder, "m", images, tmp_path / "work", workers=0)
     opened = []
-    monkeypatch.setattr("proxygml.data.images.decode_image", _recorded(opened))
+    monkeypatch.setattr("proxygml.data.images.tensors.decode_image", _recorded(opened))
     embedded = embed_images(embedder, "m", images, tmp_path / "work", on_bad="drop", workers=0)
     assert [Path(path).name for path in opened] == ["2.png"], "only the bad image was tried again"
     vectors, table = embedded.whole()
@@ -63,7 +63,7 @@ def test_a_bad_image_is_named_and_what_was_done_is_kept(
 
 
 def _recorded(opened: list[str]):  # type: ignore[no-untyped-def]
-    from proxygml.data.images import decode_image
+    from proxygml.data.images.tensors import decode_image
 
     def decode(path: str, kept: bool):  # type: ignore[no-untyped-def]
         opened.append(path)
@@ -87,7 +87,7 @@ def test_boxes_are_cut(run: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from proxygml.data.image_list import ImageList
+from proxygml.data.images.image_list import ImageList
 from proxygml.models import embed_images
 from proxygml.models.embedder import Embedder
 import os, signal

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from scipy.ndimage import affine_transform
 
 from proxygml import Embedder
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import ImageError, RecipeError, RunError, UserError, WeightsError
 from proxygml.models.bn_inception import BNInception
 from proxygml.models.embedder_settings import EmbedderSettings

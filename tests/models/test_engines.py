@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from proxygml import Embedder, Gallery
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import UserError
 from proxygml.models.engines import EXAMPLES, GRAPH, Engine, EngineEmbedder, load_embedder
 from proxygml.serving.limits import Limits

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import decode_image
-from proxygml.data.transforms import test_transform as transform_of_tests
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import decode_image
+from proxygml.data.images.transforms import test_transform as transform_of_tests
 from proxygml.errors import RecipeError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings

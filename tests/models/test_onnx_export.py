@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from proxygml import Embedder
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
@@ -113,8 +113,8 @@ def test_a_photo_from_its_file_by_the_description_alone(tmp_path: Path) -> None:
 
 
 def _square(embedder: Embedder, path: Path) -> np.ndarray:
-    from proxygml.data.images import decode_image
-    from proxygml.data.transforms import test_transform
+    from proxygml.data.images.tensors import decode_image
+    from proxygml.data.images.transforms import test_transform
 
     square: np.ndarray = test_transform(embedder.images)(decode_image(path))[None].numpy()
     return square

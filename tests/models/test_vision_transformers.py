@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import WeightsError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import WeightsError
 from proxygml.models.embedder import Embedder
 from proxygml.models.embedder_settings import EmbedderSettings

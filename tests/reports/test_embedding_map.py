@@ -15,7 +15,7 @@ from PIL import Image
 
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import EMBEDDING_ROW
-from proxygml.data.vector_source import VectorSource
+from proxygml.data.vectors.source import VectorSource
 from proxygml.evaluation.metrics import evaluate
 from proxygml.reports import embedding_map as maps
 from proxygml.reports.html import write_page

@@ -28,8 +28,8 @@ from PIL import Image
 
 from proxygml import Gallery
 from proxygml.data.catalog import Catalog
-from proxygml.data.decoder_pool import DecoderPool
-from proxygml.data.formats import FORMATS, readable_formats
+from proxygml.data.images.decoder_pool import DecoderPool
+from proxygml.data.images.formats import FORMATS, readable_formats
 from proxygml.serving.batched_embedder import BatchedEmbedder
 from proxygml.serving.decoder import DECODERS
 from proxygml.serving.limits import Limits

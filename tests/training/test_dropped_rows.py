@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import proxygml
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 from proxygml.errors import CatalogError
 from proxygml.training.recipe import Recipe
 from proxygml.training.recipe_files import find_recipe

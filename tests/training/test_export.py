@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from proxygml import Embedder
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import UserError
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from proxygml import Embedder
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.evaluation.metrics import score_queries
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder

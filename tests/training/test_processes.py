@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from timm.layers.norm_act import convert_sync_batchnorm
 
-from proxygml.data.image_settings import ImageSettings
+from proxygml.data.images.settings import ImageSettings
 from proxygml.errors import RecipeError
 from proxygml.models.backbones import build_backbone
 from proxygml.training.processes import share_overflow

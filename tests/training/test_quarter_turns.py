@@ -9,7 +9,7 @@ import torch
 
 from proxygml import Embedder
 from proxygml.data.catalog import Catalog
-from proxygml.data.images import ImageDataset
+from proxygml.data.images.tensors import ImageDataset
 from proxygml.errors import RecipeError
 from proxygml.training.quarter_turns import TurnedImages, turned_labels, turned_names
 from proxygml.training.recipe import Recipe

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxygml.data.catalog import Catalog, check_splits
+from proxygml.data.catalog.catalog import Catalog, check_splits
 from proxygml.errors import CatalogError, RecipeError
 from proxygml.training.recipe import Recipe
 from proxygml.training.run_folder import RunFolder

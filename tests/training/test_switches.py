@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from proxygml import ProxyGMLLoss
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_settings import ImageSettings
-from proxygml.data.images import ImageDataset
+from proxygml.data.images.settings import ImageSettings
+from proxygml.data.images.tensors import ImageDataset
 from proxygml.models.embedder_settings import EmbedderSettings
 from proxygml.models.image_embedder import ImageEmbedder
 from tests.helpers.catalogs import catalog_of

@@ -12,9 +12,9 @@ import pytest
 
 from proxygml import embed
 from proxygml.data.catalog import Catalog
-from proxygml.data.decode import read_file
-from proxygml.data.image_list import ImageList, file_stamps
-from proxygml.data.prepare import prepare
+from proxygml.data.images.decode import read_file
+from proxygml.data.images.image_list import ImageList, file_stamps
+from proxygml.data.preparing.prepare import prepare
 from proxygml.disk_cache import DiskCache, largest_size
 from proxygml.errors import DatasetError, ImageError, OverwriteError, UserError
 from proxygml.remote import check_free, files_below, local_file, read, read_kept, stamps, written

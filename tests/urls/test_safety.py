@@ -10,8 +10,8 @@ import pytest
 
 from proxygml import Gallery, embed, index
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_list import ImageList
-from proxygml.data.prepare import prepare
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.preparing.prepare import prepare
 from proxygml.errors import UserError
 from tests.helpers.models import untrained
 from tests.helpers.object_store import forget, put
@@ -138,7 +138,7 @@ def test_the_service_opens_nothing_that_a_client_names(
 
 
 def _recorded(opened: list[str]):  # type: ignore[no-untyped-def]
-    from proxygml.data.decode import read_file
+    from proxygml.data.images.decode import read_file
 
     def read(path: str) -> bytes:
         opened.append(path)

@@ -9,8 +9,8 @@ import pytest
 
 from proxygml import Gallery, embed, index, search
 from proxygml.data.catalog import Catalog
-from proxygml.data.prepare import prepare
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.preparing.prepare import prepare
+from proxygml.data.vectors.file import VectorFile
 from proxygml.training.recipe import Recipe
 from proxygml.urls import as_place
 from tests.helpers.commands import run as command

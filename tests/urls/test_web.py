@@ -12,8 +12,8 @@ import pytest
 
 from proxygml import embed
 from proxygml.data.catalog import Catalog
-from proxygml.data.image_list import ImageList
-from proxygml.data.prepare import prepare
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.preparing.prepare import prepare
 from proxygml.errors import ImageError, RunError, UserError
 from proxygml.remote import local_folder
 from proxygml.urls import Url

@@ -10,8 +10,8 @@ import pytest
 
 from proxygml import Embedder, Gallery, cluster, embed, index, search
 from proxygml.data.catalog import Catalog
-from proxygml.data.vector_codes import Dtype
-from proxygml.data.vector_file import VectorFile
+from proxygml.data.vectors.codes import Dtype
+from proxygml.data.vectors.file import VectorFile
 from proxygml.errors import GalleryError, UserError
 from proxygml.gallery.build import add_items
 from proxygml.gallery.clusters.settings import ClusterSettings

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from proxygml import Catalog, Embedder, evaluate, evaluate_run
 from proxygml.comparison.store import Inputs
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 from proxygml.errors import CatalogError, RecipeError, RunError, UserError
 from proxygml.models.embedder_settings import EmbedderSettings, HeadKind
 from proxygml.models.vector_embedder import VectorEmbedder

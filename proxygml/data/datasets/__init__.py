@@ -1,6 +1,6 @@
 """The kinds of data that can be prepared. A new one is one file here and one line below.
 
-Each file turns an unpacked official download, or your own images, into a catalog; prepare.py opens the images.
+Each file turns an unpacked official download, or your own images, into a catalog; preparing/ opens the images.
 """
 
 from proxygml.data.datasets import cars196, cub200, folder, glyphs, inshop, market1501, omniglot, sop, table, vectors

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from proxygml.data.catalog import Catalog, Count
+from proxygml.data.catalog.catalog import Catalog, Count
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets.layout import existing_path, find
 from proxygml.errors import DatasetError

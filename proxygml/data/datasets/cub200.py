@@ -6,7 +6,7 @@ The photos are not opened here.
 import math
 from pathlib import Path
 
-from proxygml.data.catalog import Catalog, Count
+from proxygml.data.catalog.catalog import Catalog, Count
 from proxygml.data.columns import BOX_COLUMNS
 from proxygml.data.datasets.layout import existing_path, read_number, read_numbered
 from proxygml.errors import DatasetError, counted

@@ -9,7 +9,7 @@ from pathlib import Path
 from proxygml.data.catalog import Catalog
 from proxygml.data.columns import SPLITS, split_of
 from proxygml.data.datasets.layout import choose_test_classes
-from proxygml.data.image_files import Entry, Kind, LeftOut, entries, readable
+from proxygml.data.images.files import Entry, Kind, LeftOut, entries, readable
 from proxygml.errors import DatasetError, counted
 from proxygml.urls import Place, absolute
 

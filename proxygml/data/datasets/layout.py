@@ -8,10 +8,10 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args
 
-from proxygml.data.archives import ARCHIVE_SUFFIXES
-from proxygml.data.catalog import Count
-from proxygml.data.class_names import class_named
-from proxygml.data.image_files import SYSTEM_FILES, LeftOut
+from proxygml.data.archives.unpack import ARCHIVE_SUFFIXES
+from proxygml.data.catalog.catalog import Count
+from proxygml.data.catalog.class_names import class_named
+from proxygml.data.images.files import SYSTEM_FILES, LeftOut
 from proxygml.errors import DatasetError, counted, did_you_mean
 from proxygml.files import check_local
 from proxygml.remote import exists

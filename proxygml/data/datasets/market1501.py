@@ -6,7 +6,7 @@ The images are not opened here.
 import re
 from pathlib import Path
 
-from proxygml.data.catalog import Catalog, Count
+from proxygml.data.catalog.catalog import Catalog, Count
 from proxygml.data.datasets.layout import existing_path
 from proxygml.errors import DatasetError
 

@@ -5,7 +5,7 @@ The drawings are not opened here.
 
 from pathlib import Path
 
-from proxygml.data.catalog import Catalog, Count
+from proxygml.data.catalog.catalog import Catalog, Count
 from proxygml.data.datasets.layout import existing_path
 
 PUBLISHED = {"train": Count(19_280, 964), "test": Count(13_180, 659)}

@@ -5,7 +5,7 @@ The photos are not opened here.
 
 from pathlib import Path
 
-from proxygml.data.catalog import Catalog, Count
+from proxygml.data.catalog.catalog import Catalog, Count
 from proxygml.data.datasets.layout import existing_path, read_list
 
 PUBLISHED = {"train": Count(59_551, 11_318), "test": Count(60_502, 11_316)}

@@ -1,6 +1,6 @@
 """A table of images that exists already, ours or one made for open-metric-learning.
 
-It only says where the images are; catalog.py reads and checks the table.
+It only says where the images are; catalog/ reads and checks the table.
 """
 
 import os

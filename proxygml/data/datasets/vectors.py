@@ -1,6 +1,6 @@
 """Vectors of your own with their labels: a Parquet file with a column of vectors, or a .npy file and a table.
 
-The vectors are not read here; prepare_vectors.py checks them.
+The vectors are not read here; preparing/prepare_vectors.py checks them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from proxygml.urls import Place
 if TYPE_CHECKING:
     import pandas as pd
 
-    from proxygml.data.vector_source import VectorSource
+    from proxygml.data.vectors.source import VectorSource
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def read(
         CatalogError: A file is missing or cannot be read, or there is no such column of vectors.
         DatasetError: There are no labels, `test_classes` is wrong or missing, or the files have unequal lengths.
     """
-    from proxygml.data.catalog_table import load_table, text_cells  # noqa: PLC0415  (the command's help does without)
-    from proxygml.data.vector_source import VectorSource  # noqa: PLC0415
+    from proxygml.data.catalog.table import load_table, text_cells  # noqa: PLC0415  (the command's help does without)
+    from proxygml.data.vectors.source import VectorSource  # noqa: PLC0415
 
     if root.suffix.lower() == ".npy":
         raise DatasetError(f"{root} has no labels: give the table that has them as --root, and this file as --vectors")

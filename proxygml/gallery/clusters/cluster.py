@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from proxygml.arguments import check_arguments
-from proxygml.data.image_list import ImageList
+from proxygml.data.images.image_list import ImageList
 from proxygml.files import PathLike, local_path
 from proxygml.gallery.clusters.clustering import Clusters
 from proxygml.gallery.clusters.folder import check_clusters_folder, write_clusters

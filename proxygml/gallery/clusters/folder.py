@@ -9,9 +9,9 @@ import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
 from proxygml.console import track
-from proxygml.data.decode import read_file
-from proxygml.data.image_list import ImageList
-from proxygml.data.images import thumbnail
+from proxygml.data.images.decode import read_file
+from proxygml.data.images.image_list import ImageList
+from proxygml.data.images.tensors import thumbnail
 from proxygml.errors import OverwriteError, counted
 from proxygml.evaluation.duplicates import near_duplicates
 from proxygml.files import atomic_folder, check_overwrite, remove_leftovers

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from proxygml.data.image_list import FILE_STAMP
+from proxygml.data.images.image_list import FILE_STAMP
 from proxygml.errors import GalleryError
 from proxygml.gallery.filters.values import decimal_of
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from proxygml.arrays import Rows
-from proxygml.data.image_list import FILE_STAMP
+from proxygml.data.images.image_list import FILE_STAMP
 from proxygml.data.paths import rebased_paths
 from proxygml.errors import GalleryError
 from proxygml.gallery.filters.grammar import Condition

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from proxygml.arrays import Rows, Vectors
-from proxygml.data.image_list import FILE_STAMP
+from proxygml.data.images.image_list import FILE_STAMP
 from proxygml.errors import GalleryError, GalleryUnavailableError, counted
 from proxygml.gallery.backend import Candidates, Embeddings
 from proxygml.gallery.base import Gallery, SearchResult

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from proxygml.data.archives import unpack, unpacked
+from proxygml.data.archives.unpack import unpack, unpacked
 from proxygml.data.datasets import cars196
 from proxygml.errors import DatasetError
 from tests.helpers.pictures import write_picture

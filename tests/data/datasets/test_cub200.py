@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from proxygml.data.archives import unpacked
+from proxygml.data.archives.unpack import unpacked
 from proxygml.data.datasets import cub200
 from proxygml.errors import DatasetError
 from tests.helpers.shared import shared_file

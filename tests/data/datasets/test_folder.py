@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from proxygml.data.archives import unpacked
-from proxygml.data.catalog import Count
+from proxygml.data.archives.unpack import unpacked
+from proxygml.data.catalog.catalog import Count
 from proxygml.data.datasets import folder
 from proxygml.errors import DatasetError
 from tests.helpers.rights import unreadable

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxygml.data.archives import unpacked
-from proxygml.data.catalog import Count
+from proxygml.data.archives.unpack import unpacked
+from proxygml.data.catalog.catalog import Count
 from proxygml.data.datasets import inshop
 from proxygml.errors import DatasetError
 from tests.helpers.pictures import write_picture

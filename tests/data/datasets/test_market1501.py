@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proxygml.data.archives import unpacked
+from proxygml.data.archives.unpack import unpacked
 from proxygml.data.datasets import market1501
-from proxygml.data.prepare import prepare
+from proxygml.data.preparing.prepare import prepare
 from proxygml.errors import DatasetError
 from proxygml.evaluation.metrics import evaluate
 from tests.helpers.pictures import write_picture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from proxygml.data.archives import unpacked
-from proxygml.data.catalog import check_splits
+from proxygml.data.archives.unpack import unpacked
+from proxygml.data.catalog.catalog import check_splits
 from proxygml.data.datasets import omniglot
 from proxygml.errors import DatasetError
 from tests.helpers.pictures import write_picture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxygml.data.archives import unpacked
+from proxygml.data.archives.unpack import unpacked
 from proxygml.data.datasets import sop
 from proxygml.errors import DatasetError
 from tests.helpers.pictures import write_picture
