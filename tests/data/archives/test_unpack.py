@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from proxygml.data.archives import unpack as archives
 from proxygml.data.archives.unpack import unpack, unpacked
 from proxygml.data.images.files import entries
 from proxygml.data.images.folders import STAMP, ImageFolders
-from proxygml.data.archives import unpack as archives
 from proxygml.errors import DatasetError, OverwriteError
 
 FILES = {"top/a.txt": b"a" * 3000, "top/deep/b.txt": b"", "top/ü.txt": b"u"}

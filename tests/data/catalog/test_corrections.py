@@ -106,7 +106,7 @@ def test_new_classes_need_an_option_and_names_that_a_spreadsheet_would_run_are_u
         ("0,0.jpg,bee,keep,", "has the label 'bee' for row 0, but the catalog has 'ant'"),
         ("0,0.jpg,ant,kepe,", "the decision 'kepe' for row 0: did you mean 'keep'"),
         ("0,0.jpg,ant,correct,", "corrects row 0 but says no label"),
-        ("0,0.jpg,ant,correct,catt", "a class that the catalog does not have: did you mean 'cat'"),
+        ("0,0.jpg,ant,correct,catt", "(if it is new, give --new_classes): did you mean 'cat'?"),
         ("0,0.jpg,ant,keep,\n0,0.jpg,ant,keep,", "names row 0 twice"),
     ],
 )
