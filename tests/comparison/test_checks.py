@@ -47,6 +47,7 @@ OF_BENCHMARKS = {
     "real_size_views",
     "real_size_birds_trials",
     "real_size_birds_lite2_trials",
+    "real_size_birds_lite2_views",
     "real_size_birds_views",
     "dimensions_views",
     "noise_views",
