@@ -233,10 +233,8 @@ class Catalog:
 
     @property
     def fingerprint(self) -> str:
-        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules, kept.
-
-        Of a catalog with vectors, it is of some of these too.
-        """
+        """A hash, 12 hex digits, of the rows in order: file names without folders, labels, splits, boxes, rules, kept;
+        of a catalog with vectors, also of some of these."""
         from proxygml.data.catalog.fingerprints import catalog_fingerprint  # noqa: PLC0415
 
         return catalog_fingerprint(self.table, self.vectors)
@@ -249,29 +247,35 @@ class Catalog:
     @property
     def class_numbers(self) -> npt.NDArray[np.int64]:
         """(n,) int64, the class of each row: its place among `classes`."""
-        import pandas as pd  # noqa: PLC0415  # loaded already: there is a table
-
-        codes, found = pd.factorize(self.table["label"])
-        places = {label: place for place, label in enumerate(self.classes)}
-        numbers: npt.NDArray[np.int64] = np.array([places[label] for label in found], np.int64)[codes]
-        return numbers
+        return _places_of(self.table["label"], self.classes)
 
     @property
     def counts(self) -> dict[str, Count]:
         """Images and classes of each split that has rows; of `query` and `gallery` too where the catalog has them."""
-        parts = {name: self.table["split"] == name for name in SPLITS}
-        if ROLE_COLUMNS[0] in self.table:
-            parts |= {
-                role.removeprefix("is_"): self.table[role] & (self.table["split"] == "test") for role in ROLE_COLUMNS
-            }
-        return {
-            name: Count(int(rows.sum()), int(self.table.loc[rows, "label"].nunique()))
-            for name, rows in parts.items()
-            if rows.any()
-        }
+        return _counts_of(self.table)
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+def _places_of(labels: "pd.Series", classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    import pandas as pd  # noqa: PLC0415  # loaded already: there is a table
+
+    codes, found = pd.factorize(labels)
+    places = {label: place for place, label in enumerate(classes)}
+    numbers: npt.NDArray[np.int64] = np.array([places[label] for label in found], np.int64)[codes]
+    return numbers
+
+
+def _counts_of(table: "pd.DataFrame") -> dict[str, Count]:
+    parts = {name: table["split"] == name for name in SPLITS}
+    if ROLE_COLUMNS[0] in table:
+        parts |= {role.removeprefix("is_"): table[role] & (table["split"] == "test") for role in ROLE_COLUMNS}
+    return {
+        name: Count(int(rows.sum()), int(table.loc[rows, "label"].nunique()))
+        for name, rows in parts.items()
+        if rows.any()
+    }
 
 
 def _check_file(place: Place) -> None:
